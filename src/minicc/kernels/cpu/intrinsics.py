@@ -347,7 +347,7 @@ def splat(builder, scalar, width):
 
 
 def call_vector_intrinsic(builder, name, operands, result):
-    """Call the LLVM intrinsic with this full name, such as `llvm.fma.v8f32`; declares it when needed."""
+    """Call the LLVM intrinsic with this full name, such as `llvm.fmuladd.v8f32`; declares it when needed."""
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(result, [operand.type for operand in operands]), name
     )
@@ -364,8 +364,8 @@ def type_suffix(type_):
 
 
 def fma(builder, x, y, z):
-    """x * y + z with one rounding, for scalars or vectors of floats."""
-    return call_vector_intrinsic(builder, f"llvm.fma.{type_suffix(x.type)}", [x, y, z], x.type)
+    """x * y + z for scalars or vectors of floats: fused where the target has the instruction, never a call."""
+    return call_vector_intrinsic(builder, f"llvm.fmuladd.{type_suffix(x.type)}", [x, y, z], x.type)
 
 
 def load_vector(builder, pointer, width, kind=None, align=None):

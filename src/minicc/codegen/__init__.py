@@ -1,0 +1,1 @@
+"""From kernels to source text and object files."""

@@ -1,0 +1,165 @@
+"""From the source text of one kernel to the bytes of one object file.
+
+Numba types the kernel and lowers it to LLVM IR; everything after that is done here, so that the target machine
+is ours to choose and the object needs neither Numba nor Python. This is the only module that touches private
+Numba names, and the reason why pyproject.toml pins numba exactly. Nothing here caches or loads objects.
+"""
+
+from __future__ import annotations
+
+import linecache
+from functools import lru_cache
+from typing import Any
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+from numba.core import compiler, config, cpu, types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.errors import NumbaError
+from numba.core.registry import cpu_target
+
+from minicc.codegen.symbols import ALLOWED, undefined_symbols
+from minicc.errors import CodegenError
+from minicc.kernels.cpu.intrinsics import FASTMATH
+from minicc.targets.cpu import CpuTarget
+
+# void kernel(int64 *args, int64 begin, int64 end)
+SIGNATURE = (types.CPointer(types.int64), types.int64, types.int64)
+
+# Called by the entry when the kernel reports an error. It is never defined: when nothing in the kernel can raise,
+# optimisation removes the call, and a call that remains fails the check of undefined symbols.
+_RAISED = "minicc.kernel_raised"
+
+
+def compile_object(source: str, symbol: str, target: CpuTarget) -> bytes:
+    """Compile the function `kernel` of a Python module given as text to an object that defines `symbol`.
+
+    source: module text; its `kernel(args, begin, end)` follows the kernel contract.
+    Returns the relocatable object for the target; equal input gives equal bytes.
+    Raises CodegenError naming the kernel when it does not compile, can raise, or calls what it must not.
+    """
+    module, machine = _optimised_module(source, symbol, target)
+    data: bytes = machine.emit_object(module)
+    undefined = undefined_symbols(data)
+    if undefined is None:
+        undefined = frozenset(f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm."))
+    _check_symbols(undefined - ALLOWED, symbol)
+    return data
+
+
+def assembly(source: str, symbol: str, target: CpuTarget) -> str:
+    """The target's assembly text of a kernel, as `compile_object` would compile it; symbols are not checked."""
+    module, machine = _optimised_module(source, symbol, target)
+    text: str = machine.emit_assembly(module)
+    return text
+
+
+def llvm_ir(source: str, symbol: str, target: CpuTarget) -> str:
+    """The optimised LLVM IR of a kernel."""
+    return str(_optimised_module(source, symbol, target)[0])
+
+
+@global_compiler_lock
+def _optimised_module(source: str, symbol: str, target: CpuTarget) -> tuple[Any, Any]:
+    """(optimised LLVM module whose only external function is `symbol`, target machine)."""
+    machine = _target_machine(target.triple, target.cpu, target.features)
+    module = _lower(_load_function(source, symbol), symbol, target.triple)
+    module.triple = target.triple
+    module.data_layout = str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    return module, machine
+
+
+@lru_cache(maxsize=8)
+def _target_machine(triple: str, cpu_name: str, features: str) -> Any:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm.Target.from_triple(triple).create_target_machine(
+        cpu=cpu_name, features=features, opt=3, reloc="pic", codemodel="small"
+    )
+
+
+def _load_function(source: str, symbol: str) -> Any:
+    """Execute the module text and take its `kernel`."""
+    if config.DISABLE_JIT:
+        raise CodegenError(
+            "Numba's compiler is switched off", where=symbol, hint="unset the environment variable NUMBA_DISABLE_JIT"
+        )
+    file = f"<kernel {symbol}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for Numba's messages
+    namespace: dict[str, Any] = {"__name__": f"minicc.generated.{symbol}"}
+    try:
+        exec(compile(source, file, "exec"), namespace)
+        return namespace["kernel"]
+    except Exception as error:
+        raise CodegenError(
+            f"the text of kernel {symbol} is not a valid module", where=symbol, why=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _flags() -> Any:
+    flags = compiler.Flags()
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True  # leaves the library open
+    flags.nrt = flags.boundscheck = flags.enable_pyobject = flags.enable_looplift = False
+    flags.error_model = "numpy"
+    flags.fastmath = cpu.FastMathOptions(set(FASTMATH))
+    return flags
+
+
+def _lower(function: Any, symbol: str, triple: str) -> Any:
+    """Numba's unoptimised LLVM module of the function and its helpers, with a C entry named `symbol`."""
+    context, typing = cpu_target.target_context, cpu_target.typing_context
+    context.refresh()  # makes intrinsics known that were defined since the last call
+    typing.refresh()
+    try:
+        result = compiler.compile_extra(typing, context, function, SIGNATURE, types.void, _flags(), {})
+    except NumbaError as error:
+        line = getattr(getattr(error, "loc", None), "line", None)
+        text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""
+        raise CodegenError(
+            f"kernel {symbol} does not compile", where=f"line {line}: {text}" if text else symbol, why=str(error)
+        ) from error
+    finally:
+        linecache.cache.pop(f"<kernel {symbol}>", None)
+    library, description = result.library, result.fndesc
+    library.add_ir_module(_entry(context, description, symbol, triple))
+    module = library._final_module.clone()
+    for linked in library._linking_libraries:
+        module.link_in(linked._get_module_for_linking(), preserve=True)
+    for definition in (*module.functions, *module.global_variables):
+        if not definition.is_declaration and definition.name != symbol:
+            definition.linkage = "internal"
+    return module
+
+
+def _entry(context: Any, description: Any, symbol: str, triple: str) -> ir.Module:
+    """The C function that calls Numba's function and reports its status through `_RAISED`."""
+    convention = context.call_conv
+    module = ir.Module(f"{symbol}.entry")
+    module.triple = triple
+    inner_type = convention.get_function_type(description.restype, description.argtypes)
+    inner = ir.Function(module, inner_type, description.llvm_func_name)
+    arguments = [context.get_value_type(argument) for argument in SIGNATURE]
+    entry = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), symbol)
+    builder = ir.IRBuilder(entry.append_basic_block("entry"))
+    status, _ = convention.call_function(builder, inner, description.restype, description.argtypes, entry.args)
+    with builder.if_then(status.is_error, likely=False):
+        builder.call(ir.Function(module, ir.FunctionType(ir.VoidType(), []), _RAISED), [])
+    builder.ret_void()
+    return module
+
+
+def _check_symbols(refused: frozenset[str], symbol: str) -> None:
+    if not refused:
+        return
+    names = sorted(refused)
+    if _RAISED in refused:
+        why = "some operation in it can raise (division with a Python error model, runtime range step, tuple index)"
+    else:
+        why = f"it calls {', '.join(names)}"
+    vector_math = any(name.startswith("__svml") for name in names)
+    hint = "set NUMBA_DISABLE_INTEL_SVML=1" if vector_math else "this is a bug of minicc; please report the kernel"
+    raise CodegenError(f"kernel {symbol} is not free-standing code", where=symbol, why=why, hint=hint)

@@ -1,0 +1,1 @@
+"""Running compiled programs: loading objects, the executor, the kernel store."""

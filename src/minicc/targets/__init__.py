@@ -1,0 +1,1 @@
+"""Facts about machines; nothing here compiles or runs code."""
