@@ -1,8 +1,8 @@
 """From the source text of one kernel to the bytes of one object file.
 
-Numba types the kernel and lowers it to LLVM IR; everything after that is done here, so that the target machine
-is ours to choose and the object needs neither Numba nor Python. This is the only module that touches private
-Numba names, and the reason why pyproject.toml pins numba exactly. Nothing here caches or loads objects.
+Numba types the kernel and lowers it to LLVM IR; everything after that is done here, so that the target
+machine is ours to choose and the object needs neither Numba nor Python. This is the only module that touches
+private Numba names, and the reason why pyproject.toml pins numba exactly. It neither caches nor loads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from minicc.targets.cpu import CpuTarget
 # void kernel(int64 *args, int64 begin, int64 end)
 SIGNATURE = (types.CPointer(types.int64), types.int64, types.int64)
 
-# Called by the entry when the kernel reports an error. It is never defined: when nothing in the kernel can raise,
-# optimisation removes the call, and a call that remains fails the check of undefined symbols.
+# Called by the entry when the kernel reports an error. It is never defined: when nothing in the kernel can
+# raise, optimisation removes the call, and a call that remains fails the check of undefined symbols.
 _RAISED = "minicc.kernel_raised"
 
 
@@ -42,13 +42,14 @@ def compile_object(source: str, symbol: str, target: CpuTarget) -> bytes:
     data: bytes = machine.emit_object(module)
     undefined = undefined_symbols(data)
     if undefined is None:
-        undefined = frozenset(f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm."))
+        declared = [function.name for function in module.functions if function.is_declaration]
+        undefined = frozenset(name for name in declared if not name.startswith("llvm."))
     _check_symbols(undefined - ALLOWED, symbol)
     return data
 
 
 def assembly(source: str, symbol: str, target: CpuTarget) -> str:
-    """The target's assembly text of a kernel, as `compile_object` would compile it; symbols are not checked."""
+    """The target's assembly text of a kernel, as `compile_object` compiles it; symbols are not checked."""
     module, machine = _optimised_module(source, symbol, target)
     text: str = machine.emit_assembly(module)
     return text
@@ -59,11 +60,11 @@ def llvm_ir(source: str, symbol: str, target: CpuTarget) -> str:
     return str(_optimised_module(source, symbol, target)[0])
 
 
-@global_compiler_lock
 def _optimised_module(source: str, symbol: str, target: CpuTarget) -> tuple[Any, Any]:
     """(optimised LLVM module whose only external function is `symbol`, target machine)."""
     machine = _target_machine(target.triple, target.cpu, target.features)
-    module = _lower(_load_function(source, symbol), symbol, target.triple)
+    with global_compiler_lock:
+        module = _lower(_load_function(source, symbol), symbol, target.triple)
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -86,18 +87,18 @@ def _load_function(source: str, symbol: str) -> Any:
     """Execute the module text and take its `kernel`."""
     if config.DISABLE_JIT:
         raise CodegenError(
-            "Numba's compiler is switched off", where=symbol, hint="unset the environment variable NUMBA_DISABLE_JIT"
+            "Numba's compiler is switched off", where=symbol, hint="unset the variable NUMBA_DISABLE_JIT"
         )
     file = f"<kernel {symbol}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for Numba's messages
+    # Numba quotes source lines in its messages.
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {"__name__": f"minicc.generated.{symbol}"}
     try:
         exec(compile(source, file, "exec"), namespace)
         return namespace["kernel"]
     except Exception as error:
-        raise CodegenError(
-            f"the text of kernel {symbol} is not a valid module", where=symbol, why=f"{type(error).__name__}: {error}"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error
 
 
 def _flags() -> Any:
@@ -119,9 +120,8 @@ def _lower(function: Any, symbol: str, triple: str) -> Any:
     except NumbaError as error:
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""
-        raise CodegenError(
-            f"kernel {symbol} does not compile", where=f"line {line}: {text}" if text else symbol, why=str(error)
-        ) from error
+        where = f"{symbol}, line {line}: {text}" if text else symbol
+        raise CodegenError("a kernel does not compile", where=where, why=str(error)) from error
     finally:
         linecache.cache.pop(f"<kernel {symbol}>", None)
     library, description = result.library, result.fndesc
@@ -138,14 +138,15 @@ def _lower(function: Any, symbol: str, triple: str) -> Any:
 def _entry(context: Any, description: Any, symbol: str, triple: str) -> ir.Module:
     """The C function that calls Numba's function and reports its status through `_RAISED`."""
     convention = context.call_conv
+    result, operands = description.restype, description.argtypes
     module = ir.Module(f"{symbol}.entry")
     module.triple = triple
-    inner_type = convention.get_function_type(description.restype, description.argtypes)
+    inner_type = convention.get_function_type(result, operands)
     inner = ir.Function(module, inner_type, description.llvm_func_name)
     arguments = [context.get_value_type(argument) for argument in SIGNATURE]
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), symbol)
     builder = ir.IRBuilder(entry.append_basic_block("entry"))
-    status, _ = convention.call_function(builder, inner, description.restype, description.argtypes, entry.args)
+    status, _ = convention.call_function(builder, inner, result, operands, entry.args)
     with builder.if_then(status.is_error, likely=False):
         builder.call(ir.Function(module, ir.FunctionType(ir.VoidType(), []), _RAISED), [])
     builder.ret_void()
@@ -157,9 +158,9 @@ def _check_symbols(refused: frozenset[str], symbol: str) -> None:
         return
     names = sorted(refused)
     if _RAISED in refused:
-        why = "some operation in it can raise (division with a Python error model, runtime range step, tuple index)"
+        why = "an operation in it can raise (a helper's error model, a runtime range step, a tuple index)"
     else:
         why = f"it calls {', '.join(names)}"
-    vector_math = any(name.startswith("__svml") for name in names)
-    hint = "set NUMBA_DISABLE_INTEL_SVML=1" if vector_math else "this is a bug of minicc; please report the kernel"
-    raise CodegenError(f"kernel {symbol} is not free-standing code", where=symbol, why=why, hint=hint)
+    intel = any(name.startswith("__svml") for name in names)
+    hint = "set NUMBA_DISABLE_INTEL_SVML=1" if intel else "this is a bug of minicc; please report the kernel"
+    raise CodegenError("a kernel is not free-standing code", where=symbol, why=why, hint=hint)

@@ -1,8 +1,8 @@
 """Which symbols an object file may ask the process for, and which it does ask for.
 
 A kernel's object is position-independent machine code with one defined symbol. Anything undefined beyond the
-names below means that the kernel could raise, call Python or call an unknown library, and is refused. Only ELF
-is read; for other formats the module-level check in `objects` is the only one.
+names below means that the kernel could raise, call Python or call an unknown library, and is refused. Only
+ELF is read; for other formats the module-level check in `objects` is the only one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import struct
 _MEMORY = ("memset", "memcpy", "memmove")
 # Called once per element, so only ever used by operators that have no vector polynomial.
 _MATH = (
-    "acos acosh asin asinh atan atan2 atanh cos cosh erf erfc exp exp2 expm1 fmod log log10 log1p log2 pow sin "
-    "sinh tan tanh"
-).split()
+    *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh"),
+    *("cos", "cosh", "sin", "sinh", "tan", "tanh"),
+    *("erf", "erfc", "exp", "exp2", "expm1", "fmod", "log", "log10", "log1p", "log2", "pow"),
+)
 # The executor's own: futex, clock, preemption counter.
 _SYSTEM = ("syscall", "clock_gettime", "getrusage")
 

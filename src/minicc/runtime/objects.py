@@ -1,8 +1,8 @@
 """Load object files into this process and give out the addresses of their functions.
 
-Needs llvmlite only; Numba is never imported, so a warm start stays cheap. Objects are machine code: the caller
-must have authenticated them (kernel store, artifact). The check of undefined symbols here guards against mistakes,
-not against an adversary.
+Needs llvmlite only; Numba is never imported, so a warm start stays cheap. Objects are machine code: the
+caller must have authenticated them (kernel store, artifact). The check of undefined symbols here guards
+against mistakes, not against an adversary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LLVM_LOCK = threading.Lock()  # llvmlite serialises its calls, but building an 
 
 
 class LoadedObjects:
-    """Machine code in memory. It lives as long as this object does: keep it while anything may still be running."""
+    """Machine code in memory. It lives as long as this object does: keep it while anything may be running."""
 
     def __init__(self, engine: Any, owned: tuple[Any, ...], addresses: Mapping[str, int]) -> None:
         self._engine, self._owned = engine, owned
@@ -32,8 +32,8 @@ class LoadedObjects:
 def load_objects(objects: Mapping[str, bytes]) -> LoadedObjects:
     """Load object files given by the symbol each defines.
 
-    Raises ArtifactError naming the symbol when an object is damaged, is for another kind of machine, refers to
-    unknown functions or does not define its symbol.
+    Raises ArtifactError naming the symbol when an object is damaged, is for another kind of machine, refers
+    to unknown functions or does not define its symbol.
     """
     from llvmlite import binding as llvm
 

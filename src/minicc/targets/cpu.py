@@ -153,7 +153,8 @@ def _cgroup_quota() -> float | None:
         controllers, _, path = rest.partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        for root in (_CGROUP_FOLDER / controllers, _CGROUP_FOLDER / "cpu") if controllers else (_CGROUP_FOLDER,):
+        for name in (controllers, "cpu") if controllers else ("",):
+            root = _CGROUP_FOLDER / name
             folder = root / path.lstrip("/")
             for place in (folder, *folder.parents):
                 quotas.append(_quota_of(place))
@@ -165,7 +166,8 @@ def _cgroup_quota() -> float | None:
 def _quota_of(folder: Path) -> float | None:
     words = _read(folder / "cpu.max").split()  # v2: "<quota or max> <period>"
     if not words:
-        words = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]  # v1: quota -1 is none
+        # v1: a quota of -1 means none.
+        words = [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
     if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
         return int(words[0]) / int(words[1])
     return None

@@ -9,9 +9,11 @@ Loads and stores carry alias scopes. Memory is divided into three kinds which ne
 * outputs: `st`, and `ld_out` for an operand that may share the buffer of an output (in-place kernels);
 * scratch: `ld_scratch` and `st_scratch`, for stack buffers and for temporary memory of the kernel itself.
 
-This is what lets LLVM vectorise short loops without run-time overlap checks. Reading through `ld` what `st` or
-`st_scratch` wrote in the same kernel is a bug. No word here calls a library function or checks bounds.
+This is what lets LLVM vectorise short loops without run-time overlap checks. Reading through `ld` what `st`
+or `st_scratch` wrote in the same kernel is a bug. No word here calls a library function or checks bounds.
 """
+
+# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
 
 from contextlib import contextmanager
 
@@ -29,15 +31,19 @@ F32 = ir.FloatType()
 F64 = ir.DoubleType()
 
 # Helper functions called by kernels keep their own error model and fast-math flags, so every one of them is
-# declared with these. `contract` allows fused multiply-add, `nsz` ignores the sign of zero; nothing may assume
-# that NaN and infinity do not occur.
+# declared with these. `contract` allows fused multiply-add, `nsz` ignores the sign of zero; nothing may
+# assume that NaN and infinity do not occur.
 FASTMATH = frozenset({"contract", "nsz"})
 
 
 def helper(function):
     """Decorator for scalar functions which kernels call: always inlined, so that calling loops vectorise."""
     return numba.njit(
-        error_model="numpy", fastmath=set(FASTMATH), forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+        error_model="numpy",
+        fastmath=set(FASTMATH),
+        forceinline=True,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
     )(function)
 
 
@@ -120,7 +126,8 @@ def set_memory_kind(builder, instruction, kind):
     domain = module.add_metadata(["minicc.memory"])
     scopes = {name: module.add_metadata([f"minicc.{name}", domain]) for name in _KINDS}
     instruction.set_metadata("alias.scope", module.add_metadata([scopes[kind]]))
-    instruction.set_metadata("noalias", module.add_metadata([scopes[name] for name in _KINDS if name != kind]))
+    others = [scopes[name] for name in _KINDS if name != kind]
+    instruction.set_metadata("noalias", module.add_metadata(others))
     return instruction
 
 
@@ -139,12 +146,11 @@ def _loader(kind):
 
 
 def _check_stored(pointer, value):
-    """Refuse silent conversions between float types: an untyped literal makes a float64 and halves the width."""
+    """Refuse silent conversions to and between floats: an untyped literal makes a float64."""
     element = pointer.dtype
     if isinstance(value, types.Literal):
         value = value.literal_type
-    both_floating = isinstance(element, types.Float) and isinstance(value, types.Float)
-    if (both_floating and element != value) or isinstance(value, types.Float) != isinstance(element, types.Float):
+    if (isinstance(element, types.Float) or isinstance(value, types.Float)) and element != value:
         raise TypingError(f"a value of type {value} is stored to {element} memory; convert it explicitly")
 
 
@@ -364,7 +370,7 @@ def type_suffix(type_):
 
 
 def fma(builder, x, y, z):
-    """x * y + z for scalars or vectors of floats: fused where the target has the instruction, never a call."""
+    """x * y + z for scalars or vectors of floats: fused where the target has the instruction, no call."""
     return call_vector_intrinsic(builder, f"llvm.fmuladd.{type_suffix(x.type)}", [x, y, z], x.type)
 
 
@@ -385,7 +391,9 @@ def store_vector(builder, value, pointer, kind=None, align=None):
 
 
 def _size(element):
-    return element.width // 8 if isinstance(element, ir.IntType) else 4 if isinstance(element, ir.FloatType) else 8
+    if isinstance(element, ir.IntType):
+        return element.width // 8
+    return 4 if isinstance(element, ir.FloatType) else 8
 
 
 @contextmanager
