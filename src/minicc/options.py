@@ -1,0 +1,113 @@
+"""The only configuration, and the only reader of environment variables.
+
+Every option is a keyword of `minicc.compile` and a variable `MINICC_<NAME>`. Nothing here acts on the options.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from minicc.errors import InputError
+
+
+def default_cache_dir() -> Path:
+    """The user's private cache folder, without creating it."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "minicc"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile and run.
+
+    threads:     worker threads; None takes the affinity mask and the cgroup quota.
+    precision:   arithmetic of float32 models; "fp32" is exact, the others are for targets that offer them.
+    strict:      an error instead of a warning when a node has no compiled kernel.
+    winograd:    allow Winograd convolution where it measures faster.
+    opt_level:   0 correctness only (no fusion), 1 fusion without layout, 2 everything.
+    cache_dir:   kernel store; the empty string switches the store off.
+    max_bytes:   largest single tensor, and largest arena, in bytes.
+    max_loop_iterations: bound on the trip count of one ONNX Loop.
+    debug:       MINICC_DEBUG level, 0 to 6 (see docs/debugging.md).
+    dump:        folder for the numbered dump; empty for none.
+    check:       0 nothing, 1 verify the graph after each pass, 2 also compare numbers after each pass.
+    skip:        names of passes to leave out.
+    stop_after:  name of the pass after which compilation stops and prints; empty for none.
+    """
+
+    threads: int | None = None
+    precision: str = "fp32"
+    strict: bool = False
+    winograd: bool = True
+    opt_level: int = 2
+    cache_dir: str | None = None
+    max_bytes: int = 16 << 30
+    max_loop_iterations: int = 10_000_000
+    debug: int = 0
+    dump: str = ""
+    check: int = 1
+    skip: tuple[str, ...] = ()
+    stop_after: str = ""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be at least 1, got {self.threads}")
+        if self.precision not in ("fp32", "tf32", "bf16", "fp16"):
+            raise InputError(f"unknown precision {self.precision!r}", hint="one of fp32, tf32, bf16, fp16")
+        if self.check not in (0, 1, 2):
+            raise InputError(f"check must be 0, 1 or 2, got {self.check}")
+
+    @property
+    def store_dir(self) -> Path | None:
+        """Folder of the kernel store, or None when it is switched off."""
+        if self.cache_dir is None:
+            return default_cache_dir()
+        return Path(self.cache_dir).expanduser() if self.cache_dir else None
+
+    def override(self, **changes: Any) -> Options:
+        """A copy with some options changed; unknown names are an InputError."""
+        known = {f.name for f in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise InputError(f"unknown option(s) {', '.join(unknown)}", hint=f"known: {', '.join(sorted(known))}")
+        if isinstance(changes.get("skip"), str):
+            changes["skip"] = tuple(p for p in changes["skip"].split(",") if p)
+        for name in ("cache_dir", "dump"):
+            if isinstance(changes.get(name), Path):
+                changes[name] = str(changes[name])
+        return replace(self, **changes)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Options:
+        """Options from `MINICC_*` variables; a value that does not parse is an InputError naming the variable."""
+        env = os.environ if env is None else env
+        changes: dict[str, Any] = {}
+        names = {"cache_dir": "MINICC_CACHE"}
+        for field in fields(cls):
+            variable = names.get(field.name, f"MINICC_{field.name.upper()}")
+            if variable not in env:
+                continue
+            text = env[variable]
+            try:
+                changes[field.name] = _parse(str(field.type), text)
+            except ValueError:
+                raise InputError(f"{variable}={text!r} is not a valid {field.type}") from None
+        return cls().override(**changes)
+
+
+def _parse(type_name: str, text: str) -> Any:
+    """One environment variable as the field's type; raises ValueError."""
+    if type_name.startswith("int"):
+        return int(text)
+    if type_name == "bool":
+        lowered = text.lower()
+        if lowered not in ("0", "1", "true", "false", "yes", "no"):
+            raise ValueError(text)
+        return lowered in ("1", "true", "yes")
+    if type_name.startswith("tuple"):
+        return tuple(part for part in text.split(",") if part)
+    return text
