@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from minicc.ir.dims import Dim, SymbolicDim
-from minicc.ir.types import DType, boolean, f32, f64, i64
+from minicc.ir.types import DType, boolean, f32, i64
 
 Number = int | float | bool
 
@@ -280,8 +280,3 @@ def rewrite(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
         rebuilt = expr if same else Expr(expr.op, expr.dtype, args, expr.arg)
         new[expr] = change(rebuilt) or rebuilt
     return new[root]
-
-
-def compute_dtype(dtype: DType) -> DType:
-    """The type arithmetic of `dtype` is done in: half types compute in f32."""
-    return f64 if dtype == f64 else f32 if dtype.is_float else dtype

@@ -120,6 +120,11 @@ def dtype_of(numpy_dtype: np.dtype) -> DType:  # type: ignore[type-arg]
     raise InvalidModelError(f"numpy type {numpy_dtype} has no ONNX element type")
 
 
+def compute_dtype_name(dtype: DType) -> str:
+    """Name of the type in which kernels compute values of `dtype`: half types compute in f32."""
+    return "f32" if dtype in (f16, bf16) else dtype.name
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
     """Element type and shape; `shape` is None when even the rank is unknown (host tier only)."""

@@ -1,0 +1,275 @@
+"""From composed expressions to the normal form of a kernel.
+
+Takes stores whose values load from named arrays at arbitrary offsets, over parallel axes of given extents. Axes of size
+1 disappear, adjacent axes that every operand walks contiguously become one, offsets become operands with strides, and
+sizes become words. What is left (`Body`) is free of shapes and names, so that equal computations share a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from minicc.ir.dims import Dim
+from minicc.ir.expr import Expr, const, iteration, rewrite, walk
+from minicc.ir.types import DType, i64
+from minicc.lower.affine import Affine, affine, as_dim
+from minicc.lower.kernel import Body, Operand, Store
+
+
+@dataclass(frozen=True)
+class Write:
+    """`array[offset] = value` for every point of the iteration space; `offset` and loads count elements.
+
+    Loads inside `value` have `arg` = the array's key and one argument, the element offset.
+    """
+
+    array: Hashable
+    dtype: DType
+    offset: Expr
+    value: Expr
+
+
+@dataclass(frozen=True)
+class BodyWord:
+    """A word of the body: the address of element `value` of an array, or a plain size (array None)."""
+
+    value: Dim
+    array: Hashable | None = None
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """The body, the words it needs, and the extents of the parallel axes that are left."""
+
+    body: Body
+    words: tuple[BodyWord, ...]
+    extents: tuple[Dim, ...]
+    shared: tuple[Hashable, ...]  # arrays read at exactly the place that is written, candidates for in-place
+
+
+def normalise(writes: Sequence[Write], extents: Sequence[Dim], *, collapse: bool = True,
+              in_place: frozenset[Hashable] = frozenset()) -> Normalised:  # fmt: skip
+    """The normal form of some writes over parallel axes 0..len(extents)-1; reductions use higher axis numbers.
+
+    collapse: False keeps the axes as they are (a template's epilogue has its own four).
+    in_place: arrays whose memory the planner may give to the output; they count as shared when read where written.
+    """
+    state = _State(list(writes), list(extents))
+    if collapse:
+        state.drop_unit_axes()
+        state.collapse()
+    return state.finish(in_place)
+
+
+class _State:
+    """The writes while axes are being removed and merged."""
+
+    def __init__(self, writes: list[Write], extents: list[Dim]) -> None:
+        self.writes, self.extents = writes, extents
+        self.axes = list(range(len(extents)))  # parallel axes still there, by their number in the expressions
+
+    def expressions(self) -> list[Expr]:
+        return list(dict.fromkeys(e for w in self.writes for e in (*walk(w.value), *walk(w.offset))))
+
+    def offsets(self) -> list[Affine]:
+        """Affine forms of every store and load offset."""
+        found = [affine(w.offset) for w in self.writes]
+        loads = dict.fromkeys(e for w in self.writes for e in walk(w.value) if e.op == "load")
+        return found + [affine(e.args[0]) for e in loads]
+
+    def substitute(self, axis: int, replacement: Expr) -> None:
+        def change(e: Expr) -> Expr | None:
+            return replacement if e.op == "iter" and e.arg == axis else None
+
+        self.writes = [Write(w.array, w.dtype, rewrite(w.offset, change), rewrite(w.value, change)) for w in self.writes]
+
+    def drop_unit_axes(self) -> None:
+        for axis in [a for a in self.axes if self.extents[a] == 1]:
+            self.substitute(axis, const(0, i64))
+            self.axes.remove(axis)
+        for expr in self.expressions():
+            if expr.op == "reduce" and 1 in expr.arg[2] and not expr.arg[0].startswith("arg"):  # type: ignore[index]
+                self._drop_unit_reductions()
+                break
+
+    def _drop_unit_reductions(self) -> None:
+        """Reduction axes of extent 1 read position 0; a reduction over nothing else is its body."""
+        units: set[int] = set()
+        for expr in self.expressions():
+            if expr.op == "reduce" and not expr.arg[0].startswith("arg"):  # type: ignore[index]
+                _, axes, sizes = expr.arg  # type: ignore[misc]
+                units |= {a for a, s in zip(axes, sizes) if s == 1}
+
+        def change(e: Expr) -> Expr | None:
+            if e.op == "iter" and e.arg in units:
+                return const(0, i64)
+            if e.op == "reduce" and not e.arg[0].startswith("arg"):  # type: ignore[index]
+                kind, axes, sizes = e.arg  # type: ignore[misc]
+                kept = [(a, s) for a, s in zip(axes, sizes) if a not in units]
+                if not kept:
+                    return e.args[0]
+                if len(kept) < len(axes):
+                    return Expr("reduce", e.dtype, e.args, (kind, tuple(a for a, _ in kept), tuple(s for _, s in kept)))
+            return None
+
+        self.writes = [Write(w.array, w.dtype, rewrite(w.offset, change), rewrite(w.value, change)) for w in self.writes]
+
+    def collapse(self) -> None:
+        """Merge neighbouring axes that all offsets walk contiguously and nothing else looks at."""
+        offsets = self.offsets()
+        named = self._axes_used_otherwise()
+        merged = True
+        while merged:
+            merged = False
+            for outer, inner in zip(self.axes, self.axes[1:]):
+                if outer in named or inner in named:
+                    continue
+                extent = self.extents[inner]
+                if all(a.strides.get(outer, 0) == a.strides.get(inner, 0) * extent for a in offsets):
+                    # outer * extent + inner becomes inner: the outer variable's share is already in the inner stride.
+                    self.substitute(outer, const(0, i64))
+                    self.extents[inner] = self.extents[outer] * extent
+                    self.axes.remove(outer)
+                    offsets = self.offsets()
+                    merged = True
+                    break
+        self._collapse_reductions(named)
+
+    def _collapse_reductions(self, named: set[int]) -> None:
+        while True:
+            offsets = self.offsets()
+            pair = self._mergeable_reduction(named, offsets)
+            if pair is None:
+                return
+            outer, inner = pair
+
+            def change(e: Expr, outer: int = outer, inner: int = inner) -> Expr | None:
+                if e.op == "iter" and e.arg == outer:
+                    return const(0, i64)
+                if e.op == "reduce" and outer in e.arg[1]:  # type: ignore[index]
+                    kind, axes, sizes = e.arg  # type: ignore[misc]
+                    total = sizes[axes.index(outer)] * sizes[axes.index(inner)]
+                    kept = [(a, total if a == inner else s) for a, s in zip(axes, sizes) if a != outer]
+                    return Expr("reduce", e.dtype, e.args, (kind, tuple(a for a, _ in kept), tuple(s for _, s in kept)))
+                return None
+
+            self.writes = [Write(w.array, w.dtype, rewrite(w.offset, change), rewrite(w.value, change)) for w in self.writes]
+
+    def _mergeable_reduction(self, named: set[int], offsets: list[Affine]) -> tuple[int, int] | None:
+        for expr in self.expressions():
+            if expr.op != "reduce":
+                continue
+            _, axes, sizes = expr.arg  # type: ignore[misc]
+            for outer, inner, size in zip(axes, axes[1:], sizes[1:]):
+                if outer not in named and inner not in named and all(
+                    a.strides.get(outer, 0) == a.strides.get(inner, 0) * size for a in offsets
+                ):
+                    return outer, inner
+        return None
+
+    def _axes_used_otherwise(self) -> set[int]:
+        """Axes whose variable appears anywhere but in the affine part of an offset."""
+        used: set[int] = set()
+        roots = [w.value for w in self.writes]
+        roots += [a.rest for a in self.offsets() if a.rest is not None]
+        seen: set[Expr] = set()
+        stack = list(roots)
+        while stack:
+            expr = stack.pop()
+            if expr in seen:
+                continue
+            seen.add(expr)
+            if expr.op == "iter":
+                used.add(int(expr.arg))  # type: ignore[call-overload]
+            if expr.op != "load":  # a load's offset is looked at through its affine form
+                stack.extend(expr.args)
+        return used
+
+    def finish(self, in_place: frozenset[Hashable]) -> Normalised:
+        number = {axis: i for i, axis in enumerate(self.axes)}
+        for expr in self.expressions():
+            if expr.op == "reduce":
+                for axis in expr.arg[1]:  # type: ignore[index]
+                    number.setdefault(axis, len(number))
+        table = _Table(number, len(self.axes))
+        stores = [table.operand(w.array, w.dtype, affine(w.offset), output=True)[0] for w in self.writes]
+        written = {(w.array, s) for w, s in zip(self.writes, stores)}
+        places = {(tuple(table.entries[s][2]), table.entries[s][3]) for s in stores}
+        dtypes = {table.entries[s][1] for s in stores}
+
+        def is_shared(array: Hashable, dtype: DType, strides: tuple[Dim, ...], constant: Dim) -> bool:
+            return array in in_place and (strides, constant) in places and dtypes == {dtype}
+
+        values = [table.convert(w.value) for w in self.writes]
+        self_reads = {a for a, _ in written}
+        operands = []
+        all_reads: dict[Hashable, bool] = {}
+        for array, dtype, strides, constant, output in table.entries:
+            if not output:
+                ok = is_shared(array, dtype, strides, constant)
+                all_reads[array] = all_reads.get(array, True) and ok
+        for array, _dtype, _strides, _constant, output, *_ in table.entries:
+            assert output or array not in self_reads, "a kernel reads what it writes"
+        for array, dtype, strides, _, output in table.entries:
+            literal = tuple(_literal(s, axis, len(self.axes)) for axis, s in enumerate(strides))
+            operands.append(Operand(dtype, literal, output, not output and all_reads[array]))
+        words: list[BodyWord] = []
+        for (array, _, strides, constant, _), operand in zip(table.entries, operands):
+            words.append(BodyWord(constant, array))
+            words += [BodyWord(s) for s, literal in zip(strides, operand.strides) if literal is None]
+        words += [BodyWord(s) for s in table.sizes]
+        body = Body(tuple(operands), tuple(Store(s, v) for s, v in zip(stores, values)), len(table.sizes))
+        shared = tuple(dict.fromkeys(a for a, ok in all_reads.items() if ok))
+        return Normalised(body, tuple(words), tuple(self.extents[a] for a in self.axes), shared)
+
+
+def _literal(stride: Dim, axis: int, rank: int) -> int | None:
+    """Strides of outer parallel axes are always words; elsewhere 0 and 1 shape the code."""
+    return stride if isinstance(stride, int) and stride in (0, 1) and axis >= rank - 1 else None  # type: ignore[return-value]
+
+
+class _Table:
+    """Operands and size words while a body is numbered."""
+
+    def __init__(self, number: dict[int, int], rank: int) -> None:
+        self.number, self.rank = number, rank
+        self.entries: list[tuple[Hashable, DType, tuple[Dim, ...], Dim, bool]] = []
+        self.sizes: list[Dim] = []
+        self.memo: dict[Expr, Expr] = {}
+
+    def operand(self, array: Hashable, dtype: DType, form: Affine, *, output: bool = False) -> tuple[int, Expr | None]:
+        strides: list[Dim] = [0] * len(self.number)
+        for axis, stride in form.strides.items():
+            strides[self.number[axis]] = stride
+        entry = (array, dtype, tuple(strides), form.constant, output)
+        if entry not in self.entries:
+            self.entries.append(entry)
+        return self.entries.index(entry), form.rest
+
+    def size(self, value: Dim) -> int:
+        if value not in self.sizes:
+            self.sizes.append(value)
+        return self.sizes.index(value)
+
+    def convert(self, expr: Expr) -> Expr:
+        """The expression with numbered axes, operands and size words; recursion follows expression depth."""
+        if expr in self.memo:
+            return self.memo[expr]
+        known = as_dim(expr)
+        if known is not None and expr.op != "const":
+            out = const(known, i64) if isinstance(known, int) else Expr("dim", i64, arg=self.size(known))
+        elif expr.op == "iter":
+            out = iteration(self.number[int(expr.arg)])  # type: ignore[call-overload]
+        elif expr.op == "load":
+            operand, rest = self.operand(expr.arg, expr.dtype, affine(expr.args[0]))  # type: ignore[arg-type]
+            out = Expr("load", expr.dtype, () if rest is None else (self.convert(rest),), operand)
+        elif expr.op == "reduce":
+            kind, axes, sizes = expr.arg  # type: ignore[misc]
+            body = self.convert(expr.args[0])
+            extents = tuple(("literal", s) if isinstance(s, int) and s <= 4 else ("word", self.size(s)) for s in sizes)
+            out = Expr("reduce", expr.dtype, (body,), (kind, tuple(self.number[a] for a in axes), extents))
+        else:
+            out = Expr(expr.op, expr.dtype, tuple(self.convert(a) for a in expr.args), expr.arg)
+        self.memo[expr] = out
+        return out
