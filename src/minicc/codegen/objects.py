@@ -15,7 +15,6 @@ from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import compiler, config, cpu, types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.errors import NumbaError
 from numba.core.registry import cpu_target
 
 from minicc.codegen.symbols import ALLOWED, undefined_symbols
@@ -117,7 +116,7 @@ def _lower(function: Any, symbol: str, triple: str) -> Any:
     typing.refresh()
     try:
         result = compiler.compile_extra(typing, context, function, SIGNATURE, types.void, _flags(), {})
-    except NumbaError as error:
+    except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""
         where = f"{symbol}, line {line}: {text}" if text else symbol

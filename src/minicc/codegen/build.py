@@ -1,0 +1,183 @@
+"""Objects for many kernels at once: from the store, else compiled, in parallel when that pays.
+
+The key of a kernel is its text, the text of the words it may use, the versions of the compilers and the
+target: never the object itself. Numba is imported only when something has to be compiled in this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from minicc.errors import CodegenError
+from minicc.targets.cpu import CpuTarget, available_threads
+
+MAX_WORKERS = 4
+# Starting a worker costs about as much as compiling this many kernels.
+IN_PROCESS = 4
+# A worker's answer: a finished kernel, an error, or None when the worker has ended.
+Result = tuple[str, bytes] | CodegenError | None
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+class ObjectStore(Protocol):
+    """What `build_objects` needs of the kernel store."""
+
+    def get(self, key: str) -> bytes | None:
+        """The object under a key, or None."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep an object under a key."""
+        ...
+
+
+@lru_cache(maxsize=1)
+def toolchain() -> str:
+    """A key of everything but the source and the target that decides about an object."""
+    digest = hashlib.sha256()
+    for package in ("numba", "llvmlite"):
+        digest.update(f"{package} {metadata.version(package)}\n".encode())
+    # Kernel texts import these modules, so their text counts as well.
+    for path in (*sorted((_PACKAGE / "kernels" / "cpu").glob("*.py")), _PACKAGE / "codegen" / "objects.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def object_key(symbol: str, source: str, target: CpuTarget) -> str:
+    """The store's key of a kernel: hexadecimal, the same in every process and on every machine."""
+    facts = "\0".join((toolchain(), target.fingerprint(), symbol, source))
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def build_objects(
+    sources: Mapping[str, str],
+    target: CpuTarget,
+    store: ObjectStore | None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, bytes]:
+    """Objects of all kernels, by symbol and in the order of `sources` (symbol -> module text).
+
+    progress: called with the symbol each time a kernel was compiled (not when the store had it).
+    Raises CodegenError naming the first kernel that does not compile.
+    """
+    keys = {symbol: object_key(symbol, source, target) for symbol, source in sources.items()}
+    found = {symbol: store.get(key) for symbol, key in keys.items()} if store else dict.fromkeys(keys)
+    missing = {symbol: source for symbol, source in sources.items() if found[symbol] is None}
+
+    def finished(symbol: str, data: bytes) -> None:
+        found[symbol] = data
+        if store is not None:
+            store.put(keys[symbol], data)
+        if progress is not None:
+            progress(symbol)
+
+    workers = min(available_threads(), MAX_WORKERS, len(missing) // 2)
+    if len(missing) > IN_PROCESS and workers > 1:
+        _compile_in_workers(missing, target, workers, finished)
+    for symbol, source in missing.items():
+        if found[symbol] is None:
+            from minicc.codegen.objects import compile_object
+
+            finished(symbol, compile_object(source, symbol, target))
+    return {symbol: data for symbol, data in found.items() if data is not None}
+
+
+def _compile_in_workers(
+    sources: Mapping[str, str], target: CpuTarget, count: int, finished: Callable[[str, bytes], None]
+) -> None:
+    """Compile in `count` processes; what a dying worker leaves undone is left to the caller.
+
+    Each worker is fed by one thread of this process over pipes, one kernel at a time, so neither side can
+    fill a pipe while the other one waits.
+    """
+    tasks: SimpleQueue[tuple[str, str]] = SimpleQueue()
+    # Longest first, as one long kernel at the end would keep the other workers waiting.
+    for task in sorted(sources.items(), key=lambda item: -len(item[1])):
+        tasks.put(task)
+    results: SimpleQueue[Result] = SimpleQueue()
+    workers: list[subprocess.Popen[bytes]] = []
+    feeders: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            workers.append(_start_worker())
+            feeder = threading.Thread(target=_feed, args=(workers[-1], tasks, results, target), daemon=True)
+            feeder.start()
+            feeders.append(feeder)
+        running = count
+        while running:
+            result = results.get()
+            if result is None:
+                running -= 1
+            elif isinstance(result, CodegenError):
+                raise result
+            else:
+                finished(*result)
+    except OSError:  # no process can be started here
+        return
+    finally:
+        for worker in workers:
+            worker.kill()  # harmless after a normal end
+        for feeder in feeders:
+            feeder.join()
+        for worker in workers:
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    pipe.close()
+            worker.wait()
+
+
+def _start_worker() -> subprocess.Popen[bytes]:
+    # With the same search path the worker imports this very package; it never imports the user's main module.
+    start = "import sys, json; sys.path[:] = json.loads(sys.argv[1])"
+    start += "; from minicc.codegen.worker import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", start, json.dumps(sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _feed(
+    worker: subprocess.Popen[bytes],
+    tasks: SimpleQueue[tuple[str, str]],
+    results: SimpleQueue[Result],
+    target: CpuTarget,
+) -> None:
+    """Give one worker kernels until there are none or it dies; ends with None in `results`."""
+    try:
+        while True:
+            symbol, source = tasks.get_nowait()
+            answer = _ask(worker, {"symbol": symbol, "source": source, "target": vars(target)})
+            if "object" in answer:
+                results.put((symbol, bytes.fromhex(answer["object"])))
+            else:
+                results.put(
+                    CodegenError(
+                        answer["what"], where=answer["where"], why=answer["why"], hint=answer["hint"]
+                    )
+                )
+    except (Empty, OSError, ValueError, KeyError):  # no work left, a broken pipe, a cut line
+        pass
+    finally:
+        results.put(None)
+
+
+def _ask(worker: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, str]:
+    """One request line and its answer line; OSError or ValueError when the worker is gone."""
+    assert worker.stdin is not None and worker.stdout is not None
+    worker.stdin.write(json.dumps(request).encode() + b"\n")
+    worker.stdin.flush()
+    answer: dict[str, str] = json.loads(worker.stdout.readline())
+    return answer

@@ -1,0 +1,33 @@
+"""A compile worker process: one JSON request per line in, one JSON answer per line out.
+
+Request: {"symbol", "source", "target": the fields of CpuTarget}. Answer: {"object": hexadecimal}, or the
+fields of a CodegenError. It ends at the end of its input and touches neither the store nor any other file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from minicc.errors import CodegenError
+
+
+def main() -> None:
+    """Serve requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends this process
+    # Anything a library prints must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    from minicc.codegen.objects import compile_object
+    from minicc.targets.cpu import CpuTarget
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            data = compile_object(request["source"], request["symbol"], CpuTarget(**request["target"]))
+            answer = {"object": data.hex()}
+        except CodegenError as error:
+            answer = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
+        print(json.dumps(answer), file=answers, flush=True)
