@@ -134,7 +134,7 @@ def set_memory_kind(builder, instruction, kind):
 def _loader(kind):
     @intrinsic
     def load(typing_context, pointer, index):
-        if not isinstance(pointer, types.CPointer):
+        if not isinstance(pointer, types.CPointer) or not isinstance(index, types.Integer):
             return None
 
         def emit(context, builder, signature, values):
@@ -157,7 +157,7 @@ def _check_stored(pointer, value):
 def _storer(kind):
     @intrinsic
     def store(typing_context, pointer, index, value):
-        if not isinstance(pointer, types.CPointer):
+        if not isinstance(pointer, types.CPointer) or not isinstance(index, types.Integer):
             return None
         _check_stored(pointer, value)
 
