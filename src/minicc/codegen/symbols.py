@@ -21,7 +21,7 @@ _SYSTEM = ("syscall", "clock_gettime", "getrusage")
 
 ALLOWED = frozenset([*_MEMORY, *_MATH, *(name + "f" for name in _MATH), *_SYSTEM])
 
-_SYMBOL_TABLE, _UNDEFINED = 2, 0
+_SYMBOL_TABLE, _NO_BITS, _UNDEFINED = 2, 8, 0
 
 
 def undefined_symbols(data: bytes) -> frozenset[str] | None:
@@ -43,6 +43,8 @@ def _undefined(data: bytes) -> list[str]:
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, section_table + entry_size * i) for i in range(count)]
     names = []
     for _, kind, _, _, offset, size, link, _, _, _ in sections:
+        if kind != _NO_BITS and offset + size > len(data):
+            raise IndexError("a section lies outside the file")
         if kind != _SYMBOL_TABLE:
             continue
         strings_at, strings_size = sections[link][4:6]

@@ -72,9 +72,12 @@ def _check(symbol: str, data: bytes) -> None:
         undefined = undefined_symbols(data)
     except ValueError as error:
         raise ArtifactError("a kernel object is damaged", where=symbol, why=str(error)) from error
+    triple = llvm.get_process_triple()
     if undefined is None:
+        if "linux" in triple:
+            raise ArtifactError("a kernel object is not an ELF file", where=symbol)
         return
-    architecture = llvm.get_process_triple().split("-")[0]
+    architecture = triple.split("-")[0]
     machine = int.from_bytes(data[18:20], "little")
     if machine != _ELF_MACHINES.get(architecture, machine):
         raise ArtifactError(
