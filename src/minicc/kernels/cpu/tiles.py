@@ -1,0 +1,158 @@
+"""Tile intrinsics: the register-blocked inner loops of matrix products.
+
+A tile is `height` rows by NR columns of a product, kept in vector registers while the sum over k runs. The left
+operand is read in place, one address per row and tap, so that a matrix product (one tap) and a convolution (one
+tap per kernel element) share the loop. The right operand is packed in panels of NR columns (see packing). The result
+goes to a scratch buffer of shape (MR, NR), where the epilogue picks it up element by element.
+
+Nothing here knows shapes, threads or caches; the kernels that call these words do.
+"""
+
+# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from minicc.kernels.cpu.intrinsics import (
+    F32,
+    I64,
+    constant,
+    counted_loop,
+    fma,
+    load_vector,
+    set_memory_kind,
+    splat,
+    stack_array,
+    store_vector,
+    vector,
+)
+
+UNROLL = 4
+
+_WORDS = types.CPointer(types.int64)
+_FLOATS = types.CPointer(types.float32)
+
+
+def heights(rows):
+    """The tile heights compiled for tiles of at most `rows` rows, tallest first: few, to keep kernels small."""
+    return [rows] + [height for height in (8, 4, 2, 1) if height < rows]
+
+
+def _shortest(height):
+    """From how many remaining rows on a tile of this height is used; one repeated row is cheaper than two tiles."""
+    return height if height < 3 else height - 1
+
+
+def _literals(*values):
+    return all(isinstance(value, types.IntegerLiteral) for value in values)
+
+
+@intrinsic
+def tile_height(typing_context, rows, left):
+    """Height of the tile to compute next when `left` >= 1 rows remain; `rows` is the literal MR."""
+    if not _literals(rows):
+        return None
+
+    def emit(context, builder, signature, values):
+        chosen = I64(1)
+        for height in reversed(heights(rows.literal_value)):
+            enough = builder.icmp_signed(">=", values[1], I64(_shortest(height)))
+            chosen = builder.select(enough, I64(height), chosen)
+        return chosen
+
+    return types.int64(types.literal(rows.literal_value), types.int64), emit
+
+
+@intrinsic
+def product_tile(typing_context, rows, columns, width, height, addresses, panel, tile, depth, taps, first):
+    """tile[r, j] (+)= sum over t < taps, k < depth of row(t, r)[k] * panel[(t * depth + k) * NR + j].
+
+    rows, columns, width: literals MR, NR and the vector width VW; NR is a multiple of VW.
+    height:    one of `heights(MR)`; only rows r < height are computed.
+    addresses: int64 table [taps][MR] of the byte addresses of float32 rows.
+    panel:     float32 [taps * depth][NR].
+    tile:      float32 scratch [MR][NR]; overwritten when first != 0, else added to.
+    """
+    if not _literals(rows, columns, width):
+        return None
+    mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
+
+    def emit(context, builder, signature, values):
+        chosen, table, b, buffer, depth, taps, first = values[3:]
+        is_first = builder.icmp_signed("!=", first, I64(0))
+        done = builder.append_basic_block("tile.done")
+        switch = builder.switch(chosen, done)
+        for height in heights(mr):
+            block = builder.append_basic_block(f"tile.{height}")
+            switch.add_case(I64(height), block)
+            builder.position_at_end(block)
+            _emit_tile(builder, (mr, nr, vw, height), table, b, buffer, depth, taps, is_first)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (mr, nr, vw)]
+    size = types.int64
+    return types.void(*literals, size, _WORDS, _FLOATS, _FLOATS, size, size, size), emit
+
+
+def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
+    mr, nr, vw, height = shape
+    vectors = nr // vw
+    type_ = vector(F32, vw)
+    zero = constant(type_, 0.0)
+    # A single row has too few independent sums to hide the latency of fma, so it keeps one per unrolled step.
+    copies = UNROLL if height * vectors < 4 else 1
+    sums = [
+        [[stack_array(builder, type_, 1) for _ in range(vectors)] for _ in range(height)] for _ in range(copies)
+    ]
+    with builder.if_else(is_first) as (then, otherwise):
+        with then:
+            for r in range(height):
+                for v in range(vectors):
+                    builder.store(zero, sums[0][r][v])
+        with otherwise:
+            for r in range(height):
+                for v in range(vectors):
+                    at = builder.gep(buffer, [I64(r * nr + v * vw)])
+                    builder.store(load_vector(builder, at, vw, "scratch", 64), sums[0][r][v])
+    for copy in sums[1:]:
+        for r in range(height):
+            for v in range(vectors):
+                builder.store(zero, copy[r][v])
+
+    whole = builder.and_(depth, I64(-UNROLL))
+    panel_step = builder.mul(depth, I64(nr))
+    with counted_loop(builder, I64(0), taps) as t:
+        entry = builder.gep(table, [builder.mul(t, I64(mr))])
+        row = []
+        for r in range(height):
+            address = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(r)])), "scratch")
+            row.append(builder.inttoptr(address, F32.as_pointer()))
+        b_tap = builder.gep(b, [builder.mul(t, panel_step)])
+
+        def step(k, steps):
+            b_k = builder.gep(b_tap, [builder.mul(k, I64(nr))])
+            for u in range(steps):
+                at = [builder.gep(b_k, [I64(u * nr + v * vw)]) for v in range(vectors)]
+                right = [load_vector(builder, p, vw, "input", 4 * vw) for p in at]
+                for r in range(height):
+                    # No alias scope: rows may lie in an input or in scratch memory.
+                    scalar = builder.load(builder.gep(row[r], [builder.add(k, I64(u))]))
+                    left = splat(builder, scalar, vw)
+                    for v in range(vectors):
+                        place = sums[u % copies][r][v]
+                        builder.store(fma(builder, left, right[v], builder.load(place)), place)
+
+        with counted_loop(builder, I64(0), whole, UNROLL) as k:
+            step(k, UNROLL)
+        with counted_loop(builder, whole, depth) as k:
+            step(k, 1)
+
+    for r in range(height):
+        for v in range(vectors):
+            total = builder.load(sums[0][r][v])
+            for copy in sums[1:]:
+                total = builder.fadd(total, builder.load(copy[r][v]))
+            store_vector(builder, total, builder.gep(buffer, [I64(r * nr + v * vw)]), "scratch", 64)

@@ -1,0 +1,151 @@
+"""The templates: hand-written compute-bound kernels, their word layouts, and how a kernel file is made from one.
+
+A template is a module of kernels/cpu whose text is a complete kernel. A kernel file is that text with its constants,
+word numbers and `epilogue` function replaced, so this module reads template files and never imports them (they need
+Numba). All templates work in the index space (b0, b1, i, j): two batch axes, row, column; `epilogue(args, b0, b1, i, j,
+acc)` gets every element of the result once and stores it.
+
+Words are int64, in the order of `Template.words`; addresses are bytes, strides count elements, and batch strides of 0 share
+an operand. Words marked `bind` below are written by `bind` when the others are known; give 0. The epilogue's
+words follow (`epilogue_base`).
+
+gemm      C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * B[b0, b1, k, j]
+  A B             addresses; B is packed by `packing.pack_b` or the template "pack"
+  M N K           extents
+  A_ROW           row stride of A (its k axis is contiguous)
+  A_B0 A_B1       batch strides of A
+  B_B0 B_B1       batch strides of packed B: a whole one is ceil(N / NR) * K * NR
+  B0 B1           batch extents
+  ROW_TILES PANELS  (bind) row tiles and panels per unit
+
+pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][C][NR] (no epilogue)
+  SOURCE TARGET   addresses
+  N C TAPS        extents; a matrix has C = K, TAPS = 1
+  S_N S_C S_TAP   source strides
+  S_B0 S_B1 T_B0 T_B1   batch strides of source and target
+  B0 B1           batch extents
+  TAIL            zeros written behind each batch's panels (a matrix: 0)
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, MutableSequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from minicc.kernels import domain
+from minicc.targets.cpu import CpuTarget
+
+_FOLDER = Path(__file__).parent / "cpu"
+
+Domain = Callable[[domain.Words, Mapping[str, int], CpuTarget, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One template.
+
+    words:     names of its words, in order.
+    constants: names that `render` must be given; NR brings MR, VW and TILE with it.
+    domain:    fills the blocking words (by name) and returns the number of units.
+    fused:     whether it ends in an epilogue.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    constants: tuple[str, ...]
+    domain: Domain
+    fused: bool = True
+
+
+def _template(name: str, words: str, constants: str, domain: Domain, fused: bool = True) -> Template:
+    return Template(name, tuple(words.split()), tuple(constants.split()), domain, fused)
+
+
+TEMPLATES: dict[str, Template] = {
+    t.name: t
+    for t in (
+        _template(
+            "gemm",
+            "A B M N K A_ROW A_B0 A_B1 B_B0 B_B1 B0 B1 ROW_TILES PANELS",
+            "NR",
+            domain.gemm_domain,
+        ),
+        _template(
+            "pack",
+            "SOURCE TARGET N C TAPS S_N S_C S_TAP S_B0 S_B1 T_B0 T_B1 B0 B1 TAIL",
+            "NR",
+            domain.pack_domain,
+            fused=False,
+        ),
+    )
+}
+
+
+def epilogue_base(name: str) -> int:
+    """Number of the first word of the epilogue: the count of the template's own words."""
+    return len(TEMPLATES[name].words)
+
+
+def bind(
+    name: str,
+    constants: Mapping[str, object],
+    words: MutableSequence[int],
+    target: CpuTarget,
+    threads: int,
+) -> int:
+    """Fill a call's blocking words in place, its sizes being known; returns the number of units of its domain."""
+    template = TEMPLATES[name]
+    named = dict(zip(template.words, words))
+    numbers = {key: value for key, value in constants.items() if isinstance(value, int)}
+    units = template.domain(named, numbers, target, threads)
+    words[: len(template.words)] = [named[word] for word in template.words]
+    return units
+
+
+def render(name: str, constants: Mapping[str, object], epilogue: str, target: CpuTarget) -> str:
+    """The text of a kernel: the template with its constants, word numbers and epilogue put in.
+
+    epilogue: module text that ends in `def epilogue(args, b0, b1, i, j, acc)`; "" keeps the template's own, which
+        stores to a dense result at the address in the first epilogue word.
+    KeyError when a constant is missing or unknown.
+    """
+    template = TEMPLATES[name]
+    values: dict[str, object] = dict(zip(template.words, range(len(template.words))))
+    values["EPILOGUE"] = len(template.words)
+    if "NR" in constants:
+        values |= domain.tile_constants(target, int(str(constants["NR"])))
+    for constant in template.constants:
+        values[constant] = constants[constant]
+    unknown = set(constants) - set(template.constants)
+    if unknown:
+        raise KeyError(f"template {name} has no constants {sorted(unknown)}")
+    text, places = _parsed(name)
+    lines = text.splitlines()
+    for key, (first, last) in sorted(places.items(), key=lambda place: -place[1][0]):
+        if key == "epilogue" and epilogue:
+            lines[first:last] = _decorated(epilogue).splitlines()
+        elif key in values:
+            comment = lines[first].partition("  #")[2]
+            lines[first:last] = [f"{key} = {values[key]}" + (f"  #{comment}" if comment else "")]
+    return "\n".join(lines) + "\n"
+
+
+def _decorated(epilogue: str) -> str:
+    return epilogue.strip("\n").replace("def epilogue(", "@helper\ndef epilogue(", 1)
+
+
+@lru_cache(maxsize=32)
+def _parsed(name: str) -> tuple[str, dict[str, tuple[int, int]]]:
+    """A template's text, and the line ranges of its module-level constants and its epilogue."""
+    text = (_FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    places = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            places[node.targets[0].id] = (node.lineno - 1, node.end_lineno or node.lineno)
+        elif isinstance(node, ast.FunctionDef) and node.name == "epilogue":
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            places["epilogue"] = (first - 1, node.end_lineno or node.lineno)
+    return text, places
