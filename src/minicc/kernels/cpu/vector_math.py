@@ -1,0 +1,477 @@
+"""Elementary functions for kernels, named `<function>_f32` and `<function>_f64`.
+
+The float32 functions in the first half are straight-line arithmetic: inlined into a loop they become vector code.
+They are right to 4 ulp or better, and have numpy's values at infinities, NaN, overflow and subnormal numbers. The
+others, and all float64 ones, call the C library once per element: right, but slow. Nothing here raises.
+
+Methods: Cody and Waite range reduction; polynomials of Cephes (S. L. Moshier); erf after N. Juffa.
+"""
+
+# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
+
+import math
+
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+from minicc.kernels.cpu.intrinsics import F32, F64, I32, I64, call_vector_intrinsic, helper, type_suffix
+
+f32 = np.float32
+f64 = np.float64
+
+# Adding 1.5 * 2**23 to a small float32 rounds it to an integer, which then stands in the low bits.
+ROUND_F32 = f32(12582912.0)
+ROUND_F64 = f64(6755399441055744.0)
+
+INFINITY = f32(np.inf)
+LOG2_E = f32(1.44269504088896341)
+# log(2) in two parts; the first has few bits, so that its product with an exponent is exact.
+LOG_2_HIGH = f32(0.693359375)
+LOG_2_LOW = f32(-2.12194440e-4)
+
+
+# ---------------------------------------------------------------------------------------- bits of numbers
+
+
+@intrinsic
+def copysign(typing_context, x, y):
+    """The magnitude of x with the sign of y."""
+    if not isinstance(x, types.Float) or x != y:
+        return None
+
+    def emit(context, builder, signature, values):
+        name = f"llvm.copysign.{type_suffix(values[0].type)}"
+        return call_vector_intrinsic(builder, name, values, values[0].type)
+
+    return x(x, y), emit
+
+
+@intrinsic
+def power_of_two(typing_context, rounded):
+    """2**k in float32 for rounded = k + ROUND_F32 and k in -126..127."""
+
+    def emit(context, builder, signature, values):
+        exponent = builder.shl(builder.bitcast(values[0], I32), I32(23))
+        return builder.bitcast(builder.add(exponent, I32(127 << 23)), F32)
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def scale(typing_context, x, rounded):
+    """x * 2**k in float32 for rounded = k + ROUND_F32 and k in -252..254; over- and underflows rightly."""
+
+    def emit(context, builder, signature, values):
+        k = builder.sub(builder.bitcast(values[1], I32), I32(0x4B400000))
+        half = builder.ashr(k, I32(1))
+        result = values[0]
+        for part in (half, builder.sub(k, half)):
+            power = builder.bitcast(builder.shl(builder.add(part, I32(127)), I32(23)), F32)
+            result = builder.fmul(result, power)
+        return result
+
+    return types.float32(types.float32, types.float32), emit
+
+
+@intrinsic
+def power_of_two_f64(typing_context, rounded):
+    """2**k in float64 for rounded = k + ROUND_F64 and k in -1022..1023."""
+
+    def emit(context, builder, signature, values):
+        exponent = builder.shl(builder.bitcast(values[0], I64), I64(52))
+        return builder.bitcast(builder.add(exponent, I64(1023 << 52)), F64)
+
+    return types.float64(types.float64), emit
+
+
+def _split_f32(builder, x):
+    """(exponent k as i32, bits of m) with x = m * 2**k and m in [sqrt(1/2), sqrt(2)), for normal x."""
+    bits = builder.bitcast(x, I32)
+    k = builder.ashr(builder.sub(bits, I32(0x3F3504F3)), I32(23))
+    return k, builder.sub(bits, builder.shl(k, I32(23)))
+
+
+@intrinsic
+def exponent_of(typing_context, x):
+    """k of x = m * 2**k, m in [sqrt(1/2), sqrt(2)), as a float32; x positive and normal."""
+
+    def emit(context, builder, signature, values):
+        return builder.sitofp(_split_f32(builder, values[0])[0], F32)
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def mantissa_of(typing_context, x):
+    """m of x = m * 2**k, m in [sqrt(1/2), sqrt(2)); x positive and normal."""
+
+    def emit(context, builder, signature, values):
+        return builder.bitcast(_split_f32(builder, values[0])[1], F32)
+
+    return types.float32(types.float32), emit
+
+
+# The upper bits of 2**52; an unsigned number below 2**52 joined to them is the float64 2**52 + number.
+_JOIN_F64 = 0x4330000000000000
+
+
+@intrinsic
+def exponent_of_f64(typing_context, x):
+    """k of x = m * 2**k, m in [sqrt(1/2), sqrt(2)), as a float64; x positive and normal."""
+
+    def emit(context, builder, signature, values):
+        # Unsigned shift and join: vector units below AVX-512 can neither shift i64 by sign nor convert it.
+        bits = builder.sub(builder.bitcast(values[0], I64), I64(0x3FE6A09E667F3BCD - (1023 << 52)))
+        joined = builder.bitcast(builder.or_(builder.lshr(bits, I64(52)), I64(_JOIN_F64)), F64)
+        return builder.fsub(joined, F64(2.0**52 + 1023.0))
+
+    return types.float64(types.float64), emit
+
+
+@intrinsic
+def mantissa_of_f64(typing_context, x):
+    """m of x = m * 2**k, m in [sqrt(1/2), sqrt(2)); x positive and normal."""
+
+    def emit(context, builder, signature, values):
+        bits = builder.sub(builder.bitcast(values[0], I64), I64(0x3FE6A09E667F3BCD))
+        fraction = builder.and_(bits, I64((1 << 52) - 1))
+        return builder.bitcast(builder.add(fraction, I64(0x3FE6A09E667F3BCD)), F64)
+
+    return types.float64(types.float64), emit
+
+
+@intrinsic
+def has_bit(typing_context, rounded, bit):
+    """Whether this bit (a literal) of k is set, for rounded = k + ROUND_F64."""
+    if not isinstance(bit, types.IntegerLiteral):
+        return None
+
+    def emit(context, builder, signature, values):
+        chosen = builder.and_(builder.bitcast(values[0], I64), I64(1 << bit.literal_value))
+        return builder.icmp_unsigned("!=", chosen, I64(0))
+
+    return types.boolean(types.float64, bit), emit
+
+
+# ------------------------------------------------------------------------- exponential and its relatives
+
+
+@helper
+def _round_exponent(x):
+    """k + ROUND_F32 with k the integer nearest to x / log(2)."""
+    return x * LOG2_E + ROUND_F32
+
+
+@helper
+def _expm1_reduced(x, k):
+    """exp(x - k * log(2)) - 1 in float32, for an argument within half of log(2) of zero."""
+    r = (x - k * LOG_2_HIGH) - k * LOG_2_LOW
+    p = r * f32(1.9875691500e-4) + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    return p * (r * r) + r
+
+
+@helper
+def exp_f32(x):
+    """e**x."""
+    # Beyond these bounds the result is infinity or 0. NaN passes both comparisons.
+    x = f32(89.0) if x > f32(89.0) else x
+    x = f32(-104.0) if x < f32(-104.0) else x
+    rounded = _round_exponent(x)
+    return scale(_expm1_reduced(x, rounded - ROUND_F32) + f32(1.0), rounded)
+
+
+@helper
+def expm1_f32(x):
+    """e**x - 1, accurate near 0."""
+    y = f32(89.0) if x > f32(89.0) else x
+    y = f32(-20.0) if y < f32(-20.0) else y
+    rounded = _round_exponent(y)
+    # Half of the power, as 2**128 is no float32.
+    half = power_of_two(rounded - f32(1.0))
+    result = half * _expm1_reduced(y, rounded - ROUND_F32) + (half - f32(0.5))
+    return copysign(result + result, x)
+
+
+@helper
+def sigmoid_f32(x):
+    """1 / (1 + e**-x), without overflow on either side."""
+    e = exp_f32(-abs(x))
+    return (f32(1.0) if x >= f32(0.0) else e) / (f32(1.0) + e)
+
+
+@helper
+def tanh_f32(x):
+    """Hyperbolic tangent: (e**2x - 1) / (e**2x + 1)."""
+    y = abs(x) + abs(x)
+    y = f32(20.0) if y > f32(20.0) else y
+    rounded = _round_exponent(y)
+    power = power_of_two(rounded)
+    e = power * _expm1_reduced(y, rounded - ROUND_F32) + (power - f32(1.0))
+    return copysign(e / (e + f32(2.0)), x)
+
+
+@helper
+def _log_parts(x):
+    """log(x) of a positive normal number."""
+    k = exponent_of(x)
+    f = mantissa_of(x) - f32(1.0)
+    square = f * f
+    p = f * f32(7.0376836292e-2) + f32(-1.1514610310e-1)
+    p = p * f + f32(1.1676998740e-1)
+    p = p * f + f32(-1.2420140846e-1)
+    p = p * f + f32(1.4249322787e-1)
+    p = p * f + f32(-1.6668057665e-1)
+    p = p * f + f32(2.0000714765e-1)
+    p = p * f + f32(-2.4999993993e-1)
+    p = p * f + f32(3.3333331174e-1)
+    p = p * f * square + k * LOG_2_LOW
+    p = p - square * f32(0.5)
+    return (f + p) + k * LOG_2_HIGH
+
+
+@helper
+def log_f32(x):
+    """Natural logarithm; -infinity at 0, NaN below."""
+    tiny = x < f32(1.17549435e-38)
+    y = x * f32(8388608.0) if tiny else x
+    result = _log_parts(y)
+    result = result - f32(15.942385152878742) if tiny else result
+    result = result if x < INFINITY else x
+    result = result if x > f32(0.0) else f32(np.nan)
+    result = -INFINITY if x == f32(0.0) else result
+    return result if x == x else x
+
+
+@helper
+def log1p_f32(x):
+    """log(1 + x), accurate near 0."""
+    y = f32(1.0) + x
+    # What rounding 1 + x lost, relative to it.
+    lost = (x - (y - f32(1.0))) / y
+    result = log_f32(y) + lost
+    return result if (y > f32(0.0)) and (y < INFINITY) and (x != f32(0.0)) else (x if x == f32(0.0) else log_f32(y))
+
+
+@helper
+def softplus_f32(x):
+    """log(1 + e**x), without overflow."""
+    positive = f32(0.0) if x < f32(0.0) else x
+    return positive + log1p_f32(exp_f32(-abs(x)))
+
+
+@helper
+def erf_f32(x):
+    """Error function."""
+    a = abs(x)
+    square = x * x
+    # Near 0: x + x * p(x**2).
+    p = square * f32(-5.96761703e-4) + f32(4.99119423e-3)
+    p = p * square + f32(-2.67681349e-2)
+    p = p * square + f32(1.12819925e-1)
+    p = p * square + f32(-3.76125336e-1)
+    p = p * square + f32(1.28379166e-1)
+    near = p * x + x
+    # Further out: 1 - e**q(|x|).
+    b = f32(4.0) if a > f32(4.0) else a
+    q = b * f32(-1.72853470e-5) + f32(3.83197126e-4)
+    q = q * (b * b) + (b * f32(-3.88396438e-3) + f32(2.42546219e-2))
+    q = q * b + f32(-1.06777877e-1)
+    q = q * b + f32(-6.34846687e-1)
+    q = q * b + f32(-1.28717512e-1)
+    q = q * b - b
+    rounded = _round_exponent(q)
+    power = power_of_two(rounded)
+    e = power * _expm1_reduced(q, rounded - ROUND_F32) + (power - f32(1.0))
+    return copysign(-e, x) if a > f32(0.927734375) else near
+
+
+# ---------------------------------------------------------------------------------------------- trigonometry
+
+TWO_OVER_PI = f64(0.6366197723675814)
+# pi / 2 in three parts; products of the first two with an integer below 2**20 are exact even without FMA.
+HALF_PI_1 = f64(1.57079632673412561417e00)
+HALF_PI_2 = f64(6.07710050630396597660e-11)
+HALF_PI_3 = f64(2.02226624879595063154e-21)
+# From here on neighbouring float32 numbers lie many periods apart, and 0 is as good an angle as any.
+MEANINGLESS = f32(1e12)
+
+
+@helper
+def _quarter_turns(x):
+    """k + ROUND_F64 with k the number of quarter turns nearest to the angle; NaN for infinity."""
+    y = x if abs(x) < MEANINGLESS else x - x
+    return f64(y) * TWO_OVER_PI + ROUND_F64
+
+
+@helper
+def _remaining_angle(x, k):
+    """x - k * pi / 2 in float32, accurate to its last bit."""
+    y = f64(x if abs(x) < MEANINGLESS else x - x)
+    return f32(((y - k * HALF_PI_1) - k * HALF_PI_2) - k * HALF_PI_3)
+
+
+@helper
+def _sin_reduced(r):
+    """sin(r) for r within pi / 4 of zero."""
+    square = r * r
+    p = square * f32(-1.9515295891e-4) + f32(8.3321608736e-3)
+    p = p * square + f32(-1.6666654611e-1)
+    return p * square * r + r
+
+
+@helper
+def _cos_reduced(r):
+    """cos(r) for r within pi / 4 of zero."""
+    square = r * r
+    p = square * f32(2.443315711809948e-5) + f32(-1.388731625493765e-3)
+    p = p * square + f32(4.166664568298827e-2)
+    return p * (square * square) + (square * f32(-0.5) + f32(1.0))
+
+
+@helper
+def sin_f32(x):
+    """Sine of an angle in radians; NaN for infinity. Angles from 1e12 on count as 0."""
+    turns = _quarter_turns(x)
+    r = _remaining_angle(x, turns - ROUND_F64)
+    result = _cos_reduced(r) if has_bit(turns, 0) else _sin_reduced(r)
+    return -result if has_bit(turns, 1) else result
+
+
+@helper
+def cos_f32(x):
+    """Cosine of an angle in radians; NaN for infinity. Angles from 1e12 on count as 0."""
+    turns = _quarter_turns(x)
+    r = _remaining_angle(x, turns - ROUND_F64)
+    result = _sin_reduced(r) if has_bit(turns, 0) else _cos_reduced(r)
+    return -result if has_bit(turns + f64(1.0), 1) else result
+
+
+@helper
+def tan_f32(x):
+    """Tangent of an angle in radians; NaN for infinity. Angles from 1e12 on count as 0."""
+    turns = _quarter_turns(x)
+    r = _remaining_angle(x, turns - ROUND_F64)
+    sine, cosine = _sin_reduced(r), _cos_reduced(r)
+    odd = has_bit(turns, 0)
+    return (-cosine if odd else sine) / (sine if odd else cosine)
+
+
+# ---------------------------------------------------------------------------------------------------- power
+
+
+@helper
+def _log2_f64(x):
+    """Binary logarithm of a positive number to 1e-13."""
+    m = mantissa_of_f64(x)
+    s = (m - f64(1.0)) / (m + f64(1.0))
+    square = s * s
+    p = square * f64(2.0 / 17.0) + f64(2.0 / 15.0)
+    p = p * square + f64(2.0 / 13.0)
+    p = p * square + f64(2.0 / 11.0)
+    p = p * square + f64(2.0 / 9.0)
+    p = p * square + f64(2.0 / 7.0)
+    p = p * square + f64(2.0 / 5.0)
+    p = p * square + f64(2.0 / 3.0)
+    p = p * square + f64(2.0)
+    return p * s * f64(1.4426950408889634) + exponent_of_f64(x)
+
+
+@helper
+def _exp2_f64(x):
+    """2**x to 1e-12, for x in -1000..1000."""
+    rounded = x + ROUND_F64
+    r = (x - (rounded - ROUND_F64)) * f64(0.6931471805599453)
+    p = r * f64(1.0 / 3628800.0) + f64(1.0 / 362880.0)
+    p = p * r + f64(1.0 / 40320.0)
+    p = p * r + f64(1.0 / 5040.0)
+    p = p * r + f64(1.0 / 720.0)
+    p = p * r + f64(1.0 / 120.0)
+    p = p * r + f64(1.0 / 24.0)
+    p = p * r + f64(1.0 / 6.0)
+    p = p * r + f64(0.5)
+    p = p * r + f64(1.0)
+    return (p * r + f64(1.0)) * power_of_two_f64(rounded)
+
+
+@helper
+def pow_f32(x, y):
+    """x**y with the special cases of C's pow, computed in float64."""
+    a = abs(x)
+    logarithm = _log2_f64(f64(a))
+    logarithm = logarithm if a < INFINITY else f64(a)
+    logarithm = f64(-np.inf) if a == f32(0.0) else logarithm
+    exponent = f64(0.0) if a == f32(1.0) else logarithm * f64(y)
+    exponent = f64(200.0) if exponent > f64(200.0) else exponent
+    exponent = f64(-200.0) if exponent < f64(-200.0) else exponent
+    result = f32(_exp2_f64(exponent))
+    half = y * f32(0.5)
+    is_whole = np.rint(y) == y
+    is_odd = is_whole and np.rint(half) != half
+    result = copysign(result, x) if is_odd else result
+    result = f32(np.nan) if (x < f32(0.0)) and (a < INFINITY) and not is_whole else result
+    return f32(1.0) if (y == f32(0.0)) or (x == f32(1.0)) else result
+
+
+# ---------------------------------------------------------------------- by the C library, once per element
+
+
+def _library(function):
+    """The function of `math` as a helper: float32 in and out for float32 arguments."""
+
+    @helper
+    def call(x):
+        return function(x)
+
+    return call
+
+
+asin_f32 = asin_f64 = _library(math.asin)
+acos_f32 = acos_f64 = _library(math.acos)
+atan_f32 = atan_f64 = _library(math.atan)
+sinh_f32 = sinh_f64 = _library(math.sinh)
+cosh_f32 = cosh_f64 = _library(math.cosh)
+asinh_f32 = asinh_f64 = _library(math.asinh)
+acosh_f32 = acosh_f64 = _library(math.acosh)
+atanh_f32 = atanh_f64 = _library(math.atanh)
+exp_f64 = _library(math.exp)
+expm1_f64 = _library(math.expm1)
+log_f64 = _library(math.log)
+log1p_f64 = _library(math.log1p)
+sin_f64 = _library(math.sin)
+cos_f64 = _library(math.cos)
+tan_f64 = _library(math.tan)
+tanh_f64 = _library(math.tanh)
+erf_f64 = _library(math.erf)
+
+
+@helper
+def atan2_f32(y, x):
+    """The angle of the point (x, y), from -pi to pi."""
+    return math.atan2(y, x)
+
+
+@helper
+def pow_f64(x, y):
+    """x**y with the special cases of C's pow."""
+    return math.pow(x, y)
+
+
+@helper
+def sigmoid_f64(x):
+    """1 / (1 + e**-x), without overflow on either side."""
+    e = math.exp(-abs(x))
+    return (f64(1.0) if x >= f64(0.0) else e) / (f64(1.0) + e)
+
+
+@helper
+def softplus_f64(x):
+    """log(1 + e**x), without overflow."""
+    return max(x, f64(0.0)) + math.log1p(math.exp(-abs(x)))
+
+
+atan2_f64 = atan2_f32
