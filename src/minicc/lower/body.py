@@ -45,21 +45,49 @@ class Normalised:
     body: Body
     words: tuple[BodyWord, ...]
     extents: tuple[Dim, ...]
-    shared: tuple[Hashable, ...]  # arrays read at exactly the place that is written, candidates for in-place
 
 
-def normalise(writes: Sequence[Write], extents: Sequence[Dim], *, collapse: bool = True,
-              in_place: frozenset[Hashable] = frozenset()) -> Normalised:  # fmt: skip
-    """The normal form of some writes over parallel axes 0..len(extents)-1; reductions use higher axis numbers.
+def normalise(writes: Sequence[Write], extents: Sequence[Dim]) -> Normalised:
+    """The normal form of some writes over parallel axes 0..len(extents)-1; reductions use higher axis numbers."""
+    state = _State(list(writes), list(extents))
+    state.drop_unit_axes()
+    state.collapse([])
+    return state.finish({axis: i for i, axis in enumerate(state.axes)}, len(state.axes))
 
-    collapse: False keeps the axes as they are (a template's epilogue has its own four).
-    in_place: arrays whose memory the planner may give to the output; they count as shared when read where written.
+
+@dataclass(frozen=True)
+class Space:
+    """A template's output space (b0, b1, i, j): the epilogue over it, and how its own operands walk the batch and row axes.
+
+    extents: of b0, b1, i, j. strides: per template operand, its strides over (b0, b1, i).
+    """
+
+    normal: Normalised
+    extents: tuple[Dim, Dim, Dim, Dim]
+    strides: tuple[tuple[Dim, Dim, Dim], ...]
+
+
+def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands: Sequence[dict[int, Dim]]) -> Space | str:
+    """Fit writes over the logical axes of a template's output (the last two are row and column) to (b0, b1, i, j).
+
+    operands: strides by logical axis of what the template itself reads; axes merge only where these allow it.
+    Returns a sentence when more than two batch axes remain.
     """
     state = _State(list(writes), list(extents))
-    if collapse:
-        state.drop_unit_axes()
-        state.collapse()
-    return state.finish(in_place)
+    column, row = len(extents) - 1, len(extents) - 2
+    for axis in range(row):
+        if extents[axis] == 1:
+            state.substitute(axis, const(0, i64))
+            state.axes.remove(axis)
+    state.collapse([Affine(dict(o), 0, None) for o in operands], keep=frozenset((column,)))
+    batch = [a for a in state.axes if a < row]
+    if len(batch) > 2:
+        return f"{len(batch)} batch axes do not merge into two"
+    number = {axis: 2 - len(batch) + i for i, axis in enumerate(batch)} | {row: 2, column: 3}
+    places: dict[int, int] = {n: a for a, n in number.items()}
+    sizes = [state.extents[places[n]] if n in places else 1 for n in range(4)]
+    strides = tuple(tuple(o.get(places[n], 0) if n in places else 0 for n in range(3)) for o in operands)
+    return Space(state.finish(number, 4), tuple(sizes), strides)  # type: ignore[arg-type]
 
 
 class _State:
@@ -115,15 +143,15 @@ class _State:
 
         self.writes = [Write(w.array, w.dtype, rewrite(w.offset, change), rewrite(w.value, change)) for w in self.writes]
 
-    def collapse(self) -> None:
-        """Merge neighbouring axes that all offsets walk contiguously and nothing else looks at."""
-        offsets = self.offsets()
+    def collapse(self, others: list[Affine], keep: frozenset[int] = frozenset()) -> None:
+        """Merge neighbouring axes that all offsets (and `others`) walk contiguously and nothing else looks at."""
+        offsets = self.offsets() + others
         named = self._axes_used_otherwise()
         merged = True
         while merged:
             merged = False
             for outer, inner in zip(self.axes, self.axes[1:]):
-                if outer in named or inner in named:
+                if outer in named or inner in named or inner in keep:
                     continue
                 extent = self.extents[inner]
                 if all(a.strides.get(outer, 0) == a.strides.get(inner, 0) * extent for a in offsets):
@@ -131,7 +159,7 @@ class _State:
                     self.substitute(outer, const(0, i64))
                     self.extents[inner] = self.extents[outer] * extent
                     self.axes.remove(outer)
-                    offsets = self.offsets()
+                    offsets = self.offsets() + others
                     merged = True
                     break
         self._collapse_reductions(named)
@@ -186,42 +214,25 @@ class _State:
                 stack.extend(expr.args)
         return used
 
-    def finish(self, in_place: frozenset[Hashable]) -> Normalised:
-        number = {axis: i for i, axis in enumerate(self.axes)}
+    def finish(self, number: dict[int, int], rank: int) -> Normalised:
+        """Number the axes as given (reductions after `rank`), and turn offsets into operands, sizes into words."""
+        number = dict(number)
         for expr in self.expressions():
             if expr.op == "reduce":
                 for axis in expr.arg[1]:  # type: ignore[index]
-                    number.setdefault(axis, len(number))
-        table = _Table(number, len(self.axes))
+                    number.setdefault(axis, rank + sum(1 for n in number.values() if n >= rank))
+        table = _Table(number, max([rank, *(n + 1 for n in number.values())]))
         stores = [table.operand(w.array, w.dtype, affine(w.offset), output=True)[0] for w in self.writes]
-        written = {(w.array, s) for w, s in zip(self.writes, stores)}
-        places = {(tuple(table.entries[s][2]), table.entries[s][3]) for s in stores}
-        dtypes = {table.entries[s][1] for s in stores}
-
-        def is_shared(array: Hashable, dtype: DType, strides: tuple[Dim, ...], constant: Dim) -> bool:
-            return array in in_place and (strides, constant) in places and dtypes == {dtype}
-
         values = [table.convert(w.value) for w in self.writes]
-        self_reads = {a for a, _ in written}
-        operands = []
-        all_reads: dict[Hashable, bool] = {}
+        operands, words = [], []
         for array, dtype, strides, constant, output in table.entries:
-            if not output:
-                ok = is_shared(array, dtype, strides, constant)
-                all_reads[array] = all_reads.get(array, True) and ok
-        for array, _dtype, _strides, _constant, output, *_ in table.entries:
-            assert output or array not in self_reads, "a kernel reads what it writes"
-        for array, dtype, strides, _, output in table.entries:
-            literal = tuple(_literal(s, axis, len(self.axes)) for axis, s in enumerate(strides))
-            operands.append(Operand(dtype, literal, output, not output and all_reads[array]))
-        words: list[BodyWord] = []
-        for (array, _, strides, constant, _), operand in zip(table.entries, operands):
+            literal = tuple(_literal(s, axis, rank) for axis, s in enumerate(strides))
+            operands.append(Operand(dtype, literal, output))
             words.append(BodyWord(constant, array))
-            words += [BodyWord(s) for s, literal in zip(strides, operand.strides) if literal is None]
+            words += [BodyWord(s) for s, known in zip(strides, literal) if known is None]
         words += [BodyWord(s) for s in table.sizes]
         body = Body(tuple(operands), tuple(Store(s, v) for s, v in zip(stores, values)), len(table.sizes))
-        shared = tuple(dict.fromkeys(a for a, ok in all_reads.items() if ok))
-        return Normalised(body, tuple(words), tuple(self.extents[a] for a in self.axes), shared)
+        return Normalised(body, tuple(words), tuple(self.extents[a] for a in self.axes))
 
 
 def _literal(stride: Dim, axis: int, rank: int) -> int | None:
@@ -232,14 +243,14 @@ def _literal(stride: Dim, axis: int, rank: int) -> int | None:
 class _Table:
     """Operands and size words while a body is numbered."""
 
-    def __init__(self, number: dict[int, int], rank: int) -> None:
-        self.number, self.rank = number, rank
+    def __init__(self, number: dict[int, int], axes: int) -> None:
+        self.number, self.axes = number, axes
         self.entries: list[tuple[Hashable, DType, tuple[Dim, ...], Dim, bool]] = []
         self.sizes: list[Dim] = []
         self.memo: dict[Expr, Expr] = {}
 
     def operand(self, array: Hashable, dtype: DType, form: Affine, *, output: bool = False) -> tuple[int, Expr | None]:
-        strides: list[Dim] = [0] * len(self.number)
+        strides: list[Dim] = [0] * self.axes
         for axis, stride in form.strides.items():
             strides[self.number[axis]] = stride
         entry = (array, dtype, tuple(strides), form.constant, output)

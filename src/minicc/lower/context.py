@@ -1,0 +1,233 @@
+"""What lowering knows while it walks a graph: where each value lives, the kernels so far, the steps so far.
+
+Values get an array when somebody needs one; a reshape of a contiguous array is the same array, and other views are
+composed into their readers until something (a host node, a graph output, a template) asks for their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from minicc.errors import CodegenError
+from minicc.ir.dims import Dim, product
+from minicc.ir.expr import Expr, dim, iteration, walk
+from minicc.ir.graph import Node, Value
+from minicc.ir.types import DType, OpaqueType, TensorType
+from minicc.lower.affine import affine, linearise, row_major
+from minicc.lower.body import BodyWord, Write, normalise
+from minicc.lower.compose import RESHAPES, VIEWS, Composer
+from minicc.lower.kernel import Kernel, LoopKernel
+from minicc.lower.program import Buffer, KernelStep, Step, Word
+from minicc.targets.cpu import CpuTarget
+
+# Rough costs of one element on one core, in nanoseconds, for cutting work into chunks; not for choosing kernels.
+NS_PER_LOAD, NS_PER_FUNCTION, NS_PER_SIMPLE = 0.15, 0.8, 0.03
+
+
+@dataclass
+class KernelTable:
+    """Distinct kernels of a program and its bodies."""
+
+    index: dict[Kernel, int] = field(default_factory=dict)
+
+    def number(self, kernel: Kernel) -> int:
+        return self.index.setdefault(kernel, len(self.index))
+
+
+class Lowering:
+    """Buffers, steps and kernels of one graph being lowered."""
+
+    def __init__(self, target: CpuTarget, kernels: KernelTable, winograd: bool = True) -> None:
+        self.target, self.kernels, self.winograd = target, kernels, winograd
+        self.buffers: list[Buffer] = []
+        self.steps: list[Step] = []
+        self.places: dict[Value, int] = {}
+        self.constants: dict[Hashable, int] = {}
+        self.computed: set[Value] = set()  # values whose step has been emitted or that are given
+        self.notes: dict[str, str] = {}
+
+    # -- buffers
+
+    def new_buffer(self, name: str, dtype: DType | None, shape: Sequence[Dim] | None, kind: str,
+                   data: np.ndarray | None = None, content: tuple[object, ...] = ()) -> int:  # type: ignore[type-arg]  # fmt: skip
+        self.buffers.append(Buffer(name, dtype, None if shape is None else tuple(shape), kind, data, content))
+        return len(self.buffers) - 1
+
+    def temporary(self, name: str, dtype: DType, shape: Sequence[Dim]) -> int:
+        """Working memory in the arena."""
+        return self.new_buffer(name, dtype, shape, "temporary")
+
+    def constant(self, data: np.ndarray, name: str, key: Hashable = None) -> int:  # type: ignore[type-arg]
+        """A constant array, shared by `key` (the identity of the original weights and how they were packed)."""
+        if key is not None and key in self.constants:
+            return self.constants[key]
+        from minicc.ir.types import dtype_of
+
+        number = self.new_buffer(name, dtype_of(data.dtype), data.shape, "constant", data)
+        if key is not None:
+            self.constants[key] = number
+        return number
+
+    def allocate(self, value: Value, kind: str = "temporary") -> int:
+        """The array that a step about to be emitted writes `value` to."""
+        if isinstance(value.type, OpaqueType) or value.type.shape is None:
+            number = self.new_buffer(value.name, None if isinstance(value.type, OpaqueType) else value.type.dtype, None, "host")
+        else:
+            number = self.new_buffer(value.name, value.type.dtype, value.type.shape, kind)
+        self.places[value] = number
+        self.computed.add(value)
+        return number
+
+    def is_inline(self, value: Value) -> bool:
+        """Whether readers compose this value instead of loading it: a view that has no array yet."""
+        node = value.producer
+        return node is not None and value not in self.places and is_view(node)
+
+    def buffer(self, value: Value) -> int:
+        """The contiguous array of a value, made now if it is a constant or a view without one."""
+        if value in self.places:
+            return self.places[value]
+        if value.data is not None:
+            number = self.constant(value.data, value.name, ("data", id(value.data), value.data.shape))
+        elif value.content is not None and value.producer is None:
+            tensor = value.tensor
+            number = self.new_buffer(value.name, tensor.dtype, tensor.dims, "content", content=tuple(value.content.flat))
+        elif value.producer is not None and is_view(value.producer):
+            alias = self._alias(value)
+            if alias is not None:
+                number = alias
+            else:
+                self.emit_loops([value], self.composer(), value.producer.origin, f"copy_{value.producer.op.name.lower()}")
+                return self.places[value]
+        else:
+            raise CodegenError(f"value {value.name} is read before it is computed",
+                               where=value.producer.describe() if value.producer else "")  # fmt: skip
+        self.places[value] = number
+        return number
+
+    def _alias(self, value: Value) -> int | None:
+        """The array of a reshape's source, which holds the same bytes in the same order."""
+        node = value.producer
+        assert node is not None
+        if node.op.name not in RESHAPES:
+            return None
+        source = node.inputs[0]
+        assert source is not None
+        # A reshape of a view would need the view's array; composing copies once instead of twice.
+        if self.is_inline(source) and source.producer is not None and source.producer.op.name not in RESHAPES:
+            return None
+        return self.buffer(source)
+
+    def composer(self, inside: Callable[[Value], bool] = lambda _: False, bound: Callable[[Value], Value] = lambda v: v,
+                 given: Callable[[Value, tuple[Expr, ...]], Expr | None] = lambda _v, _i: None) -> Composer:  # fmt: skip
+        """A composer that inlines the given values and every view without an array."""
+        return Composer(lambda v: inside(v) or self.is_inline(v), bound, given)
+
+    def view(self, value: Value, shape: Sequence[Dim]) -> tuple[int, Dim, tuple[Dim, ...]] | None:
+        """(buffer, offset, strides over `shape`) when the value, broadcast to `shape`, is an affine view of an array."""
+        from minicc.lower.compose import broadcast_index
+
+        index = [iteration(a) for a in range(len(shape))]
+        expr = self.composer().element(value, broadcast_index(index, shape, value.shape))
+        if expr.op != "load":
+            return None
+        form = affine(expr.args[0])
+        if form.rest is not None:
+            return None
+        assert isinstance(expr.arg, Value)
+        return self.buffer(expr.arg), form.constant, tuple(form.strides.get(a, 0) for a in range(len(shape)))
+
+    # -- steps
+
+    def emit_loops(self, outputs: Sequence[Value], composer: Composer, origin: tuple[str, ...], name: str,
+                   sources: Sequence[Value] | None = None, note: str = "") -> None:  # fmt: skip
+        """One generated kernel that computes `outputs` (equal shapes) element by element.
+
+        sources: the values whose elements are stored, when they differ from `outputs` (results of a fused body).
+        """
+        shape = outputs[0].shape
+        index = [iteration(a) for a in range(len(shape))]
+        elements = [composer.element(v, index) for v in (sources or outputs)]
+        # Arrays are made (and views copied) before this step is emitted, so reads always precede it.
+        writes = []
+        for value, element in zip(outputs, elements):
+            writes.append(Write(value, value.tensor.dtype, linearise(index, shape), element))
+        self.emit_writes(writes, shape, origin, name, allocate=outputs, note=note)
+
+    def emit_writes(self, writes: Sequence[Write], shape: Sequence[Dim], origin: tuple[str, ...], name: str,
+                    allocate: Sequence[Value] = (), note: str = "") -> None:  # fmt: skip
+        """A generated kernel for explicit writes over a parallel space of the given shape."""
+        normal = normalise(writes, shape)
+        kernel = LoopKernel(len(normal.extents), normal.body, name[:60])
+        for value in allocate:
+            self.allocate(value)
+        words = [Word(e) for e in normal.extents] + self.words(normal.words)
+        units: Dim = 1
+        if len(normal.extents) == 1:
+            units = normal.extents[0]
+        elif normal.extents:
+            units = product(normal.extents[:-1])
+        written = {self.array(w.array) for w in writes}
+        touched = [w.buffer for w in words if w.buffer is not None]
+        reads = tuple(dict.fromkeys(b for b in touched if b not in written))
+        flops, cost = estimate(writes, shape)
+        self.steps.append(KernelStep(
+            self.kernels.number(kernel), tuple(words), units, reads, tuple(dict.fromkeys(written)), origin, cost,
+            flops=flops, bytes=self.traffic([*reads, *written]), note=note,
+        ))  # fmt: skip
+
+    def words(self, words: Sequence[BodyWord]) -> list[Word]:
+        """Body words with arrays turned into buffers."""
+        return [Word(w.value, None if w.array is None else self.array(w.array)) for w in words]
+
+    def array(self, key: Hashable) -> int:
+        """The buffer of an array key: a value, or a buffer number given directly."""
+        return key if isinstance(key, int) else self.buffer(key)  # type: ignore[arg-type]
+
+    def traffic(self, buffers: Sequence[int]) -> Dim:
+        """Bytes of distinct buffers, each touched once."""
+        total: Dim = 0
+        for number in dict.fromkeys(buffers):
+            found = self.buffers[number]
+            if found.shape is not None and found.dtype is not None:
+                total = total + found.elements * found.dtype.bytes
+        return total
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node only renames positions of its first input."""
+    if node.op.domain or node.op.name not in VIEWS:
+        return False
+    known = all(isinstance(v.type, TensorType) and v.type.shape is not None for v in (node.inputs[0], *node.outputs) if v)
+    return known and (node.op.refuse is None or node.op.refuse(node) is None)
+
+
+def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
+    """(operations, nanoseconds on one core) of some writes; nanoseconds are scaled to integers per 100 elements."""
+    from minicc.ir.expr import EXPENSIVE
+
+    operations, hundredths = 0, 0.0
+    repeats: Dim = 1
+    for write in writes:
+        for expr in walk(write.value):
+            if expr.op == "load":
+                hundredths += 100 * NS_PER_LOAD
+            elif expr.op == "reduce":
+                repeats = repeats * product(expr.arg[2])  # type: ignore[index]
+            elif expr.op not in ("const", "iter", "dim"):
+                operations += 1
+                hundredths += 100 * (NS_PER_FUNCTION if expr.op in EXPENSIVE else NS_PER_SIMPLE)
+        hundredths += 100 * NS_PER_LOAD
+    elements = product(shape) * repeats
+    return elements * operations, (elements * max(1, round(hundredths))) // 100
+
+
+def strides_of(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Strides of a contiguous array of that shape."""
+    return row_major(shape)
+
+
+__all__ = ["KernelTable", "Lowering", "dim", "estimate", "is_view", "strides_of"]

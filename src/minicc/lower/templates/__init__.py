@@ -1,0 +1,34 @@
+"""Which op is lowered by which template: one table, one function per family.
+
+A function `(low, node, lead) -> refusal` emits the steps of `node` and returns "", or returns a sentence and emits
+nothing. `lead` is the anchor inside a `Fused` node's body, None when the node stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minicc.ir.graph import Node
+from minicc.ir.types import TensorType
+from minicc.lower.context import Lowering
+from minicc.lower.templates.common import FLOATS
+from minicc.lower.templates.matmul import lower_matmul
+
+Lower = Callable[[Lowering, Node, Node | None], str]
+TABLE: dict[tuple[str, str], Lower] = {
+    ("", "MatMul"): lower_matmul,
+}
+# Templates that end in a generated epilogue.
+FUSED = frozenset((("", "MatMul"),))
+
+
+def find_template(node: Node) -> Lower | None:
+    """The lowering function of a node's op, or None when it has no template."""
+    return TABLE.get((node.op.domain, node.op.name))
+
+
+def is_anchor(node: Node) -> bool:
+    """Whether fusion may grow an epilogue on this node."""
+    if (node.op.domain, node.op.name) not in FUSED or not isinstance(node.output.type, TensorType):
+        return False
+    return node.output.type.shape is not None and node.output.type.dtype in FLOATS

@@ -1,0 +1,137 @@
+"""What the template lowerings share: words by name, epilogues, float32 operands, packed constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from minicc.ir.dims import Dim, product
+from minicc.ir.expr import Expr, accumulator, cast, iteration
+from minicc.ir.graph import Graph, Node, Value
+from minicc.ir.types import DType, bf16, f16, f32
+from minicc.kernels.template import TEMPLATES
+from minicc.lower.affine import linearise, row_major
+from minicc.lower.body import Space, Write, normalise_epilogue
+from minicc.lower.context import Lowering
+from minicc.lower.kernel import Body, TemplateKernel
+from minicc.lower.program import KernelStep, Word
+
+FLOATS = (f32, f16, bf16)  # element types that templates compute in float32
+Constants = Mapping[str, int | float | str]
+
+
+def anchor_of(node: Node, lead: Node | None) -> tuple[Node, tuple[Value | None, ...]]:
+    """The op with the template, and its inputs as values of the outer graph."""
+    if lead is None:
+        return node, node.inputs
+    body: Graph = node.attrs["body"]
+    outer = dict(zip(body.inputs, node.inputs))
+    return lead, tuple(None if v is None else outer.get(v, v) for v in lead.inputs)
+
+
+def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[dict[int, Dim]],
+             shape: Sequence[Dim] | None = None,
+             finish: Callable[[Expr, tuple[Expr, ...]], Expr] | None = None) -> Space | str:  # fmt: skip
+    """The epilogue of a template over its output's axes: the fused ops, or just the store.
+
+    operands: strides by output axis of what the template reads. finish: what the anchor itself still does to the
+    accumulator (its bias), given the accumulator and the output index.
+    shape: logical axes when they are not the output's own (equal size, row-major).
+    """
+    anchor = lead or node
+    results = node.outputs if lead is None else tuple(node.outputs)
+    full = tuple(shape) if shape is not None else anchor.output.shape
+    index = tuple(iteration(a) for a in range(len(full)))
+    anchored = anchor.output
+
+    def given(value: Value, _index: tuple[Expr, ...]) -> Expr | None:
+        if value is not anchored:
+            return None
+        total = accumulator(f32)
+        total = finish(total, _index) if finish is not None else total
+        return cast(total, anchored.tensor.dtype)
+
+    if lead is None:
+        composer = low.composer(given=given)
+        sources: Sequence[Value] = [anchored]
+        results = (anchored,)
+    else:
+        body: Graph = node.attrs["body"]
+        outer = {b: v for b, v in zip(body.inputs, node.inputs) if v is not None}
+        inside = {v for n in body.nodes for v in n.outputs}
+        composer = low.composer(inside.__contains__, lambda v: outer.get(v, v), given)
+        sources = body.outputs
+    offset = linearise(index, full)
+    writes = [Write(v, v.tensor.dtype, offset, composer.element(s, index)) for v, s in zip(results, sources)]
+    return normalise_epilogue(writes, full, operands)
+
+
+def emit(low: Lowering, node: Node, template: str, constants: Constants, values: Mapping[str, Word | Dim],
+         space: Space | None, reads: Sequence[int], flops: Dim, *, writes: Sequence[int] = (), cost: Dim = 0,
+         results: Sequence[Value] = (), name: str = "") -> None:  # fmt: skip
+    """One call of a template: its words by name (0 where bind fills them), then the epilogue's."""
+    known = TEMPLATES[template]
+    unknown = set(values) - set(known.words)
+    assert not unknown, f"template {template} has no words {sorted(unknown)}"
+    words = [v if isinstance(v, Word) else Word(v) for v in (values.get(word, 0) for word in known.words)]
+    body: Body | None = None
+    written = list(writes)
+    if space is not None:
+        for value in results:
+            written.append(low.allocate(value))
+        words += low.words(space.normal.words)
+        body = space.normal.body
+    touched = [w.buffer for w in words if w.buffer is not None]
+    all_reads = tuple(dict.fromkeys(b for b in (*reads, *touched) if b not in written))
+    kernel = TemplateKernel(template, tuple(sorted(constants.items())), body, (name or f"{template}_{node.op.name}")[:60].lower())
+    low.steps.append(KernelStep(
+        low.kernels.number(kernel), tuple(words), 0, all_reads, tuple(dict.fromkeys(written)), node.origin,
+        cost or flops // 40, flops=flops, bytes=low.traffic([*all_reads, *written]),
+    ))  # fmt: skip
+
+
+def float_view(low: Lowering, value: Value, shape: Sequence[Dim], contiguous: int | None) -> tuple[int, Dim, tuple[Dim, ...]]:
+    """(buffer, offset, strides over `shape`) of a float32 operand broadcast to `shape`.
+
+    contiguous: axis that must have stride 1 (or size 1); the operand is copied when it has not. Half types are
+    copied to float32.
+    """
+    if value.tensor.dtype == f32:
+        found = low.view(value, shape)
+        if found is not None and (contiguous is None or found[2][contiguous] == 1 or shape[contiguous] == 1):
+            return found
+        number = low.buffer(value)
+    else:
+        number = as_float(low, value)
+    own = value.shape
+    strides = list(row_major(own))
+    full: list[Dim] = [0] * (len(shape) - len(own))
+    for size, stride, wanted in zip(own, strides, shape[len(shape) - len(own) :]):
+        full.append(0 if size == 1 and wanted != 1 else stride)
+    return number, 0, tuple(full)
+
+
+def as_float(low: Lowering, value: Value) -> int:
+    """A float32 copy of a half-precision value."""
+    if value.data is not None:
+        return low.constant(value.data.astype(np.float32), value.name, ("f32", id(value.data)))
+    number = low.temporary(f"{value.name}_f32", f32, value.shape)
+    index = [iteration(a) for a in range(len(value.shape))]
+    element = cast(low.composer().element(value, index), f32)
+    low.emit_writes([Write(number, f32, linearise(index, value.shape), element)], value.shape, (), "to_float")
+    return number
+
+
+def dense(buffer: int, offset: Dim = 0) -> Word:
+    """The address of an element of a buffer."""
+    return Word(offset, buffer)
+
+
+def sizes(shape: Sequence[Dim]) -> Dim:
+    return product(shape)
+
+
+def float_dtypes(*dtypes: DType) -> bool:
+    """Whether templates compute all of these in float32."""
+    return all(d in FLOATS for d in dtypes)

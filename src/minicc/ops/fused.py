@@ -1,0 +1,19 @@
+"""`Fused`: several ops that become one kernel; the result of the fusion pass.
+
+Its body is a graph whose inputs are the node's inputs in order. After fusion the graph still verifies, prints,
+evaluates and saves by the same code as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
+from minicc.ir.types import Type
+
+
+def _infer(n: Inference) -> Sequence[Type]:
+    return [value.type for value in n.attr("body").outputs]
+
+
+FUSED = register(OpDef("Fused", Kind.CONTROL, infer=_infer, attrs={"body": REQUIRED, "anchor": ""}, domain="minicc"))

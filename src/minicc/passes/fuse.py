@@ -1,0 +1,318 @@
+"""Fusion: which ops become one kernel.
+
+Two questions are kept apart: is it *legal* (`refuse_to_absorb`) and is it *worth it* (`not_worth`). Both answer with a
+sentence, so that `explain` can say why not. Regions grow in two ways: forward from an anchor (an op with a template
+whose epilogue takes pointwise ops of its own shape), and backward from the last op of a group of generated
+loops. Each region becomes a `Fused` node with a body; nothing is computed differently yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minicc.ir.expr import EXPENSIVE, Expr, const, walk
+from minicc.ir.graph import Graph, Node, Value
+from minicc.ir.opdef import Kind
+from minicc.ir.types import KERNEL_DTYPES, TensorType
+
+MAX_NODES = 40  # in one group: bounds the size of an expression and its compile time
+MAX_INPUTS = 16
+LOOPS = (Kind.POINTWISE, Kind.INDEX, Kind.REDUCE)
+# INDEX ops that read each input element at most once per output element, at one place.
+SINGLE_READ = frozenset((
+    "Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Pad", "Gather",
+    "DepthToSpace", "SpaceToDepth", "Trilu", "Tile",
+))  # fmt: skip
+# Views cost nothing by themselves: their readers take strides.
+VIEWS = frozenset(("Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"))
+RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+# Ops whose lowering is several kernels writing parts of one array.
+ALONE = frozenset(("Concat",))
+
+
+def fuse(graph: Graph, is_anchor: Callable[[Node], bool]) -> int:
+    """Group ops into `Fused` nodes, also in bodies of control flow; returns the number of nodes that disappeared.
+
+    is_anchor: whether a node has a template that takes an epilogue (known to the target).
+    """
+    absorbed = 0
+    for node in graph.nodes:
+        if node.op.name != "Fused":
+            absorbed += sum(fuse(a, is_anchor) for a in node.attrs.values() if isinstance(a, Graph))
+    graph.tidy()
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    taken: set[Node] = set()
+    regions: list[tuple[list[Node], Node | None]] = []
+    for node in graph.nodes:
+        if node not in taken and is_anchor(node):
+            region = _grow_epilogue(graph, node, position, taken)
+            taken.update(region)
+            if len(region) > 1:
+                regions.append((region, node))
+    for node in reversed(graph.nodes):
+        if node in taken or not has_loops(node) or node.op.name in VIEWS | ALONE:
+            continue
+        region = _grow_group(graph, node, taken, is_anchor)
+        taken.update(region)
+        if len(region) > 1:
+            regions.append((sorted(region, key=position.__getitem__), None))
+    for region, anchor in regions:
+        absorbed += len(region) - 1
+        _outline(graph, region, anchor)
+    graph.tidy()
+    return absorbed
+
+
+def has_loops(node: Node) -> bool:
+    """Whether the node can be computed by generated loops."""
+    if node.op.kind not in LOOPS or (node.op.refuse is not None and node.op.refuse(node) is not None):
+        return False
+    values = [v for i, v in enumerate(node.inputs) if v is not None and i not in node.op.static_inputs]
+    return all(
+        isinstance(v.type, TensorType) and v.type.shape is not None and v.type.dtype in KERNEL_DTYPES
+        for v in (*values, *node.outputs)
+    )
+
+
+# -- forward: epilogues of templates
+
+
+def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken: set[Node]) -> list[Node]:
+    """The anchor and the pointwise ops after it, as many as leave a single value escaping."""
+    shape = anchor.output.tensor.shape
+    if any(v.uses for v in anchor.outputs[1:]) or anchor.output in graph.outputs:
+        return [anchor]
+    region = [anchor]
+    best = [anchor]
+    outputs = set(graph.outputs)
+    while len(region) < MAX_NODES:
+        inside = set(region)
+        candidates = [
+            node for member in region for node in member.output.consumers()
+            if node not in inside and node not in taken and _fits_epilogue(node, shape)
+        ]  # fmt: skip
+        candidates = [node for node in dict.fromkeys(candidates) if not _depends_on(node, inside, anchor, position)]
+        if not candidates:
+            break
+        region.append(min(candidates, key=position.__getitem__))
+        inside = set(region)
+        escaping = [n for n in region if n.output in outputs or any(c not in inside for c in n.output.consumers())]
+        externals = {v for n in region[1:] for v in n.inputs if v is not None and v.producer not in inside}
+        if len(externals) > MAX_INPUTS:
+            break
+        if len(escaping) <= 1:
+            best = list(region)
+    return best
+
+
+def _fits_epilogue(node: Node, shape: object) -> bool:
+    return (
+        node.op.kind is Kind.POINTWISE
+        and len(node.outputs) == 1
+        and has_loops(node)
+        and node.output.tensor.shape == shape
+    )
+
+
+def _depends_on(node: Node, region: set[Node], anchor: Node, position: dict[Node, int]) -> bool:
+    """Whether some input of `node` from outside the region is computed from the region (which would make a cycle)."""
+    first = position[anchor]
+    seen: set[Node] = set()
+    stack = [v.producer for v in node.inputs if v is not None and v.producer is not None and v.producer not in region]
+    while stack:
+        current = stack.pop()
+        if current in seen or position[current] < first:
+            continue
+        seen.add(current)
+        for v in current.inputs:
+            if v is None or v.producer is None:
+                continue
+            if v.producer in region:
+                return True
+            stack.append(v.producer)
+    return False
+
+
+# -- backward: groups of generated loops
+
+
+def _grow_group(graph: Graph, root: Node, taken: set[Node], is_anchor: Callable[[Node], bool]) -> list[Node]:
+    """The root and every producer that is legal and worth computing inside its loops."""
+    region = {root}
+    outputs = set(graph.outputs)
+    frontier = [v.producer for v in root.inputs if v is not None]
+    refused: set[Node] = set()
+    while frontier and len(region) < MAX_NODES:
+        node = frontier.pop(0)
+        if node is None or node in region or node in refused:
+            continue
+        if node in taken or is_anchor(node) or node.op.name in ALONE:
+            refused.add(node)
+            continue
+        if any(v in outputs or any(c not in region for c in v.consumers()) for v in node.outputs):
+            if all(c in region or c in refused or c in taken for v in node.outputs for c in v.consumers()):
+                refused.add(node)
+            continue  # another consumer may still join the region and bring it back
+        if refuse_to_absorb(node, root, region) or not_worth(node, region) or _too_wide(node, region):
+            refused.add(node)
+            continue
+        region.add(node)
+        frontier += [v.producer for v in node.inputs if v is not None]
+    return list(region)
+
+
+def _too_wide(node: Node, region: set[Node]) -> bool:
+    members = region | {node}
+    inputs = {v for n in members for v in n.inputs if v is not None and v.producer not in members and not v.is_constant}
+    return len(inputs) > MAX_INPUTS
+
+
+def refuse_to_absorb(node: Node, root: Node, region: set[Node]) -> str:
+    """Why `node` cannot be computed inside the loops of `root`; empty when it can."""
+    if not has_loops(node):
+        return "it has no generated loops"
+    consumers = [c for v in node.outputs for c in v.consumers()]
+    if node.op.kind is Kind.REDUCE:
+        if any(c.op.kind is Kind.INDEX for c in consumers):
+            return "a reduction is read at computed positions"
+        return _refuse_reduction(node, root, region)
+    if root.op.kind is Kind.CONTRACT:
+        return "a contraction reads its operands many times"
+    for consumer in consumers:
+        if consumer.op.name in RESHAPES and not _splits_only(consumer) and node.op.name not in VIEWS:
+            return "its reader merges axes"
+    return ""
+
+
+def _refuse_reduction(node: Node, root: Node, region: set[Node]) -> str:
+    """A reduction may be computed once per row of the root: its shape ends in ones where the root's rows run."""
+    mine, full = node.output.shape, root.output.shape
+    if len(mine) != len(full):
+        return "the reduction has another rank than the loops"
+    axis = 0
+    while axis < len(full) and mine[axis] == full[axis]:
+        axis += 1
+    if any(d != 1 for d in mine[axis:]):
+        return "the reduced axes are not the innermost"
+    if sum(d != 1 for d in full[axis:]) > 1:
+        # The row spans several axes, which become one loop only if everything walks them together.
+        for member in region | {node}:
+            for v in member.inputs:
+                if v is None or v.is_constant and v.data is not None and v.data.size == 1:
+                    continue
+                if not isinstance(v.type, TensorType) or v.type.shape is None or len(v.type.shape) != len(full):
+                    return "an operand does not span the reduced axes together"
+                tail = v.type.shape[axis:]
+                if tail != full[axis:] and any(d != 1 for d in tail):
+                    return "an operand does not span the reduced axes together"
+            if member.op.kind is Kind.INDEX:
+                return "positions inside the row are computed"
+    return ""
+
+
+def _splits_only(node: Node) -> bool:
+    """Whether a reshape's result, read element by element, reads its source without division."""
+    source = node.inputs[0]
+    assert source is not None
+    old = [d for d in source.shape if d != 1]
+    new = [d for d in node.output.shape if d != 1]
+    if old == new:
+        return True
+    # Each old axis must be a product of consecutive new ones.
+    at = 0
+    for size in old:
+        total = new[at] if at < len(new) else None
+        at += 1
+        while total is not None and total != size and at < len(new):
+            total = total * new[at]
+            at += 1
+        if total != size:
+            return False
+    return at == len(new)
+
+
+def not_worth(node: Node, region: set[Node]) -> str:
+    """Why computing `node` inside the group would cost more than it saves; empty when it pays."""
+    consumers = [c for v in node.outputs for c in v.consumers()]
+    multiple = [c for c in consumers if c.op.kind is Kind.INDEX and c.op.name not in SINGLE_READ]
+    if multiple and node.op.name not in VIEWS:
+        return f"{multiple[0].op.name} reads it several times"
+    if node.op.kind is Kind.POINTWISE and is_expensive(node):
+        for consumer in consumers:
+            if consumer.op.kind is Kind.INDEX and consumer.op.name in ("Expand", "Gather", "Tile"):
+                return f"{consumer.op.name} would repeat an expensive function"
+            if consumer.op.kind is Kind.POINTWISE and not _rows(node.output, consumer.output):
+                return "broadcasting would repeat an expensive function"
+    if node.op.kind is Kind.INDEX and node.op.name not in VIEWS | SINGLE_READ:
+        for consumer in consumers:
+            if consumer.op.kind is Kind.POINTWISE and consumer.output.shape != node.output.shape:
+                return "broadcasting would repeat computed positions"
+    return ""
+
+
+def _rows(inner: Value, outer: Value) -> bool:
+    """Same shape, or broadcast along trailing axes only, where the loop computes it once per row."""
+    a, b = inner.shape, outer.shape
+    if len(a) != len(b):
+        return all(d == 1 for d in a) or (len(a) < len(b) and tuple(b[-len(a) :]) == tuple(a) and all(d == 1 for d in b[: -len(a)]))
+    axis = 0
+    while axis < len(a) and a[axis] == b[axis]:
+        axis += 1
+    return all(d == 1 for d in a[axis:])
+
+
+def is_expensive(node: Node) -> bool:
+    """Whether the op's own expression holds a function worth computing only once."""
+    if node.op.kind is not Kind.POINTWISE or node.op.compute is None:
+        return False
+    arguments = [None if v is None else Expr("load", v.tensor.dtype, (), i) for i, v in enumerate(node.inputs)]
+    literal = [const(1, a.dtype) if a is not None and _is_scalar(v) else a for a, v in zip(arguments, node.inputs)]
+    return any(e.op in EXPENSIVE for e in walk(node.op.compute(*literal, **node.attrs)))
+
+
+def _is_scalar(value: Value | None) -> bool:
+    return value is not None and value.data is not None and value.data.size == 1
+
+
+# -- outlining
+
+
+def _outline(graph: Graph, region: list[Node], anchor: Node | None) -> Node:
+    """Move a region (in order) into the body of a new `Fused` node."""
+    inside = set(region)
+    body = graph.subgraph("_".join(n.op.name.lower() for n in region[:4]))
+    mapping: dict[Value, Value] = {}
+    outer: list[Value] = []
+
+    def mapped(value: Value | None) -> Value | None:
+        if value is None:
+            return None
+        if value not in mapping:
+            if value.is_constant:
+                mapping[value] = Value(value.name, value.type, data=value.data, content=value.content)
+            else:
+                mapping[value] = body.input(value.name, value.type)
+                mapping[value].content = value.content
+                outer.append(value)
+        return mapping[value]
+
+    for node in region:
+        new = Node(node.op, [mapped(v) for v in node.inputs], node.attrs, node.origin)
+        new.symbols = node.symbols
+        new.outputs = tuple(Value(v.name, v.type, new, v.index, v.data, v.content) for v in node.outputs)
+        mapping.update(zip(node.outputs, new.outputs))
+        for position, value in enumerate(new.inputs):
+            if value is not None:
+                value.uses.append((new, position))
+        body.nodes.append(new)
+    escaping = [
+        v for node in region for v in node.outputs
+        if v in graph.outputs or any(c not in inside for c in v.consumers())
+    ]  # fmt: skip
+    body.outputs = [mapping[v] for v in escaping]
+    origin = tuple(dict.fromkeys(name for node in region for name in node.origin))
+    fused = graph.add("Fused", outer, {"body": body, "anchor": anchor.op.name if anchor else ""},
+                      origin=origin, outputs=len(escaping), names=[v.name for v in escaping], domain="minicc")  # fmt: skip
+    for old, new_value in zip(escaping, fused.outputs):
+        graph.replace(old, new_value)
+    return fused
