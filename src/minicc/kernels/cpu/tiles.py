@@ -136,7 +136,7 @@ def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
             b_k = builder.gep(b_tap, [builder.mul(k, I64(nr))])
             for u in range(steps):
                 at = [builder.gep(b_k, [I64(u * nr + v * vw)]) for v in range(vectors)]
-                right = [load_vector(builder, p, vw, "input", 4 * vw) for p in at]
+                right = [load_vector(builder, p, vw, "input") for p in at]
                 for r in range(height):
                     # No alias scope: rows may lie in an input or in scratch memory.
                     scalar = builder.load(builder.gep(row[r], [builder.add(k, I64(u))]))
