@@ -217,7 +217,8 @@ class BodyPrinter:
     # -- memory
 
     def pointer(self, operand: int) -> str:
-        """The typed pointer of an operand, named once at the top of the function."""
+        """The typed pointer of an operand, named once at the top of the function; shared ones use the output's."""
+        operand = self.place(operand)
         top = self.scopes[0]
         key = ("pointer", operand)
         if key not in top.names:
@@ -230,6 +231,7 @@ class BodyPrinter:
 
     def offset(self, operand: int) -> str:
         """The affine element offset of an operand at this point; the part of outer loops is named there."""
+        operand = self.place(operand)
         strides = self.body.operands[operand].strides
         total = ""
         for depth, scope in enumerate(self.scopes):
@@ -246,6 +248,10 @@ class BodyPrinter:
                 scope.names[key] = name
             total = scope.names[key]
         return total or "0"
+
+    def place(self, operand: int) -> int:
+        """The operand whose memory this is: the output's when they share it."""
+        return self.body.stores[0].operand if self.body.operands[operand].shared else operand
 
     def term(self, operand: int, axis: int) -> str:
         if self.body.operands[operand].strides[axis] == 1:

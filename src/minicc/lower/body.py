@@ -67,10 +67,12 @@ class Space:
     strides: tuple[tuple[Dim, Dim, Dim], ...]
 
 
-def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands: Sequence[dict[int, Dim]]) -> Space | str:
+def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands: Sequence[dict[int, Dim]],
+                       fixed: bool = False) -> Space | str:  # fmt: skip
     """Fit writes over the logical axes of a template's output (the last two are row and column) to (b0, b1, i, j).
 
     operands: strides by logical axis of what the template itself reads; axes merge only where these allow it.
+    fixed: the first two axes are b0 and b1 and everything between them and the column must merge into the row.
     Returns a sentence when more than two batch axes remain.
     """
     state = _State(list(writes), list(extents))
@@ -81,9 +83,9 @@ def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands
             state.axes.remove(axis)
     state.collapse([Affine(dict(o), 0, None) for o in operands], keep=frozenset((column,)))
     batch = [a for a in state.axes if a < row]
-    if len(batch) > 2:
-        return f"{len(batch)} batch axes do not merge into two"
-    number = {axis: 2 - len(batch) + i for i, axis in enumerate(batch)} | {row: 2, column: 3}
+    if len(batch) > 2 or (fixed and any(a > 1 for a in batch)):
+        return "the axes of a fused operand do not merge into the rows of the template"
+    number = {axis: axis if fixed else 2 - len(batch) + i for i, axis in enumerate(batch)} | {row: 2, column: 3}
     places: dict[int, int] = {n: a for a, n in number.items()}
     sizes = [state.extents[places[n]] if n in places else 1 for n in range(4)]
     strides = tuple(tuple(o.get(places[n], 0) if n in places else 0 for n in range(3)) for o in operands)

@@ -12,6 +12,7 @@ from minicc.ir.opdef import Kind
 from minicc.ir.types import OpaqueType, TensorType, i64
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Write
+from minicc.lower.inplace import reuse_in_place
 from minicc.lower.context import KernelTable, Lowering, is_view
 from minicc.lower.program import Buffer, ControlStep, HostStep, Program
 from minicc.lower.templates import find_template
@@ -45,8 +46,11 @@ def lower_graph(graph: Graph, target: CpuTarget, options: Options, table: Kernel
         found = buffers[number]
         if found.kind == "temporary":
             buffers[number] = Buffer(found.name, found.dtype, found.shape, "output")
+    steps = low.steps
+    if options.opt_level > 0:
+        steps = reuse_in_place(steps, buffers, frozenset(outputs), table, tuple(table.index))
     return Program(
-        graph.name, tuple(buffers), tuple(low.steps), tuple(inputs), tuple(outputs),
+        graph.name, tuple(buffers), tuple(steps), tuple(inputs), tuple(outputs),
         tuple(v.type for v in graph.inputs), tuple(v.type for v in graph.outputs),
     )  # fmt: skip
 

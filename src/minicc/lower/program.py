@@ -23,7 +23,8 @@ class Buffer:
     """One contiguous row-major array, or an opaque object (dtype None) that only host steps touch.
 
     kind: "input" (the caller's array), "output" (returned to the caller), "constant" (`data`), "content" (a symbolic
-    constant: `content` holds one Dim per element, written when sizes are bound), "temporary" (in the arena), "host"
+    constant: `content` holds one Dim per element, written when sizes are bound), "temporary" (in the arena; a step may
+    overwrite one it reads, when lowering found that nobody reads it later), "host"
     (made by a host or control step, its memory belongs to that step's result).
     scratch: temporaries only: not a value of the graph but working memory of the one step that uses it.
     """
@@ -58,7 +59,6 @@ class KernelStep:
     units:   size of its parallel domain; ignored when the kernel is a template with a bind function (kernels/template.py),
              which computes the domain from the words and fills its blocking words.
     cost:    estimated nanoseconds of the whole call on one core, as a Dim (for chunking).
-    inplace: (output buffer, input buffer) pairs that may share memory when the input dies here.
     flops, bytes: work and traffic, for the profile.
     """
 
@@ -69,7 +69,6 @@ class KernelStep:
     writes: tuple[int, ...]
     origin: tuple[str, ...] = ()
     cost: Dim = 0
-    inplace: tuple[tuple[int, int], ...] = ()
     flops: Dim = 0
     bytes: Dim = 0
     note: str = ""  # why not a faster tier

@@ -31,25 +31,26 @@ def anchor_of(node: Node, lead: Node | None) -> tuple[Node, tuple[Value | None, 
 
 
 def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[dict[int, Dim]],
-             shape: Sequence[Dim] | None = None,
+             axes: Sequence[Dim] | None = None, index: Sequence[Expr] | None = None,
              finish: Callable[[Expr, tuple[Expr, ...]], Expr] | None = None) -> Space | str:  # fmt: skip
     """The epilogue of a template over its output's axes: the fused ops, or just the store.
 
-    operands: strides by output axis of what the template reads. finish: what the anchor itself still does to the
+    operands: strides by logical axis of what the template reads. finish: what the anchor itself still does to the
     accumulator (its bias), given the accumulator and the output index.
-    shape: logical axes when they are not the output's own (equal size, row-major).
+    axes, index: logical axes (b0, b1, rows..., column) when they are not the output's own, and the output index in them.
     """
     anchor = lead or node
-    results = node.outputs if lead is None else tuple(node.outputs)
-    full = tuple(shape) if shape is not None else anchor.output.shape
-    index = tuple(iteration(a) for a in range(len(full)))
+    results = tuple(node.outputs)
+    full = anchor.output.shape
+    extents = tuple(axes) if axes is not None else full
+    position = tuple(index) if index is not None else tuple(iteration(a) for a in range(len(full)))
     anchored = anchor.output
 
-    def given(value: Value, _index: tuple[Expr, ...]) -> Expr | None:
+    def given(value: Value, at: tuple[Expr, ...]) -> Expr | None:
         if value is not anchored:
             return None
         total = accumulator(f32)
-        total = finish(total, _index) if finish is not None else total
+        total = finish(total, at) if finish is not None else total
         return cast(total, anchored.tensor.dtype)
 
     if lead is None:
@@ -62,9 +63,9 @@ def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[di
         inside = {v for n in body.nodes for v in n.outputs}
         composer = low.composer(inside.__contains__, lambda v: outer.get(v, v), given)
         sources = body.outputs
-    offset = linearise(index, full)
-    writes = [Write(v, v.tensor.dtype, offset, composer.element(s, index)) for v, s in zip(results, sources)]
-    return normalise_epilogue(writes, full, operands)
+    offset = linearise(position, full)
+    writes = [Write(v, v.tensor.dtype, offset, composer.element(s, position)) for v, s in zip(results, sources)]
+    return normalise_epilogue(writes, extents, operands, fixed=axes is not None)
 
 
 def emit(low: Lowering, node: Node, template: str, constants: Constants, values: Mapping[str, Word | Dim],
