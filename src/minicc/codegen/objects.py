@@ -37,6 +37,8 @@ def compile_object(source: str, symbol: str, target: CpuTarget) -> bytes:
     Returns the relocatable object for the target; equal input gives equal bytes.
     Raises CodegenError naming the kernel when it does not compile, can raise, or calls what it must not.
     """
+    if symbol in ALLOWED:
+        raise CodegenError("a kernel has the name of a library function", where=symbol)
     module, machine = _optimised_module(source, symbol, target)
     data: bytes = machine.emit_object(module)
     undefined = undefined_symbols(data)

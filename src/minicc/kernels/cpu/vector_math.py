@@ -1,8 +1,9 @@
 """Elementary functions for kernels, named `<function>_f32` and `<function>_f64`.
 
-The float32 functions in the first half are straight-line arithmetic: inlined into a loop they become vector code.
-They are right to 4 ulp or better, and have numpy's values at infinities, NaN, overflow and subnormal numbers. The
-others, and all float64 ones, call the C library once per element: right, but slow. Nothing here raises.
+The float32 functions in the first half are straight-line arithmetic: inlined into a loop they become vector
+code. They are right to 4 ulp or better, and have numpy's values at infinities, NaN, overflow and subnormal
+numbers. The others, and all float64 ones, call the C library once per element: right, but slow. Nothing here
+raises.
 
 Methods: Cody and Waite range reduction; polynomials of Cephes (S. L. Moshier); erf after N. Juffa.
 """
@@ -254,7 +255,11 @@ def log1p_f32(x):
     # What rounding 1 + x lost, relative to it.
     lost = (x - (y - f32(1.0))) / y
     result = log_f32(y) + lost
-    return result if (y > f32(0.0)) and (y < INFINITY) and (x != f32(0.0)) else (x if x == f32(0.0) else log_f32(y))
+    return (
+        result
+        if (y > f32(0.0)) and (y < INFINITY) and (x != f32(0.0))
+        else (x if x == f32(0.0) else log_f32(y))
+    )
 
 
 @helper
