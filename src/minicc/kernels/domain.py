@@ -68,8 +68,22 @@ def _split(rows: int, panels: int, others: int, wanted: int) -> tuple[int, int]:
     return ceil_divide(rows, row_blocks), ceil_divide(panels, panel_blocks)
 
 
-def product_blocks(m: int, n: int, k: int, batches: int, columns: int, target: CpuTarget, threads: int) -> tuple[int, int, int]:
+def product_blocks(
+    m: int,
+    n: int,
+    k: int,
+    batches: int,
+    columns: int,
+    target: CpuTarget,
+    threads: int,
+    *,
+    row_bytes: int | None = None,
+    most_tiles: int = 1 << 30,
+) -> tuple[int, int, int]:
     """(row tiles per unit, panels per unit, units) of `batches` products of (m, k) by (k, n).
+
+    row_bytes: memory that one more row of the left operand touches, when that is less than k floats.
+    most_tiles: bound of row tiles per unit.
 
     A unit's rows of the left operand take at most a quarter of L2, its panels at most half; units are small enough to
     occupy all threads and large enough to be worth handing out.
@@ -79,7 +93,8 @@ def product_blocks(m: int, n: int, k: int, batches: int, columns: int, target: C
     mr = tile_rows(target)
     tiles, panels = ceil_divide(m, mr), ceil_divide(n, columns)
     depth_bytes = 4 * max(1, k)
-    row_tiles, row_blocks = _blocks(tiles, target.l2_bytes // 4 // (mr * depth_bytes))
+    touched = mr * (depth_bytes if row_bytes is None else row_bytes)
+    row_tiles, row_blocks = _blocks(tiles, min(most_tiles, target.l2_bytes // 4 // touched))
     block_panels, panel_blocks = _blocks(panels, target.l2_bytes // 2 // (columns * depth_bytes))
     if threads > 1:
         work = batches * m * n * max(1, k)
@@ -101,3 +116,37 @@ def gemm_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
 def pack_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """One unit is one panel of one batch."""
     return w["B0"] * w["B1"] * ceil_divide(w["N"], constants["NR"])
+
+
+# As in kernels/cpu/conv.py: entries of a kernel's address table, floats of its scratch (both on the stack).
+TABLE = 4096
+SCRATCH = 8192
+# With more input channels than this, single taps are long enough.
+MERGED_CHANNELS = 32
+
+
+def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill MERGED, ROW_TILES, PANELS and TAP_BLOCK of a convolution; the number of units."""
+    mr, c = tile_rows(target), w["C"]
+    all_taps = w["KD"] * w["KH"] * w["KW"]
+    contiguous = w["X_W"] == c and w["DW"] == 1 and w["KW"] > 1
+    merged = contiguous and c <= MERGED_CHANNELS and mr * all_taps * c <= SCRATCH
+    taps = w["KD"] * w["KH"] if merged else all_taps
+    w["MERGED"] = int(merged)
+    w["TAP_BLOCK"] = min(taps, TABLE // mr)
+    most_tiles = TABLE // (mr * taps) if w["TAP_BLOCK"] == taps else 1
+    if merged:
+        most_tiles = min(most_tiles, SCRATCH // (mr * all_taps * c))
+    step = min(w["SD"] * w["SH"] * w["SW"], all_taps)
+    w["ROW_TILES"], w["PANELS"], units = product_blocks(
+        w["M"],
+        w["N"],
+        all_taps * c,
+        w["IMAGES"] * w["GROUPS"],
+        constants["NR"],
+        target,
+        threads,
+        row_bytes=4 * max(1, c * step),
+        most_tiles=most_tiles,
+    )
+    return units

@@ -18,6 +18,18 @@ gemm      C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * B[b0, b1, k, j]
   B0 B1           batch extents
   ROW_TILES PANELS  (bind) row tiles and panels per unit
 
+conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = group, i = output pixel (row-major over the
+          output's spatial axes), j = output channel within the group
+  X W             addresses; W is packed by `packing.pack_conv`
+  IMAGES GROUPS   extents of b0, b1
+  M N C           output pixels per image; output and input channels per group
+  X_IMAGE         stride of images
+  X_D X_H X_W     strides of the spatial axes (channels are contiguous); unused leading axes 0
+  ID IH IW OD OH OW  input and output extents; of unused leading axes 1
+  KD KH KW SD SH SW DD DH DW  kernel extents, strides, dilations; of unused axes 1
+  PD PH PW        pads before the first element (those behind follow from the output extents)
+  MERGED ROW_TILES PANELS TAP_BLOCK  (bind)
+
 pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][C][NR] (no epilogue)
   SOURCE TARGET   addresses
   N C TAPS        extents; a matrix has C = K, TAPS = 1
@@ -72,6 +84,13 @@ TEMPLATES: dict[str, Template] = {
             "A B M N K A_ROW A_B0 A_B1 B_B0 B_B1 B0 B1 ROW_TILES PANELS",
             "NR",
             domain.gemm_domain,
+        ),
+        _template(
+            "conv",
+            "X W IMAGES GROUPS M N C X_IMAGE X_D X_H X_W ID IH IW OD OH OW KD KH KW SD SH SW DD DH DW PD PH PW"
+            " MERGED ROW_TILES PANELS TAP_BLOCK",
+            "NR",
+            domain.conv_domain,
         ),
         _template(
             "pack",
