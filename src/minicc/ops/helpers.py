@@ -227,7 +227,7 @@ def propagate_elementwise(rule: Callable[..., Any]) -> Callable[[Inference], Con
         known = propagate_by_eval(n)
         if known[0] is not None:
             return known
-        contents = [n.content(i) for i in range(len(n.inputs))]
+        contents = [n.content(i) for i in range(len(n.inputs)) if n.has(i)]
         if not contents or any(c is None for c in contents):
             return known
         arrays = np.broadcast_arrays(*(c for c in contents if c is not None))
