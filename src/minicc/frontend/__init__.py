@@ -1,0 +1,1 @@
+"""From ONNX to the graph IR: `minicc.frontend.model.load_model`."""
