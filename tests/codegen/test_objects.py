@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import ml_dtypes
@@ -210,6 +211,22 @@ def test_dying_workers_are_replaced_by_this_process(monkeypatch: pytest.MonkeyPa
     test = f"import os; os.getpid() == {os.getpid()} or os._exit(1)\n"
     wanted = {symbol: test + source for symbol, source in sources(5).items()}
     assert set(in_workers(wanted, monkeypatch)) == set(wanted)
+
+
+def test_an_interrupt_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = build._start_worker
+    monkeypatch.setattr(build, "_start_worker", lambda: started.append(start()) or started[-1])
+    monkeypatch.setattr(build, "available_threads", lambda: 2)
+
+    def interrupt(symbol: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_objects(sources(6), HOST, None, interrupt)
+    assert len(started) == 2
+    assert all(worker.returncode is not None for worker in started)
+    assert not any(thread.name.startswith("compile") for thread in threading.enumerate())
 
 
 def test_no_worker_can_start(monkeypatch: pytest.MonkeyPatch) -> None:

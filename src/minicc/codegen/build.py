@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -45,6 +45,8 @@ class ObjectStore(Protocol):
 @lru_cache(maxsize=1)
 def toolchain() -> str:
     """A key of everything but the source and the target that decides about an object."""
+    from importlib import metadata  # slow to import
+
     digest = hashlib.sha256()
     for package in ("numba", "llvmlite"):
         digest.update(f"{package} {metadata.version(package)}\n".encode())
@@ -83,7 +85,7 @@ def build_objects(
             progress(symbol)
 
     workers = min(available_threads(), MAX_WORKERS, len(missing) // 2)
-    if len(missing) > IN_PROCESS and workers > 1:
+    if len(missing) > IN_PROCESS and workers > 1 and sys.executable:
         _compile_in_workers(missing, target, workers, finished)
     for symbol, source in missing.items():
         if found[symbol] is None:
@@ -111,7 +113,9 @@ def _compile_in_workers(
     try:
         for _ in range(count):
             workers.append(_start_worker())
-            feeder = threading.Thread(target=_feed, args=(workers[-1], tasks, results, target), daemon=True)
+            feeder = threading.Thread(
+                target=_feed, args=(workers[-1], tasks, results, target), name="compile"
+            )
             feeder.start()
             feeders.append(feeder)
         running = count
@@ -133,7 +137,8 @@ def _compile_in_workers(
         for worker in workers:
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(OSError):  # unsent words for a worker that is gone
+                        pipe.close()
             worker.wait()
 
 

@@ -1,0 +1,1 @@
+"""CPU kernels: the words they are written in, the templates, and the native executor."""
