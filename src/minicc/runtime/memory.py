@@ -1,9 +1,9 @@
 """Where temporaries live: lifetimes in, offsets in one arena out.
 
-Which temporaries share one block (in-place steps) and which blocks are alive together follows from the steps alone and
-is found once per program (`Layout`); offsets depend on the sizes and are found at each bind (`place`): largest block
-first, into the tightest gap among the neighbours already placed, as in Pisarchyk and Lee, "Efficient Memory Management
-for Deep Neural Net Inference" (2020). Nothing here allocates.
+Which temporaries are alive together follows from the steps alone and is found once per program (`Layout`);
+offsets depend on the sizes and are found at each bind (`place`): largest first, into the tightest gap among
+the neighbours already placed, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
+Inference" (2020). Writing a result over an operand is lowering's decision. Nothing here allocates.
 """
 
 from __future__ import annotations
@@ -25,14 +25,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is known about the temporaries of a segment before their sizes are.
+    """The temporaries of a segment before their sizes are known.
 
-    blocks:     for each temporary, the block it lives in; those of one block share memory in place.
-    intervals:  lifetime of each block.
-    neighbours: for each block, the blocks alive at some step of its lifetime.
+    neighbours: for each temporary, those alive at some step of its lifetime.
     """
 
-    blocks: tuple[int, ...]
     intervals: tuple[Interval, ...]
     neighbours: tuple[tuple[int, ...], ...]
 
@@ -52,64 +49,35 @@ class MemoryPlan:
     naive_bytes: int
 
 
-def layout(intervals: Sequence[Interval], pairs: Sequence[tuple[int, int]] = ()) -> Layout:
-    """Blocks and their neighbours.
-
-    intervals: one per temporary. pairs: (result, operand) temporaries of equal size where the step that makes the
-    result may write it over the operand; taken when the operand dies at exactly that step, refused otherwise.
-    """
-    block = list(range(len(intervals)))
-    first = [i.first for i in intervals]
-    last = [i.last for i in intervals]
-    joined = [False] * len(intervals)
-    for result, operand in sorted(pairs, key=lambda pair: first[pair[0]]):
-        home = block[operand]
-        made = intervals[result]
-        if joined[result] or home == result or made.last == made.first or last[home] != made.first or first[home] >= made.first:
-            continue
-        block[result] = home
-        last[home] = made.last
-        joined[result] = True
-    roots = [t for t in range(len(intervals)) if block[t] == t]
-    number = {root: i for i, root in enumerate(roots)}
-    spans = tuple(Interval(first[root], last[root]) for root in roots)
-    return Layout(tuple(number[b] for b in block), spans, _neighbours(spans))
-
-
-def _neighbours(spans: Sequence[Interval]) -> tuple[tuple[int, ...], ...]:
-    """Sweep over the blocks by their first step, keeping those still alive."""
-    found: list[list[int]] = [[] for _ in spans]
+def layout(intervals: Sequence[Interval]) -> Layout:
+    """Who is alive with whom: a sweep over the temporaries by their first step, keeping those still alive."""
+    found: list[list[int]] = [[] for _ in intervals]
     alive: list[int] = []
-    for block in sorted(range(len(spans)), key=lambda b: spans[b].first):
-        alive = [other for other in alive if spans[other].last >= spans[block].first]
-        found[block].extend(alive)
+    for one in sorted(range(len(intervals)), key=lambda i: intervals[i].first):
+        alive = [other for other in alive if intervals[other].last >= intervals[one].first]
+        found[one].extend(alive)
         for other in alive:
-            found[other].append(block)
-        alive.append(block)
-    return tuple(map(tuple, found))
+            found[other].append(one)
+        alive.append(one)
+    return Layout(tuple(intervals), tuple(map(tuple, found)))
 
 
 def place(plan: Layout, sizes: Sequence[int]) -> MemoryPlan:
     """Offsets for the given bytes per temporary; every offset is a multiple of 64."""
-    bytes_of = [0] * len(plan.intervals)
-    for temporary, size in enumerate(sizes):
-        block = plan.blocks[temporary]
-        bytes_of[block] = max(bytes_of[block], -(-size // ALIGNMENT) * ALIGNMENT)
-    offsets = [-1] * len(bytes_of)
-    for block in sorted(range(len(bytes_of)), key=lambda b: -bytes_of[b]):
-        size = bytes_of[block]
+    rounded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
+    offsets = [-1] * len(rounded)
+    for one in sorted(range(len(rounded)), key=lambda i: -rounded[i]):
         taken: list[tuple[int, int]] = []
-        for other in plan.neighbours[block]:
-            if offsets[other] >= 0 and bytes_of[other]:
-                insort(taken, (offsets[other], offsets[other] + bytes_of[other]))
-        offsets[block] = _tightest_gap(taken, size)
-    arena = max((offsets[b] + bytes_of[b] for b in range(len(bytes_of))), default=0)
-    naive = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
-    return MemoryPlan(tuple(offsets[b] for b in plan.blocks), arena, _most_alive(plan, bytes_of), naive)
+        for other in plan.neighbours[one]:
+            if offsets[other] >= 0 and rounded[other]:
+                insort(taken, (offsets[other], offsets[other] + rounded[other]))
+        offsets[one] = _tightest_gap(taken, rounded[one])
+    arena = max((offset + size for offset, size in zip(offsets, rounded)), default=0)
+    return MemoryPlan(tuple(offsets), arena, _most_alive(plan, rounded), sum(rounded))
 
 
 def _tightest_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
-    """Start of the smallest gap that holds `size` between the taken ranges (sorted), else the end of them all."""
+    """Start of the smallest gap that holds `size` between the taken ranges (sorted), else where they end."""
     best, best_size, end = -1, 0, 0
     for start, stop in taken:
         gap = start - end
@@ -119,9 +87,9 @@ def _tightest_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
     return best if best >= 0 else end
 
 
-def _most_alive(plan: Layout, bytes_of: Sequence[int]) -> int:
+def _most_alive(plan: Layout, sizes: Sequence[int]) -> int:
     change: dict[int, int] = {}
-    for interval, size in zip(plan.intervals, bytes_of):
+    for interval, size in zip(plan.intervals, sizes):
         change[interval.first] = change.get(interval.first, 0) + size
         change[interval.last + 1] = change.get(interval.last + 1, 0) - size
     most = alive = 0

@@ -1,0 +1,389 @@
+"""Giving a program its sizes: from kernel steps and symbol values to word tables, rows and memory.
+
+A program is cut into segments, runs of kernel steps between host and control steps. What does not depend on sizes is
+prepared once (`Segment`); `Segment.bind` evaluates every distinct dimension once and computes all words with a few array
+operations (`Bound`); a `Context` is one private copy of the words and an arena, so that any number of threads can run
+one bound segment. Nothing is compiled here and no pass runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicc.errors import ResourceLimitError, ShapeError, VerifyError
+from minicc.ir.dims import Dim, SymbolicDim, evaluate, symbols_of
+from minicc.ir.types import DType
+from minicc.kernels import template as templates
+from minicc.lower.kernel import Kernel, TemplateKernel
+from minicc.lower.program import Buffer, KernelStep, Program
+from minicc.runtime.executor import ROW_WORDS, chunking
+from minicc.runtime.memory import ALIGNMENT, Interval, Layout, MemoryPlan, layout, place
+from minicc.targets.cpu import CpuTarget
+
+Words = NDArray[np.int64]
+Array = np.ndarray[Any, Any]
+Sizes = Mapping[str, int]
+
+# Bound shapes kept per segment, and idle contexts kept per bound shape.
+KEPT_SHAPES = 16
+KEPT_CONTEXTS = 8
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """A mapping that keeps the values used last; `get` makes a missing value, once, under a lock."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        with self._lock:
+            value = self._values.get(key)
+            if value is None:
+                value = self._values[key] = make()
+                if len(self._values) > self._capacity:
+                    self._values.popitem(last=False)
+            else:
+                self._values.move_to_end(key)
+            return value
+
+    def values(self) -> list[V]:
+        with self._lock:
+            return list(self._values.values())
+
+
+@dataclass
+class Machine:
+    """What every segment of a module shares.
+
+    functions: address of each kernel, by kernel number. binds counts `Segment.bind` calls.
+    """
+
+    kernels: tuple[Kernel, ...]
+    functions: Words
+    target: CpuTarget
+    threads: int
+    max_bytes: int
+    max_loop_iterations: int
+    binds: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """Memory for one run of a bound segment.
+
+    words, rows: private copies, the rows pointing at the words. views: arrays on the arena of the temporaries that later
+    parts read, by buffer. values: addresses of the external buffers, in the order of `Segment.externals`.
+    """
+
+    words: Words
+    rows: Words
+    arena: NDArray[np.uint8]
+    views: tuple[tuple[int, Array], ...]
+    values: Words
+
+
+class Bound:
+    """A segment for one set of sizes; `acquire` and `release` hand out contexts and keep a few idle ones."""
+
+    def __init__(self, segment: Segment, words: Words, rows: Words, steps: NDArray[np.intp], plan: MemoryPlan,
+                 contents: Mapping[int, Array], shapes: Mapping[int, tuple[int, ...]], sizes: Sizes) -> None:  # fmt: skip
+        self.segment, self.plan, self.contents, self.shapes, self.sizes = segment, plan, contents, shapes, dict(sizes)
+        self.words, self.rows, self.steps = words, rows, steps
+        buffers = segment.program.buffers
+        self.outputs = [(b, shapes[b], numpy_dtype(buffers[b])) for b in segment.outputs]
+        self.external_at = segment.external_at
+        self.external_base = segment.external_base
+        self.external_offset = words[segment.external_at]
+        self._idle: list[Context] = []
+
+    def acquire(self) -> Context:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._new_context()
+
+    def release(self, context: Context) -> None:
+        if len(self._idle) < KEPT_CONTEXTS:
+            self._idle.append(context)
+
+    def _new_context(self) -> Context:
+        segment = self.segment
+        arena = _aligned(self.plan.arena_bytes)
+        words, rows = self.words.copy(), self.rows.copy()
+        words[segment.temporary_at] += arena.ctypes.data
+        rows[:, 1] += words.ctypes.data
+        offsets = dict(zip(segment.temporaries, self.plan.offsets))
+        views = []
+        for b in segment.exports:
+            dtype, shape = numpy_dtype(segment.program.buffers[b]), self.shapes[b]
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            views.append((b, arena[offsets[b] : offsets[b] + size].view(dtype).reshape(shape)))
+        return Context(words, rows, arena, tuple(views), np.zeros(len(segment.externals), np.int64))
+
+    def patch(self, context: Context) -> None:
+        """Write the addresses of external buffers (`context.values`) into the words."""
+        if len(self.external_at):
+            context.words[self.external_at] = context.values[self.external_base] + self.external_offset
+
+
+class Segment:
+    """A run of kernel steps, prepared. Buffers are told apart by where their memory comes from.
+
+    temporaries: first touched here, they live in this segment's arena. exports: those of them that later parts read.
+    externals: inputs, outputs, host results and earlier segments' temporaries, whose addresses come with each run.
+    outputs: output buffers that this segment writes.
+    """
+
+    def __init__(self, program: Program, steps: Sequence[KernelStep], temporaries: frozenset[int],
+                 exports: frozenset[int], machine: Machine) -> None:  # fmt: skip
+        self.program, self.steps, self.machine = program, tuple(steps), machine
+        buffers = program.buffers
+        touched = list(dict.fromkeys(b for step in steps for b in buffers_of(step)))
+        self.temporaries = tuple(b for b in touched if b in temporaries)
+        self.exports = tuple(b for b in touched if b in exports)
+        self.contents = tuple(b for b in touched if buffers[b].kind == "content")
+        constants = [b for b in touched if buffers[b].kind == "constant"]
+        inside = {*self.temporaries, *self.contents, *constants}
+        self.externals = tuple(b for b in touched if b not in inside)
+        written = {b for step in steps for b in step.writes}
+        self.outputs = tuple(b for b in touched if buffers[b].kind == "output" and b in written)
+        self._dims = _DimTable()
+        self._index_words(constants)
+        self._index_shapes()
+        self.layout = self._layout()
+        self.symbols = self._dims.symbols({v for b in self.contents for v in buffers[b].content})
+        self.recent: Recent[tuple[int, ...], Bound] = Recent(KEPT_SHAPES)
+
+    def _index_words(self, constants: Sequence[int]) -> None:
+        """Number every word's dimension and base, and find the words to patch."""
+        buffers = self.program.buffers
+        order = [*constants, *self.contents, *self.temporaries, *self.externals]
+        base_of = {b: i + 1 for i, b in enumerate(order)}  # base 0 is no buffer
+        value, scale, base, starts = [], [], [], [0]
+        for step in self.steps:
+            for word in step.words:
+                value.append(self._dims.number(word.value))
+                scale.append(1 if word.buffer is None else itemsize(buffers[word.buffer]))
+                base.append(0 if word.buffer is None else base_of[word.buffer])
+            starts.append(len(value))
+        self._word_value = np.array(value, np.int64)
+        self._word_scale = np.array(scale, np.int64)
+        self._word_base = np.array(base, np.int64)
+        self._starts = np.array(starts, np.int64)
+        self._units = np.array([self._dims.number(s.units) for s in self.steps], np.int64)
+        self._costs = np.array([self._dims.number(s.cost) for s in self.steps], np.int64)
+        self._functions = self.machine.functions[[s.kernel for s in self.steps]]
+        self._bases = np.zeros(len(order) + 1, np.int64)
+        self._bases[1 : len(constants) + 1] = [_constant(buffers[b]).ctypes.data for b in constants]
+        first_content = len(constants) + 1
+        first_temporary = first_content + len(self.contents)
+        first_external = first_temporary + len(self.temporaries)
+        self._content_bases = slice(first_content, first_temporary)
+        self._temporary_bases = slice(first_temporary, first_external)
+        is_temporary = (self._word_base >= first_temporary) & (self._word_base < first_external)
+        self.temporary_at = np.flatnonzero(is_temporary)
+        self.external_at = np.flatnonzero(self._word_base >= first_external)
+        self.external_base = self._word_base[self.external_at] - first_external
+
+    def _index_shapes(self) -> None:
+        """Dimensions of the buffers made here, flat, each shape led by a 1 so that none is empty."""
+        self._shaped = (*self.temporaries, *self.outputs)
+        numbers, starts = [], []
+        for b in self._shaped:
+            shape = self.program.buffers[b].shape
+            if shape is None:
+                raise VerifyError("a kernel writes a buffer of unknown rank", where=self.program.buffers[b].name)
+            starts.append(len(numbers))
+            numbers += [self._dims.number(d) for d in (1, *shape)]
+        self._shape_values = np.array(numbers, np.int64)
+        self._shape_starts = np.array(starts, np.int64)
+        self._itemsizes = np.array([itemsize(self.program.buffers[b]) for b in self._shaped], np.int64)
+
+    def _layout(self) -> Layout:
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for at, step in enumerate(self.steps):
+            for b in buffers_of(step):
+                first.setdefault(b, at)
+                last[b] = at
+        for b in self.exports:
+            last[b] = len(self.steps)
+        return layout([Interval(first[b], last[b]) for b in self.temporaries])
+
+    def bound(self, sizes: Sizes) -> Bound:
+        """The segment for these sizes, from the recent ones or bound now."""
+        try:
+            key = tuple(sizes[name] for name in self.symbols)
+        except KeyError as error:
+            raise ShapeError(f"the size {error.args[0]!r} is not known where a kernel needs it",
+                             where=", ".join(self.steps[0].origin)) from None  # fmt: skip
+        return self.recent.get(key, lambda: self.bind(sizes))
+
+    def bind(self, sizes: Sizes) -> Bound:
+        """Evaluate words, place memory, cut into chunks.
+
+        Raises ShapeError (a negative size, sizes that clash) and ResourceLimitError (a buffer or the arena above
+        `max_bytes`), naming the buffer.
+        """
+        machine = self.machine
+        machine.binds += 1
+        values = self._dims.evaluate(sizes)
+        nbytes, shapes = self._check_shapes(values)
+        plan = place(self.layout, nbytes[: len(self.temporaries)])
+        if plan.arena_bytes > machine.max_bytes:
+            raise ResourceLimitError(
+                f"intermediate results need {plan.arena_bytes} bytes", where=self.program.name,
+                why=f"the limit is max_bytes={machine.max_bytes}", hint="give smaller inputs or raise max_bytes",
+            )  # fmt: skip
+        contents = {b: content_array(self.program.buffers[b], sizes, machine.max_bytes) for b in self.contents}
+        bases = self._bases.copy()
+        bases[self._content_bases] = [a.ctypes.data for a in contents.values()]
+        bases[self._temporary_bases] = plan.offsets
+        words = values[self._word_value] * self._word_scale + bases[self._word_base]
+        units = values[self._units]
+        self._bind_templates(words, units)
+        rows, kept = self._rows(units, values[self._costs])
+        return Bound(self, words, rows, kept, plan, contents, shapes, {s: sizes[s] for s in self.symbols})
+
+    def _check_shapes(self, values: Words) -> tuple[list[int], dict[int, tuple[int, ...]]]:
+        """Bytes of the buffers made here, and shapes of those seen outside."""
+        if not self._shaped:
+            return [], {}
+        dims = values[self._shape_values]
+        if dims.min() < 0:
+            at = int(np.searchsorted(self._shape_starts, int(dims.argmin()), side="right")) - 1
+            buffer = self.program.buffers[self._shaped[at]]
+            raise ShapeError(f"buffer {buffer.name!r} would have a negative size",
+                             why=f"its shape is {shape_text(buffer)}")  # fmt: skip
+        # In floating point first: a product beyond 64 bits must not wrap.
+        too_large = np.multiply.reduceat(dims.astype(np.float64), self._shape_starts) * self._itemsizes
+        if too_large.max() > self.machine.max_bytes:
+            buffer = self.program.buffers[self._shaped[int(too_large.argmax())]]
+            raise ResourceLimitError(
+                f"buffer {buffer.name!r} would take {too_large.max():.0f} bytes", why=f"its shape is {shape_text(buffer)}; "
+                f"the limit is max_bytes={self.machine.max_bytes}", hint="give smaller inputs or raise max_bytes",
+            )  # fmt: skip
+        nbytes = (np.multiply.reduceat(dims, self._shape_starts) * self._itemsizes).tolist()
+        ends = np.append(self._shape_starts[1:], len(dims))
+        wanted = {*self.exports, *self.outputs}
+        shapes = {
+            b: tuple(dims[start + 1 : end].tolist())
+            for b, start, end in zip(self._shaped, self._shape_starts, ends)
+            if b in wanted
+        }
+        return nbytes, shapes
+
+    def _bind_templates(self, words: Words, units: Words) -> None:
+        machine = self.machine
+        for at, step in enumerate(self.steps):
+            kernel = machine.kernels[step.kernel]
+            if isinstance(kernel, TemplateKernel):
+                own = words[self._starts[at] : self._starts[at + 1]].tolist()
+                units[at] = templates.bind(kernel.template, dict(kernel.constants), own, machine.target, machine.threads)
+                words[self._starts[at] : self._starts[at + 1]] = own
+
+    def _rows(self, units: Words, costs: Words) -> tuple[Words, NDArray[np.intp]]:
+        """Rows of the steps with work to do, with argument addresses relative to the words; and which steps."""
+        kept = np.flatnonzero(units > 0)
+        rows = np.zeros((len(kept), ROW_WORDS), np.int64)
+        rows[:, 0] = self._functions[kept]
+        rows[:, 1] = self._starts[kept] * 8
+        rows[:, 2] = units[kept]
+        threads = self.machine.threads
+        rows[:, 3:] = [chunking(n, cost, threads) for n, cost in zip(units[kept].tolist(), costs[kept].tolist())] or 0
+        return rows, kept
+
+
+class _DimTable:
+    """Distinct dimensions, numbered; integers are known beforehand, the rest is evaluated at each bind."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Dim, int] = {}
+        self._known: list[int] = []
+        self._symbolic: list[tuple[int, SymbolicDim]] = []
+
+    def number(self, dim: Dim) -> int:
+        found = self._numbers.get(dim)
+        if found is None:
+            found = self._numbers[dim] = len(self._known)
+            self._known.append(dim if isinstance(dim, int) else 0)
+            if isinstance(dim, SymbolicDim):
+                self._symbolic.append((found, dim))
+        return found
+
+    def symbols(self, more: set[Any]) -> tuple[str, ...]:
+        dims = [d for _, d in self._symbolic] + [d for d in more if isinstance(d, SymbolicDim)]
+        return tuple(sorted(set().union(*map(symbols_of, dims))))
+
+    def evaluate(self, sizes: Sizes) -> Words:
+        values = list(self._known)
+        for at, dim in self._symbolic:
+            values[at] = evaluate(dim, sizes)
+        try:
+            return np.array(values, np.int64)
+        except OverflowError:
+            raise ResourceLimitError("a size of the program does not fit 64 bits", why=f"sizes {dict(sizes)}") from None
+
+
+def buffers_of(step: KernelStep) -> tuple[int, ...]:
+    """Every buffer a kernel step touches, written ones included."""
+    words = (w.buffer for w in step.words if w.buffer is not None)
+    return tuple(dict.fromkeys((*step.reads, *step.writes, *words)))
+
+
+def itemsize(buffer: Buffer) -> int:
+    """Bytes per element. Raises VerifyError for an opaque buffer, which no kernel may touch."""
+    if buffer.dtype is None:
+        raise VerifyError("a kernel touches an opaque buffer", where=buffer.name)
+    return buffer.dtype.bytes
+
+
+def numpy_dtype(buffer: Buffer) -> np.dtype[Any]:
+    assert isinstance(buffer.dtype, DType)
+    return buffer.dtype.numpy
+
+
+def content_array(buffer: Buffer, sizes: Sizes, max_bytes: int) -> Array:
+    """The numbers of a content buffer for given sizes. Raises ShapeError for a size not yet known."""
+    try:
+        numbers = [evaluate(v, sizes) if isinstance(v, SymbolicDim) else v for v in buffer.content]
+    except KeyError as error:
+        raise ShapeError(f"the size {error.args[0]!r} is not known when {buffer.name!r} is needed") from None
+    shape = [evaluate(d, sizes) for d in buffer.shape or ()]
+    if len(numbers) * itemsize(buffer) > max_bytes:
+        raise ResourceLimitError(f"constant {buffer.name!r} has {len(numbers)} elements")
+    try:
+        return np.array(numbers, dtype=numpy_dtype(buffer)).reshape(shape)
+    except (OverflowError, ValueError) as error:
+        raise ShapeError(f"the content of {buffer.name!r} does not fit its type", why=str(error)) from None
+
+
+def shape_text(buffer: Buffer) -> str:
+    """For messages: element type and symbolic shape."""
+    dims = "?" if buffer.shape is None else ",".join(map(str, buffer.shape))
+    return f"{buffer.dtype or 'object'}[{dims}]"
+
+
+def _constant(buffer: Buffer) -> Array:
+    data = buffer.data
+    if data is None or not data.flags.c_contiguous or not data.flags.aligned:
+        raise VerifyError("a constant buffer needs a contiguous array", where=buffer.name)
+    return data
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    skip = -memory.ctypes.data % ALIGNMENT
+    return memory[skip : skip + size]

@@ -1,0 +1,75 @@
+"""The machine code of a program: texts, symbols and objects of its kernels.
+
+Kernel descriptions become texts (codegen), texts become objects (from the store, else compiled), objects become addresses.
+Numba is imported only when something has to be compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicc.codegen.build import ObjectStore, build_objects
+from minicc.codegen.source import kernel_source, kernel_symbol
+from minicc.lower.kernel import Kernel
+from minicc.runtime.bind import Words
+from minicc.runtime.executor import executor_sources
+from minicc.runtime.objects import LoadedObjects, load_objects
+from minicc.targets.cpu import CpuTarget
+
+
+@dataclass(frozen=True)
+class Code:
+    """Everything needed to run the kernels of one program.
+
+    symbols:  of each kernel, by kernel number; equal texts share one.
+    sources:  symbol -> text, empty for code that came without.
+    objects:  symbol -> object file.
+    compiled: how many kernels were compiled for it, the others came from the store or a file.
+    """
+
+    symbols: tuple[str, ...]
+    sources: Mapping[str, str]
+    objects: Mapping[str, bytes]
+    compiled: int = 0
+
+    @property
+    def from_cache(self) -> int:
+        """Distinct kernels that did not have to be compiled."""
+        return len(set(self.symbols)) - self.compiled
+
+    def load(self) -> tuple[Words, LoadedObjects | None]:
+        """Addresses by kernel number, and what owns the code; nothing is loaded for a program without kernels."""
+        if not self.symbols:
+            return np.zeros(0, np.int64), None
+        loaded = load_objects({symbol: self.objects[symbol] for symbol in dict.fromkeys(self.symbols)})
+        return np.array([loaded.address(symbol) for symbol in self.symbols], np.int64), loaded
+
+
+def generate(kernels: tuple[Kernel, ...], target: CpuTarget) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(symbol of each kernel, symbol -> text)."""
+    texts = [kernel_source(kernel, target) for kernel in kernels]
+    symbols = tuple(kernel_symbol(kernel, text) for kernel, text in zip(kernels, texts))
+    return symbols, dict(zip(symbols, texts))
+
+
+def build_code(kernels: tuple[Kernel, ...], target: CpuTarget, store: ObjectStore | None,
+               progress: Callable[[int, int], None] | None = None) -> Code:  # fmt: skip
+    """Code of all kernels of a program; progress(done, at most) is called after each compilation."""
+    symbols, sources = generate(kernels, target)
+    done: list[str] = []
+
+    def compiled(symbol: str) -> None:
+        done.append(symbol)
+        if progress is not None:
+            progress(len(done), len(sources))
+
+    objects = build_objects(sources, target, store, compiled)
+    return Code(symbols, sources, objects, len(done))
+
+
+def executor_objects(target: CpuTarget, store: ObjectStore | None) -> dict[str, bytes]:
+    """Objects of the executor itself, to go along in an artifact."""
+    return build_objects(executor_sources(), target, store)

@@ -1,0 +1,266 @@
+"""Running a program: its parts in order on one frame of arrays.
+
+A `Runner` is a prepared program, root or body. Each run has a frame: one array (or object) per buffer and the symbol sizes
+known so far; kernel segments borrow contexts for the length of the run, host steps go to numpy through the op's
+`eval`, control steps run the runners of their bodies (see control). Runners hold no state of a run, so any number
+of threads may run one. Nothing here checks the caller's inputs (see signature) or copies outputs (see module).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from minicc.errors import ResourceLimitError, ShapeError, VerifyError
+from minicc.ir.dims import SymbolicDim, evaluate
+from minicc.ir.types import TensorType, Type
+from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program
+from minicc.runtime.bind import (
+    Array,
+    Bound,
+    Context,
+    Machine,
+    Segment,
+    Sizes,
+    Words,
+    buffers_of,
+    content_array,
+)
+
+Item = Any  # an array, or what stands for a sequence, map or optional
+Held = list[tuple[Bound, Context]]
+
+
+class Executes(Protocol):
+    """What the engine needs of the executor."""
+
+    def run(self, rows: Words) -> None:
+        """Run a table of rows."""
+        ...
+
+
+class HostRunner(Protocol):
+    """Runs one host step on arrays; made by `host.host_runner`."""
+
+    def __call__(self, arrays: Sequence[Item], sizes: Sizes) -> Sequence[Item]:
+        """The step's outputs."""
+        ...
+
+
+class ControlRunner(Protocol):
+    """Runs one control step; made by `control.control_runner`."""
+
+    def __call__(self, items: Sequence[Item], sizes: Sizes) -> Sequence[Item]:
+        """The step's outputs."""
+        ...
+
+
+Other = HostStep | ControlStep
+MakeStep = Callable[[Other, Program, "Runner"], HostRunner | ControlRunner]
+
+
+class Frame:
+    """The arrays of one run, by buffer number, and the sizes known so far."""
+
+    def __init__(self, program: Program, values: list[Item], sizes: dict[str, int], max_bytes: int) -> None:
+        self.program, self.values, self.sizes, self.max_bytes = program, values, sizes, max_bytes
+
+    def item(self, buffer: int | None) -> Item:
+        """The array of a buffer; contents of known sizes are made on first use."""
+        if buffer is None:
+            return None
+        value = self.values[buffer]
+        if value is None and self.program.buffers[buffer].kind == "content":
+            value = self.values[buffer] = content_array(self.program.buffers[buffer], self.sizes, self.max_bytes)
+        return value
+
+    def store(self, buffer: int, item: Item, type_: Type, where: str) -> None:
+        """Keep a step's result, binding sizes first seen in its shape. Raises ShapeError when it does not fit its type."""
+        if isinstance(item, np.ndarray) and isinstance(type_, TensorType):
+            if not item.flags.c_contiguous or not item.flags.aligned:
+                item = np.array(item, order="C", ndmin=item.ndim)
+            bind_sizes(type_, item, self.sizes, where)
+        self.values[buffer] = item
+
+
+class Runner:
+    """A program whose segments, host steps and bodies are ready to run.
+
+    make_step turns a host or control step into something callable (it may build further runners).
+    """
+
+    def __init__(self, program: Program, machine: Machine, executor: Executes, make_step: MakeStep) -> None:
+        self.program, self.machine, self.executor = program, machine, executor
+        self.initial: list[Item] = [b.data if b.kind == "constant" else None for b in program.buffers]
+        self.parts: list[Segment | tuple[Other, HostRunner | ControlRunner]] = []
+        groups = _groups(program)
+        owner = _owners(program, groups)
+        for number, group in enumerate(groups):
+            if isinstance(group, list):
+                own = frozenset(b for b, part in owner.items() if part == number)
+                self.parts.append(Segment(program, group, own, own & _seen_outside(program, groups, number), machine))
+            else:
+                self.parts.append((group, make_step(group, program, self)))
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [part for part in self.parts if isinstance(part, Segment)]
+
+    def run(self, items: Sequence[Item], sizes: dict[str, int]) -> list[Item]:
+        """The outputs, which may be the very arrays of inputs, constants or (never) of the arenas.
+
+        sizes: symbols known beforehand; those of the inputs' shapes are added, which must fit.
+        """
+        program = self.program
+        for type_, item, name in zip(program.input_types, items, program.input_names or [""] * len(items)):
+            if isinstance(item, np.ndarray) and isinstance(type_, TensorType):
+                bind_sizes(type_, item, sizes, f"input {name!r} of {program.name!r}")
+        frame = Frame(program, list(self.initial), sizes, self.machine.max_bytes)
+        for buffer, item in zip(program.inputs, items):
+            frame.values[buffer] = item
+        held: Held = []
+        try:
+            for part in self.parts:
+                if isinstance(part, Segment):
+                    self._run_segment(part, frame, held)
+                else:
+                    self._run_step(*part, frame)
+            return [self._output(b, frame) for b in program.outputs]
+        finally:
+            for bound, context in held:
+                bound.release(context)
+
+    def _run_segment(self, segment: Segment, frame: Frame, held: Held) -> None:
+        bound = segment.bound(frame.sizes)
+        context = bound.acquire()
+        held.append((bound, context))
+        values = frame.values
+        for b, shape, dtype in bound.outputs:
+            if values[b] is None:
+                values[b] = np.empty(shape, dtype)
+        for position, b in enumerate(segment.externals):
+            context.values[position] = _address(values[b], self.program.buffers[b])
+        bound.patch(context)
+        for b, view in context.views:
+            values[b] = view
+        self.executor.run(context.rows)
+
+    def _run_step(self, step: Other, run: HostRunner | ControlRunner, frame: Frame) -> None:
+        results = run([frame.item(b) for b in step.inputs], frame.sizes)
+        where = f"{step.op} node '{', '.join(step.origin)}'"
+        for b, item, type_ in zip(step.outputs, results, step.types):
+            frame.store(b, item, type_, where)
+
+    def _output(self, buffer: int, frame: Frame) -> Item:
+        value = frame.item(buffer)
+        if self.program.buffers[buffer].kind == "temporary":
+            value = value.copy()  # its memory goes back with the context
+        if value is None and self.program.buffers[buffer].kind == "output":
+            value = self._unwritten(self.program.buffers[buffer], frame)
+        return value
+
+    def _unwritten(self, buffer: Buffer, frame: Frame) -> Array:
+        """An output that no kernel writes can only be one without elements."""
+        shape = tuple(evaluate(d, frame.sizes) for d in buffer.shape or ())
+        assert buffer.dtype is not None
+        if 0 not in shape:
+            raise VerifyError("no step of the program computes an output", where=buffer.name)
+        return np.empty(shape, buffer.dtype.numpy)
+
+
+def bind_sizes(type_: TensorType, array: Array, sizes: dict[str, int], where: str) -> None:
+    """Give a type's bare symbols the sizes of an array; every other dimension must agree.
+
+    Raises ShapeError when they do not: kernels trust these sizes.
+    """
+    if type_.shape is None:
+        return
+    shape = array.shape
+    if len(shape) != len(type_.shape):
+        raise ShapeError("an array has the wrong rank", where=where, why=f"shape {list(shape)}, expected {type_}")
+    later = False
+    for dim, size in zip(type_.shape, shape):
+        if isinstance(dim, int):
+            if dim != size:
+                raise _misfit(type_, shape, sizes, where)
+        else:
+            name = bare_symbol(dim)
+            if name is None:
+                later = True
+            elif sizes.setdefault(name, size) != size:
+                raise _misfit(type_, shape, sizes, where)
+    if later:
+        for dim, size in zip(type_.shape, shape):
+            try:
+                fits = evaluate(dim, sizes) == size
+            except KeyError:
+                continue  # it names a size that nothing has shown yet
+            if not fits:
+                raise _misfit(type_, shape, sizes, where)
+
+
+def bare_symbol(dim: SymbolicDim) -> str | None:
+    """The symbol's name when the dimension is nothing but one symbol."""
+    if len(dim.terms) == 1:
+        monomial, coefficient = dim.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and monomial[0].op == "symbol":
+            return str(monomial[0].args[0])
+    return None
+
+
+def _misfit(type_: TensorType, shape: Sequence[int], sizes: Mapping[str, int], where: str) -> ShapeError:
+    known = ", ".join(f"{name}={size}" for name, size in sorted(sizes.items()))
+    return ShapeError("an array does not have the expected shape", where=where,
+                      why=f"shape {list(shape)}, expected {type_}" + (f" with {known}" if known else ""))  # fmt: skip
+
+
+def _address(value: Item, buffer: Buffer) -> int:
+    if not isinstance(value, np.ndarray):
+        raise VerifyError("a kernel reads a buffer that nothing has computed", where=buffer.name)
+    address: int = value.__array_interface__["data"][0]
+    return address
+
+
+def _groups(program: Program) -> list[list[KernelStep] | Other]:
+    """Runs of kernel steps, and the other steps between them."""
+    groups: list[list[KernelStep] | Other] = []
+    for step in program.steps:
+        if not isinstance(step, KernelStep):
+            groups.append(step)
+        elif groups and isinstance(groups[-1], list):
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return groups
+
+
+def _touched(group: list[KernelStep] | Other) -> set[int]:
+    if isinstance(group, list):
+        return {b for step in group for b in buffers_of(step)}
+    return {b for b in (*group.inputs, *group.outputs) if b is not None}
+
+
+def _owners(program: Program, groups: Sequence[list[KernelStep] | Other]) -> dict[int, int]:
+    """For each temporary, the group that touches it first; its memory lies in that segment's arena."""
+    owner: dict[int, int] = {}
+    for number, group in enumerate(groups):
+        for b in _touched(group):
+            if program.buffers[b].kind == "temporary":
+                owner.setdefault(b, number)
+    return owner
+
+
+def _seen_outside(program: Program, groups: Sequence[list[KernelStep] | Other], number: int) -> set[int]:
+    """Buffers that later groups touch or that the program returns."""
+    seen = set(program.outputs)
+    for group in groups[number + 1 :]:
+        seen |= _touched(group)
+    return seen
+
+
+def check_items(count: int, limit: int, what: str, where: str) -> None:
+    """Raise ResourceLimitError when a count is above its limit."""
+    if count > limit:
+        raise ResourceLimitError(f"{what}: {count} is above the limit of {limit}", where=where)

@@ -1,0 +1,252 @@
+"""A compiled module: arrays in, arrays out.
+
+It owns the code and the weights, checks what the caller gives, and hands work to the runner of its program. The usual
+case, a program without host or control steps, takes a short way: one dictionary look-up by the shapes of the inputs,
+one native call. Any number of threads may call one module at once. Outputs are fresh arrays, never internal memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minicc.errors import InputError, TargetError
+from minicc.ir.types import TensorType
+from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Step
+from minicc.options import Options
+from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment
+from minicc.runtime.code import Code
+from minicc.runtime.control import ControlCall
+from minicc.runtime.engine import Item, Other, Runner, bind_sizes
+from minicc.runtime.executor import Executor
+from minicc.runtime.host import HostCall
+from minicc.runtime.signature import Port, Signature, ports
+from minicc.runtime.store import Store
+from minicc.targets.cpu import CpuTarget, available_threads, host_target
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class CompiledModule:
+    """A callable: `module(x)`, `module(name=x)`, `module.run(None, {"name": x})`.
+
+    pass_runs: how many passes made the program. notes: what compilation has to say (goes into artifacts).
+    """
+
+    def __init__(self, program: Program, code: Code, target: CpuTarget, options: Options, *, pass_runs: int = 0,
+                 notes: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+        self.program, self.code, self.target, self.options = program, code, target, options
+        self.pass_runs, self.notes = pass_runs, dict(notes or {})
+        self.store = Store(options.store_dir)
+        names_in = program.input_names or tuple(program.buffers[b].name for b in program.inputs)
+        names_out = program.output_names or tuple(program.buffers[b].name for b in program.outputs)
+        self.inputs: tuple[Port, ...] = ports(names_in, program.input_types)
+        self.outputs: tuple[Port, ...] = ports(names_out, program.output_types)
+        self.signature = Signature(program.name, self.inputs)
+        self.internal = frozenset(id(b.data) for p in programs_of(program) for b in p.buffers if b.data is not None)
+        self._lock = threading.Lock()
+        self._runner: Runner | None = None
+        self._short: _ShortWay | None = None
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """The output, or a tuple of outputs in model order. Raises InputError for inputs that do not fit."""
+        outputs = self.run_items(self.signature.order(args, named))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
+        """The named outputs (all for None) as a list, as `onnxruntime.InferenceSession.run`."""
+        wanted = range(len(self.outputs)) if names is None else [self._output_number(name) for name in names]
+        outputs = self.run_items(self.signature.order((), feeds))
+        return [outputs[i] for i in wanted]
+
+    def run_items(self, items: Sequence[Any]) -> list[Item]:
+        """All outputs for inputs in order."""
+        runner = self.runner
+        arrays = self._ready(items)
+        if self._short is not None:
+            shapes = tuple([array.shape for array in arrays])
+            entry = self._short.by_shapes.get(shapes)
+            if entry is None:
+                self.signature.check(arrays)
+                entry = self._short.bind(shapes, arrays)
+            return self._short.run(entry, arrays)
+        self.signature.check(arrays)
+        return self._own(runner.run(arrays, {}), arrays)
+
+    @property
+    def runner(self) -> Runner:
+        """The prepared program; made on first use. Raises TargetError when this machine cannot run the target."""
+        if self._runner is None:
+            with self._lock:
+                if self._runner is None:
+                    runner = self._prepare()
+                    if _is_short(runner):
+                        self._short = _ShortWay(runner)
+                    self._runner = runner
+        return self._runner
+
+    def _prepare(self) -> Runner:
+        missing = self.target.missing_features()
+        if missing and self.code.symbols:
+            raise TargetError(f"this machine cannot run code for {self.target.name!r}", why=f"it lacks {', '.join(missing)}",
+                              hint="compile for target='cpu', or run where these features are")  # fmt: skip
+        functions, self._loaded = self.code.load()
+        threads = self.options.threads or available_threads()
+        executor: Any = None
+        if self.code.symbols:
+            # An artifact brings the executor's objects; they are for the artifact's target.
+            executor = Executor(threads, self.store, host_target(), self.code.objects)
+            threads = executor.threads
+        self.executor = executor
+        self.machine = Machine(
+            self.program.kernels, functions, self.target, threads, self.options.max_bytes, self.options.max_loop_iterations
+        )
+        return Runner(self.program, self.machine, executor, self._make_step)
+
+    def _make_step(self, step: Other, program: Program, runner: Runner) -> HostCall | ControlCall:
+        if isinstance(step, HostStep):
+            return HostCall(step, program, self.options.max_bytes, self.options.max_loop_iterations)
+        bodies = [Runner(body, runner.machine, runner.executor, self._make_step) for body in step.bodies]
+        return ControlCall(step, bodies, runner.machine)
+
+    def _ready(self, items: Sequence[Any]) -> Sequence[Any]:
+        """The items themselves when all are arrays of the right types, as they mostly are."""
+        for item, dtype in zip(items, self.signature.dtypes):
+            if type(item) is not np.ndarray or item.dtype != dtype:
+                return self.signature.arrays(items)
+            flags = item.flags
+            if not flags.c_contiguous or not flags.aligned:
+                return self.signature.arrays(items)
+        return items
+
+    def _own(self, outputs: Sequence[Item], inputs: Sequence[Item]) -> list[Item]:
+        """Outputs as arrays of the caller's own: copies of those that are inputs, constants, views, or given twice."""
+        taken = {id(item) for item in inputs} | self.internal
+        owned = []
+        for output in outputs:
+            if isinstance(output, np.ndarray):
+                if id(output) in taken or output.base is not None:
+                    output = output.copy()
+                taken.add(id(output))
+            elif isinstance(output, list):
+                output = [item.copy() if isinstance(item, np.ndarray) else item for item in output]
+            owned.append(output)
+        return owned
+
+    def _output_number(self, name: str) -> int:
+        for i, port in enumerate(self.outputs):
+            if port.name == name:
+                return i
+        known = ", ".join(repr(p.name) for p in self.outputs)
+        raise InputError(f"{self.program.name!r} has no output {name!r}", hint=f"the outputs are {known}")
+
+    def stats(self) -> dict[str, Any]:
+        """Counts: kernels compiled, cache hits, binds, pass runs, distinct kernels, host nodes, and bytes."""
+        steps = list(steps_of(self.program))
+        segments = list(segments_of(self._runner)) if self._runner is not None else []
+        bounds = [bound for segment in segments for bound in segment.recent.values()[-1:]]
+        weights = {id(b.data): b.data.nbytes for p in programs_of(self.program) for b in p.buffers if b.data is not None}
+        return {
+            "compiles": self.code.compiled,
+            "cache_hits": self.code.from_cache,
+            "binds": self.machine.binds if self._runner is not None else 0,
+            "pass_runs": self.pass_runs,
+            "kernels": len(set(self.code.symbols)),
+            "kernel_calls": sum(isinstance(step, KernelStep) for step in steps),
+            "host_nodes": [(s.op, ", ".join(s.origin), s.reason) for s in steps if isinstance(s, HostStep)],
+            "arena_bytes": sum(bound.plan.arena_bytes for bound in bounds),
+            "arena_lower_bound": sum(bound.plan.lower_bound for bound in bounds),
+            "arena_without_reuse": sum(bound.plan.naive_bytes for bound in bounds),
+            "weights_bytes": sum(weights.values()),
+            "threads": self.machine.threads if self._runner is not None else self.options.threads or available_threads(),
+        }
+
+    def __repr__(self) -> str:
+        ins, outs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))
+        return f"<minicc module {self.program.name!r} for {self.target.name}: ({ins}) -> ({outs})>"
+
+
+class _ShortWay:
+    """A program that is one segment: outputs allocated, addresses written, one native call."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.program, self.executor = runner.program, runner.executor
+        self.segment = runner.segments[0]
+        position = {b: i for i, b in enumerate(self.segment.externals)}
+        self.inputs = [(position[b], i) for i, b in enumerate(self.program.inputs) if b in position]
+        self.output_order = [self.segment.outputs.index(b) for b in self.program.outputs]
+        self.output_positions = [position[b] for b in self.program.outputs]
+        self.by_shapes: dict[Shapes, Bound] = {}
+
+    def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound:
+        sizes: dict[str, int] = {}
+        for type_, array, name in zip(self.program.input_types, arrays, self.program.input_names or [""] * len(arrays)):
+            bind_sizes(type_, array, sizes, name)
+        bound = self.segment.bound(sizes)
+        if len(self.by_shapes) >= KEPT_SHAPES:
+            self.by_shapes = {}
+        self.by_shapes[shapes] = bound
+        return bound
+
+    def run(self, bound: Bound, arrays: Sequence[Array]) -> list[Item]:
+        specs = bound.outputs
+        outputs = []
+        for i in self.output_order:
+            _, shape, dtype = specs[i]
+            outputs.append(np.empty(shape, dtype))
+        context = bound.acquire()
+        try:
+            values = context.values
+            for position, i in self.inputs:
+                values[position] = arrays[i].__array_interface__["data"][0]
+            for position, output in zip(self.output_positions, outputs):
+                values[position] = output.__array_interface__["data"][0]
+            bound.patch(context)
+            self.executor.run(context.rows)
+        finally:
+            bound.release(context)
+        return outputs
+
+
+def _is_short(runner: Runner) -> bool:
+    """One segment, tensors only, and every output written by kernels into memory of its own."""
+    program = runner.program
+    if len(runner.parts) != 1 or not runner.segments:
+        return False
+    segment = runner.segments[0]
+    tensors = all(isinstance(t, TensorType) and t.shape is not None for t in program.input_types)
+    outside = {*program.inputs, *program.outputs}
+    return (
+        tensors
+        and len(set(program.outputs)) == len(program.outputs)
+        and all(b in segment.outputs for b in program.outputs)
+        and all(b in outside for b in segment.externals)
+    )
+
+
+def programs_of(program: Program) -> Iterator[Program]:
+    """The program and the bodies of its control steps, at any depth."""
+    yield program
+    for step in program.steps:
+        if isinstance(step, ControlStep):
+            for body in step.bodies:
+                yield from programs_of(body)
+
+
+def steps_of(program: Program) -> Iterator[Step]:
+    """Every step, those of bodies included."""
+    for part in programs_of(program):
+        yield from part.steps
+
+
+def segments_of(runner: Runner) -> Iterator[Segment]:
+    """Every segment, those of bodies included."""
+    for part in runner.parts:
+        if isinstance(part, Segment):
+            yield part
+        elif isinstance(part[1], ControlCall):
+            for body in part[1].bodies:
+                yield from segments_of(body)
