@@ -1,7 +1,7 @@
 """AttributeProto to plain data, and the check of a node against the operator's ONNX schema.
 
-Numbers stay numbers, strings are decoded, lists become tuples, tensors arrays, types their ONNX text; graphs stay
-GraphProto for the importer. Defaults are not filled in: that is the op definitions' business.
+Numbers stay numbers, strings are decoded, lists become tuples, tensors arrays, types their ONNX text;
+graphs stay GraphProto for the importer. Defaults are not filled in: that is the op definitions' business.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from minicc.frontend.tensors import TensorReader
 from minicc.ops.host import type_text
 
 
-def resolve_references(attributes: Iterable[AttributeProto], values: Mapping[str, AttributeProto], where: str,
-                       ) -> dict[str, AttributeProto]:  # fmt: skip
-    """A node's attributes by name, references to the enclosing function's attributes replaced by their values.
+def resolve_references(
+    attributes: Iterable[AttributeProto],
+    values: Mapping[str, AttributeProto],
+    where: str,
+) -> dict[str, AttributeProto]:
+    """A node's attributes by name, references to the enclosing function's attributes replaced by their
+    values.
 
-    A reference to an attribute that the call left out is left out too. Raises InvalidModelError for a repeated name.
+    A reference to an attribute that the call left out is left out too. Raises InvalidModelError for a
+    repeated name.
     """
     found: dict[str, AttributeProto] = {}
     for attribute in attributes:
@@ -48,22 +53,29 @@ def _text(data: bytes) -> str:
 
 
 def plain(attribute: AttributeProto, tensors: TensorReader, where: str) -> Any:
-    """The value of an attribute. Raises InvalidModelError for one without a type or with the wrong field set."""
+    """The value of an attribute. Raises InvalidModelError for one without a type or with the wrong field
+    set.
+    """
     kind = attribute.type
     name = attribute.name
     single: dict[int, tuple[str, Callable[[Any], Any]]] = {
-        AttributeProto.FLOAT: ("f", float), AttributeProto.INT: ("i", int), AttributeProto.STRING: ("s", _text),
-        AttributeProto.TENSOR: ("t", lambda t: tensors.read(t, name)), AttributeProto.GRAPH: ("g", lambda g: g),
+        AttributeProto.FLOAT: ("f", float),
+        AttributeProto.INT: ("i", int),
+        AttributeProto.STRING: ("s", _text),
+        AttributeProto.TENSOR: ("t", lambda t: tensors.read(t, name)),
+        AttributeProto.GRAPH: ("g", lambda g: g),
         AttributeProto.SPARSE_TENSOR: ("sparse_tensor", lambda t: tensors.read_sparse(t, name)),
         AttributeProto.TYPE_PROTO: ("tp", type_text),
-    }  # fmt: skip
+    }
     many: dict[int, tuple[str, Callable[[Any], Any]]] = {
-        AttributeProto.FLOATS: ("floats", float), AttributeProto.INTS: ("ints", int),
-        AttributeProto.STRINGS: ("strings", _text), AttributeProto.TENSORS: ("tensors", lambda t: tensors.read(t, name)),
+        AttributeProto.FLOATS: ("floats", float),
+        AttributeProto.INTS: ("ints", int),
+        AttributeProto.STRINGS: ("strings", _text),
+        AttributeProto.TENSORS: ("tensors", lambda t: tensors.read(t, name)),
         AttributeProto.GRAPHS: ("graphs", lambda g: g),
         AttributeProto.SPARSE_TENSORS: ("sparse_tensors", lambda t: tensors.read_sparse(t, name)),
         AttributeProto.TYPE_PROTOS: ("type_protos", type_text),
-    }  # fmt: skip
+    }
     if kind in single:
         field, convert = single[kind]
         if field in ("t", "g", "sparse_tensor", "tp") and not attribute.HasField(field):
@@ -90,19 +102,25 @@ def check_node(
     """Arity, attribute names and attribute types. Raises InvalidModelError."""
     present = len(node.input)
     if not schema.min_input <= present <= schema.max_input:
-        raise InvalidModelError(f"{node.op_type} takes {_range(schema.min_input, schema.max_input)} inputs, has {present}",
-                                where=where)  # fmt: skip
+        raise InvalidModelError(
+            f"{node.op_type} takes {_range(schema.min_input, schema.max_input)} inputs, has {present}",
+            where=where,
+        )
     if not schema.min_output <= len(node.output) <= schema.max_output:
         raise InvalidModelError(
-            f"{node.op_type} has {_range(schema.min_output, schema.max_output)} outputs, {len(node.output)} are named",
+            f"{node.op_type} has {_range(schema.min_output, schema.max_output)} outputs, "
+            f"{len(node.output)} are named",
             where=where,
         )
     for name, attribute in attributes.items():
         expected = schema.attributes.get(name)
         if expected is None:
             known = ", ".join(sorted(schema.attributes)) or "none"
-            raise InvalidModelError(f"{node.op_type} has no attribute {name!r} in opset {schema.since_version}",
-                                    where=where, hint=f"known: {known}")  # fmt: skip
+            raise InvalidModelError(
+                f"{node.op_type} has no attribute {name!r} in opset {schema.since_version}",
+                where=where,
+                hint=f"known: {known}",
+            )
         if attribute.type != expected.type.value:
             given = (
                 AttributeProto.AttributeType.Name(attribute.type)

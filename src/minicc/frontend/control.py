@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     from minicc.frontend.importer import Frame, Importer, Scope
 
 
-def import_control(importer: Importer, node: onnx.NodeProto, opset: int, inputs: list[Value | None],
-                   attrs: Mapping[str, Any], scope: Scope, frame: Frame, origin: str, where: str) -> Sequence[Value]:  # fmt: skip
+def import_control(
+    importer: Importer,
+    node: onnx.NodeProto,
+    opset: int,
+    inputs: list[Value | None],
+    attrs: Mapping[str, Any],
+    scope: Scope,
+    frame: Frame,
+    origin: str,
+    where: str,
+) -> Sequence[Value]:
     """The output values of an If, Loop or Scan node."""
     add = {"If": _if, "Loop": _loop, "Scan": _scan if opset >= 9 else _scan_8}[node.op_type]
     arguments, attributes = add(importer, inputs, attrs, scope, frame, where)
@@ -31,8 +40,14 @@ def import_control(importer: Importer, node: onnx.NodeProto, opset: int, inputs:
 Prepared = tuple[list[Value | None], dict[str, Any]]  # inputs with captures, attributes
 
 
-def _if(importer: Importer, inputs: list[Value | None], attrs: Mapping[str, Any], scope: Scope, frame: Frame,
-        where: str) -> Prepared:  # fmt: skip
+def _if(
+    importer: Importer,
+    inputs: list[Value | None],
+    attrs: Mapping[str, Any],
+    scope: Scope,
+    frame: Frame,
+    where: str,
+) -> Prepared:
     """Both branches get the captures of either, in the same order."""
     names = ("then_branch", "else_branch")
     branches = [importer.body(attrs[name], [], scope, frame, where) for name in names]
@@ -55,8 +70,14 @@ def _types(values: Sequence[Value | None], where: str) -> list[Type]:
     return [v.type for v in values if v is not None]
 
 
-def _loop(importer: Importer, inputs: list[Value | None], attrs: Mapping[str, Any], scope: Scope, frame: Frame,
-          where: str) -> Prepared:  # fmt: skip
+def _loop(
+    importer: Importer,
+    inputs: list[Value | None],
+    attrs: Mapping[str, Any],
+    scope: Scope,
+    frame: Frame,
+    where: str,
+) -> Prepared:
     proto: onnx.GraphProto = attrs["body"]
     head: list[Value | None] = [*inputs[:2], None, None][:2]
     carried = inputs[2:]
@@ -79,8 +100,14 @@ def _without_axis(type_: Type, axis: int, where: str) -> Type:
     return type_.with_shape(d for a, d in enumerate(type_.shape) if a != place)
 
 
-def _scan(importer: Importer, inputs: list[Value | None], attrs: Mapping[str, Any], scope: Scope, frame: Frame,
-          where: str) -> Prepared:  # fmt: skip
+def _scan(
+    importer: Importer,
+    inputs: list[Value | None],
+    attrs: Mapping[str, Any],
+    scope: Scope,
+    frame: Frame,
+    where: str,
+) -> Prepared:
     scanned = int(attrs["num_scan_inputs"])
     states = len(inputs) - scanned
     if scanned < 1 or states < 0:
@@ -103,12 +130,21 @@ def _scan(importer: Importer, inputs: list[Value | None], attrs: Mapping[str, An
     }
 
 
-def _scan_8(importer: Importer, inputs: list[Value | None], attrs: Mapping[str, Any], scope: Scope, frame: Frame,
-            where: str) -> Prepared:  # fmt: skip
+def _scan_8(
+    importer: Importer,
+    inputs: list[Value | None],
+    attrs: Mapping[str, Any],
+    scope: Scope,
+    frame: Frame,
+    where: str,
+) -> Prepared:
     """Opset 8 scanned axis 1 of batches on axis 0: a Scan over the batch of today's Scan."""
     if inputs and inputs[0] is not None:
-        raise InvalidModelError("Scan of opset 8 with sequence lengths is not supported", where=where,
-                                hint="export with opset 9 or later")  # fmt: skip
+        raise InvalidModelError(
+            "Scan of opset 8 with sequence lengths is not supported",
+            where=where,
+            hint="export with opset 9 or later",
+        )
     arguments = inputs[1:]
     scanned = int(attrs["num_scan_inputs"])
     states = len(arguments) - scanned

@@ -1,4 +1,6 @@
-"""Where function bodies come from: the model's own functions, and ONNX's definitions of operators by operators."""
+"""Where function bodies come from: the model's own functions, and ONNX's definitions of operators by
+operators.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,11 @@ class FunctionTable:
         return self._functions.get((domain, name, overload))
 
 
-def schema_function(node: OnnxNode, original: onnx.NodeProto, attributes: Mapping[str, onnx.AttributeProto],
-                    ) -> onnx.FunctionProto | None:  # fmt: skip
+def schema_function(
+    node: OnnxNode,
+    original: onnx.NodeProto,
+    attributes: Mapping[str, onnx.AttributeProto],
+) -> onnx.FunctionProto | None:
     """ONNX's own definition of an operator for this node, or None; its attribute references are replaced."""
     opset = newest_opset() if node.domain == "" else node.opset
     schema = find_schema(node.op, node.domain, max(opset, 1))
@@ -53,19 +58,26 @@ def schema_function(node: OnnxNode, original: onnx.NodeProto, attributes: Mappin
     elif schema.has_context_dependent_function:
         versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
         types = [onnx.TypeProto() if v is None else type_proto(v.type, {}) for v in node.inputs]
-        data = schema.get_context_dependent_function_with_opset_version(
-            max(versions), call.SerializeToString(), [t.SerializeToString() for t in types]
-        ) if versions else b""  # fmt: skip
+        data = (
+            schema.get_context_dependent_function_with_opset_version(
+                max(versions), call.SerializeToString(), [t.SerializeToString() for t in types]
+            )
+            if versions
+            else b""
+        )
         body = onnx.FunctionProto.FromString(data) if data else None
     else:
         return None
     if body is None or not body.node:
         return None
-    return _with_attributes(body, schema, call, len(node.inputs))
+    return _with_attributes(body, schema, call)
 
 
-def _with_attributes(body: onnx.FunctionProto, schema: onnx.defs.OpSchema, call: onnx.NodeProto, n_inputs: int,
-                     ) -> onnx.FunctionProto:  # fmt: skip
+def _with_attributes(
+    body: onnx.FunctionProto,
+    schema: onnx.defs.OpSchema,
+    call: onnx.NodeProto,
+) -> onnx.FunctionProto:
     """The body with the call's attributes, and the schema's defaults, as its attribute defaults."""
     given = {a.name for a in call.attribute}
     made = onnx.FunctionProto()

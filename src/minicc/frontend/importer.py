@@ -1,9 +1,10 @@
-"""GraphProto to Graph: names become values, nodes become ops of the IR, functions are inlined, captures made explicit.
+"""GraphProto to Graph: names become values, nodes become ops of the IR, functions are inlined, captures
+made explicit.
 
-A name is looked up in a `Scope`; a name found outside a body becomes an input of the body (constants are copied
-instead). Calls of functions are expanded on an explicit stack, so their depth never meets Python's recursion limit.
-Operators without a definition of ours use ONNX's function body, else ONNX's reference implementation on the host.
-Nothing is folded or simplified here.
+A name is looked up in a `Scope`; a name found outside a body becomes an input of the body (constants are
+copied instead). Calls of functions are expanded on an explicit stack, so their depth never meets Python's
+recursion limit. Operators without a definition of ours use ONNX's function body, else ONNX's reference
+implementation on the host. Nothing is folded or simplified here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ CONTROL = frozenset(("If", "Loop", "Scan"))
 
 @dataclass(frozen=True)
 class Frame:
-    """What the nodes of one function (or of the model) share: operator versions, attribute values, name prefix."""
+    """What the nodes of one function (or of the model) share: operator versions, attribute values, name
+    prefix.
+    """
 
     opsets: Mapping[str, int]
     attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
@@ -138,8 +141,15 @@ class Importer:
                     raise ResourceLimitError(f"functions call each other more than {MAX_CALL_DEPTH} deep")
                 stack.append(call)
 
-    def _work(self, nodes: Sequence[onnx.NodeProto], results: Sequence[str], scope: Scope, frame: Frame, where: str,
-              finish: Callable[[], None]) -> _Work:  # fmt: skip
+    def _work(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        results: Sequence[str],
+        scope: Scope,
+        frame: Frame,
+        where: str,
+        finish: Callable[[], None],
+    ) -> _Work:
         ordered, reads = sorted_nodes(nodes, where)
         return _Work(iter(ordered), scope, frame, reads.union(results), finish)
 
@@ -187,11 +197,26 @@ class Importer:
         if op is None:
             body = schema_function(pending, node, attributes)
             if body is not None:
-                return self._call(body, ("onnx", domain, node.op_type), node, pending.inputs, {}, work, origin, where,
-                                  inherit=any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute))  # fmt: skip
+                return self._call(
+                    body,
+                    ("onnx", domain, node.op_type),
+                    node,
+                    pending.inputs,
+                    {},
+                    work,
+                    origin,
+                    where,
+                    inherit=any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute),
+                )
             op = self._fallback(pending, where)
-        added = scope.graph.add(op, pending.inputs, pending.attrs, origin=(origin,), outputs=count,
-                                names=[frame.prefix + name if name else "" for name in node.output])  # fmt: skip
+        added = scope.graph.add(
+            op,
+            pending.inputs,
+            pending.attrs,
+            origin=(origin,),
+            outputs=count,
+            names=[frame.prefix + name if name else "" for name in node.output],
+        )
         self._check_sizes(scope.graph, before)
         self._define(node, added.outputs, scope)
         return None
@@ -227,8 +252,11 @@ class Importer:
         for name in node.input:
             if name and not scope.has(name):
                 close = difflib.get_close_matches(name, list(scope.names)[:2000], n=2)
-                raise InvalidModelError(f"input {name!r} of a node is defined nowhere", where=where,
-                                        hint=f"did you mean {' or '.join(map(repr, close))}?" if close else "")  # fmt: skip
+                raise InvalidModelError(
+                    f"input {name!r} of a node is defined nowhere",
+                    where=where,
+                    hint=f"did you mean {' or '.join(map(repr, close))}?" if close else "",
+                )
             inputs.append(scope.find(name) if name else None)
         while inputs and inputs[-1] is None:
             inputs.pop()
@@ -251,17 +279,31 @@ class Importer:
             if name:
                 scope.names[name] = value
 
-    def _call(self, function: onnx.FunctionProto, key: FunctionKey, node: onnx.NodeProto, inputs: Sequence[Value | None],
-              attributes: Mapping[str, onnx.AttributeProto], work: _Work, origin: str, where: str, *,
-              inherit: bool = False) -> _Work:  # fmt: skip
-        """The work of a function's body. `inherit`: the body holds graphs of the caller and may read its names."""
+    def _call(
+        self,
+        function: onnx.FunctionProto,
+        key: FunctionKey,
+        node: onnx.NodeProto,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, onnx.AttributeProto],
+        work: _Work,
+        origin: str,
+        where: str,
+        *,
+        inherit: bool = False,
+    ) -> _Work:
+        """The work of a function's body. `inherit`: the body holds graphs of the caller and may read its
+        names.
+        """
         caller, frame = work.scope, work.frame
         if key in frame.active and not inherit:
             raise InvalidModelError(f"function {node.op_type} calls itself", where=where)
         if len(inputs) > len(function.input) or len(node.output) > len(function.output):
             raise InvalidModelError(
-                f"function {node.op_type} has {len(function.input)} inputs and {len(function.output)} outputs, "
-                f"the call {len(inputs)} and {len(node.output)}", where=where)  # fmt: skip
+                f"function {node.op_type} has {len(function.input)} inputs and {len(function.output)} "
+                f"outputs, the call {len(inputs)} and {len(node.output)}",
+                where=where,
+            )
         values = {a.name: a for a in function.attribute_proto}
         values.update(attributes)
         opsets = dict(frame.opsets)
@@ -298,8 +340,11 @@ class Importer:
                     )
                 size = product(known) if value.type.is_static else 0
                 if isinstance(size, int) and size * value.type.dtype.bytes > self.max_bytes:
-                    raise ResourceLimitError(f"an output of type {value.type} is larger than max_bytes={self.max_bytes}",
-                                             where=node.describe(), hint="raise max_bytes")  # fmt: skip
+                    raise ResourceLimitError(
+                        f"an output of type {value.type} is larger than max_bytes={self.max_bytes}",
+                        where=node.describe(),
+                        hint="raise max_bytes",
+                    )
 
     def body(
         self, proto: onnx.GraphProto, types: Sequence[Type], parent: Scope, frame: Frame, where: str
@@ -323,8 +368,10 @@ class Importer:
 
     def constants(self, proto: onnx.GraphProto, scope: Scope, where: str) -> None:
         """Define the initializers of a graph."""
-        named = chain(((t.name, False, t) for t in proto.initializer),
-                      ((t.values.name, True, t) for t in proto.sparse_initializer))  # fmt: skip
+        named = chain(
+            ((t.name, False, t) for t in proto.initializer),
+            ((t.values.name, True, t) for t in proto.sparse_initializer),
+        )
         for name, sparse, tensor in named:
             if not name or name in scope.names:
                 raise InvalidModelError(
@@ -350,7 +397,13 @@ def constant_value(graph: Graph, attrs: Mapping[str, Any], name: str, where: str
     if len(attrs) != 1:
         raise InvalidModelError(f"Constant needs one value, has {len(attrs)}", where=where)
     form, given = next(iter(attrs.items()))
-    dtypes = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32,
-              "value_string": object, "value_strings": object}  # fmt: skip
+    dtypes = {
+        "value_int": np.int64,
+        "value_ints": np.int64,
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_string": object,
+        "value_strings": object,
+    }
     array = np.array(given, dtype=dtypes[form]) if form in dtypes else given
     return graph.constant(array, name)

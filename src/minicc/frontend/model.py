@@ -1,4 +1,5 @@
-"""`load_model`: a path, bytes or a ModelProto becomes an `ImportedModel`, a graph and what the file says about itself.
+"""`load_model`: a path, bytes or a ModelProto becomes an `ImportedModel`, a graph and what the file says
+about itself.
 
 Whatever the input, the outcome is a graph or a MiniccError.
 """
@@ -44,9 +45,9 @@ class Argument:
 class ImportedModel:
     """A model's graph and what its file says.
 
-    inputs, outputs: in the model's order; output types are the inferred ones. `graph.inputs` has the same order.
-    opset, opsets:   version of ai.onnx, and of every domain.
-    warnings:        annotations of the file that its own nodes contradict, in words.
+    inputs, outputs: in the model's order; output types are the inferred ones. `graph.inputs` has the same
+    order. opset, opsets:   version of ai.onnx, and of every domain. warnings:        annotations of the
+    file that its own nodes contradict, in words.
     """
 
     graph: Graph
@@ -61,8 +62,12 @@ class ImportedModel:
     warnings: tuple[str, ...] = ()
 
 
-def load_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, options: Options | None = None, *,
-               base_dir: str | os.PathLike[str] | None = None) -> ImportedModel:  # fmt: skip
+def load_model(
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    options: Options | None = None,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> ImportedModel:
     """Import an ONNX model of opset 7 to 28.
 
     base_dir: folder of external data for bytes and ModelProto (a path has its own). Raises InvalidModelError,
@@ -105,11 +110,17 @@ def _import(proto: onnx.ModelProto, tensors: TensorReader, name: str, options: O
     graph.tidy()
     outputs = tuple(Argument(o.name, v.type) for o, v in zip(proto.graph.output, graph.outputs))
     return ImportedModel(
-        graph=graph, name=name, inputs=arguments, outputs=outputs, opset=opsets.get("", newest_opset()), opsets=opsets,
-        ir_version=proto.ir_version, producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+        graph=graph,
+        name=name,
+        inputs=arguments,
+        outputs=outputs,
+        opset=opsets.get("", newest_opset()),
+        opsets=opsets,
+        ir_version=proto.ir_version,
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         metadata={p.key: p.value for p in proto.metadata_props},
         warnings=tuple(_disagreements(proto.graph, scope.names)),
-    )  # fmt: skip
+    )
 
 
 def _first_free(graph: onnx.GraphProto) -> int:
@@ -199,11 +210,16 @@ def _disagreements(graph: onnx.GraphProto, names: Mapping[str, Value | None]) ->
         declared = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
         wrong = dtype_of_number(tensor.elem_type) != value.type.dtype
         if inferred is not None and tensor.HasField("shape"):
-            wrong = wrong or len(inferred) != len(declared) or any(
-                isinstance(a, int) and b is not None and b >= 0 and a != b for a, b in zip(inferred, declared)
-            )  # fmt: skip
+            wrong = (
+                wrong
+                or len(inferred) != len(declared)
+                or any(
+                    isinstance(a, int) and b is not None and b >= 0 and a != b
+                    for a, b in zip(inferred, declared)
+                )
+            )
         if wrong:
             told += 1
             if told <= _MAX_WARNINGS:
                 sizes = ",".join("?" if d is None else str(d) for d in declared)
-                yield f"value {info.name!r} is declared [{sizes}] and is {value.type}; the declaration is ignored"
+                yield f"value {info.name!r} is declared [{sizes}] and is {value.type}: declaration ignored"

@@ -1,7 +1,7 @@
 """Topological order of an ONNX node list, by names.
 
-ONNX asks for sorted nodes; some exporters do not sort. The order given is kept where it is right. Names that nested
-graphs read from outside count as reads of their node.
+ONNX asks for sorted nodes; some exporters do not sort. The order given is kept where it is right. Names
+that nested graphs read from outside count as reads of their node.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def _free_names(graphs: Iterable[onnx.GraphProto]) -> list[str]:
     return list(free)
 
 
-def sorted_nodes(nodes: Sequence[onnx.NodeProto], where: str,
-                 ) -> tuple[list[tuple[int, onnx.NodeProto]], frozenset[str]]:  # fmt: skip
+def sorted_nodes(
+    nodes: Sequence[onnx.NodeProto],
+    where: str,
+) -> tuple[list[tuple[int, onnx.NodeProto]], frozenset[str]]:
     """The nodes with their places, each after those it reads, and all names read.
 
     Raises InvalidModelError on a cycle, and for a value with two producers.

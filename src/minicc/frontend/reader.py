@@ -1,7 +1,7 @@
 """From a path, bytes or a ModelProto to a parsed model whose versions minicc knows.
 
-Every way in which a file can fail to be an ONNX model ends in InvalidModelError here. What is inside the graph is
-not looked at; external data is opened by `tensors`.
+Every way in which a file can fail to be an ONNX model ends in InvalidModelError here. What is inside the
+graph is not looked at; external data is opened by `tensors`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
 
 from minicc.errors import InvalidModelError
 from minicc.ops.host import newest_opset
@@ -40,8 +39,10 @@ class ModelFile:
     name: str
 
 
-def read_model(source: str | os.PathLike[str] | bytes | onnx.ModelProto, base_dir: str | os.PathLike[str] | None = None,
-               ) -> ModelFile:  # fmt: skip
+def read_model(
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> ModelFile:
     """Parse a model and check its IR version and opsets. Raises InvalidModelError."""
     folder = Path(base_dir) if base_dir is not None else None
     if isinstance(source, onnx.ModelProto):
@@ -65,8 +66,9 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise InvalidModelError(f"{path} is not a file")
         if status.st_size > _MAX_FILE:
-            raise InvalidModelError(f"{path} is larger than the 2 GiB of an ONNX file",
-                                    hint="save the weights as external data")  # fmt: skip
+            raise InvalidModelError(
+                f"{path} is larger than the 2 GiB of an ONNX file", hint="save the weights as external data"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise InvalidModelError(f"there is no file {path}") from None
@@ -82,11 +84,12 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
             raise InvalidModelError(f"{name} is {what}, not an ONNX model")
     try:
         return onnx.ModelProto.FromString(data)
-    except (DecodeError, EncodeError, ValueError, RecursionError, MemoryError) as error:
+    except Exception as error:  # protobuf raises its own kinds
         raise InvalidModelError(
-            f"{name} is not an ONNX model, or is damaged", why=str(error) or type(error).__name__,
+            f"{name} is not an ONNX model, or is damaged",
+            why=str(error) or type(error).__name__,
             hint="the file may be truncated, or nested deeper than protobuf's limit of 100 messages",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _check_versions(proto: onnx.ModelProto, name: str) -> None:
@@ -98,7 +101,9 @@ def _check_versions(proto: onnx.ModelProto, name: str) -> None:
 
 
 def opset_versions(imports: object, where: str) -> dict[str, int]:
-    """Domain to version of the imported operator sets. Raises InvalidModelError for two versions of one domain."""
+    """Domain to version of the imported operator sets. Raises InvalidModelError for two versions of one
+    domain.
+    """
     versions: dict[str, int] = {}
     for entry in imports:  # type: ignore[attr-defined]
         domain = canonical_domain(entry.domain)

@@ -1,7 +1,7 @@
 """TensorProto to numpy: every element type, packed and raw storage, sparse tensors, external files.
 
-Sizes are checked against the stored bytes before anything is allocated. External data must lie in the model's folder,
-in a plain file reached without links, and is mapped, not read.
+Sizes are checked against the stored bytes before anything is allocated. External data must lie in the
+model's folder, in a plain file reached without links, and is mapped, not read.
 """
 
 from __future__ import annotations
@@ -127,8 +127,10 @@ def _map(folder: Path | None, location: str, name: str) -> memoryview:
     """Map a file below `folder`, refusing everything but a plain file reached without links."""
     where = f"external data {location!r} of tensor {name!r}"
     if folder is None:
-        raise InvalidModelError(f"{where}: the model was given without a folder",
-                                hint="compile the path of the file, or give base_dir")  # fmt: skip
+        raise InvalidModelError(
+            f"{where}: the model was given without a folder",
+            hint="compile the path of the file, or give base_dir",
+        )
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     parts = posix.parts
     if (
@@ -155,8 +157,11 @@ def _map(folder: Path | None, location: str, name: str) -> memoryview:
         if not stat.S_ISREG(status.st_mode):
             raise InvalidModelError(f"{where} is not a plain file")
         if status.st_nlink > 1:
-            raise InvalidModelError(f"{where} has hard links", why=f"{status.st_nlink} names",
-                                    hint="copy the file so that it is the model's own")  # fmt: skip
+            raise InvalidModelError(
+                f"{where} has hard links",
+                why=f"{status.st_nlink} names",
+                hint="copy the file so that it is the model's own",
+            )
         if status.st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
@@ -180,7 +185,7 @@ def _from_bytes(raw: bytes | memoryview, dtype: DType, shape: tuple[int, ...], c
     if dtype.bits < 8:
         return _unpack(np.frombuffer(raw, np.uint8), dtype, count).reshape(shape)
     if dtype is boolean:
-        return (np.frombuffer(raw, np.uint8) != 0).reshape(shape)
+        return np.not_equal(np.frombuffer(raw, np.uint8), 0).reshape(shape)
     if count == 0:
         return np.zeros(shape, dtype.numpy)
     array = np.frombuffer(raw, dtype.numpy, count)
@@ -220,7 +225,7 @@ def _from_fields(
     if dtype.bits < 8:
         return _unpack(words.astype(np.uint8), dtype, count).reshape(shape)
     if dtype is boolean:
-        return (words != 0).reshape(shape)
+        return np.not_equal(words, 0).reshape(shape)
     if dtype.is_integer:
         return words.astype(dtype.numpy).reshape(shape)
     return words.astype(np.uint8 if dtype.bits == 8 else np.uint16).view(dtype.numpy).reshape(shape)

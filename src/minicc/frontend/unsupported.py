@@ -46,9 +46,10 @@ class Unsupported:
             lines.append(f"and {len(self.found) - _SHOWN} more")
         count = len(self.found)
         return UnsupportedOpError(
-            f"{name} uses {count} operator{'s' if count > 1 else ''} that minicc does not know", why="\n       ".join(lines),
+            f"{name} uses {count} operator{'s' if count > 1 else ''} that minicc does not know",
+            why="\n       ".join(lines),
             hint="cut the graph before them, or define them in minicc.ops",
-        )  # fmt: skip
+        )
 
 
 def _unknown_rank(n: Inference) -> list[Type]:

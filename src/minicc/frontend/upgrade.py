@@ -1,9 +1,9 @@
 """Older forms of ONNX operators, from opset 7 on, turned into the newest form.
 
-`UPGRADES` is the whole knowledge: for each operator, functions and the opset below which they apply, run in order. A
-function edits the node in place (attributes, inputs, operator) or returns the values that replace it. They look at
-ranks but never at sizes, because a loop body may be given other sizes later. Operators that only gained types or
-attributes with neutral defaults need no entry.
+`UPGRADES` is the whole knowledge: for each operator, functions and the opset below which they apply, run in
+order. A function edits the node in place (attributes, inputs, operator) or returns the values that replace
+it. They look at ranks but never at sizes, because a loop body may be given other sizes later. Operators
+that only gained types or attributes with neutral defaults need no entry.
 """
 
 from __future__ import annotations
@@ -127,8 +127,9 @@ def _batch_normalization(node: OnnxNode, b: Builder) -> Sequence[Value] | None:
 
 def _batch_normalization_outputs(node: OnnxNode, b: Builder) -> None:  # noqa: ARG001
     if node.n_outputs > 1:
-        raise InvalidModelError("BatchNormalization in training form", where=node.where,
-                                hint="export the model for inference")  # fmt: skip
+        raise InvalidModelError(
+            "BatchNormalization in training form", where=node.where, hint="export the model for inference"
+        )
 
 
 def _upsample(node: OnnxNode, b: Builder) -> None:
@@ -149,9 +150,10 @@ def _old_resize(node: OnnxNode) -> None:
     scales = node.input(2).data
     shrinks = scales is not None and bool((scales < 1).any())
     node.attrs.update(
-        coordinate_transformation_mode="asymmetric", nearest_mode="ceil" if shrinks else "floor",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="ceil" if shrinks else "floor",
         mode=node.attrs.get("mode", "nearest"),
-    )  # fmt: skip
+    )
 
 
 def _resize(node: OnnxNode, b: Builder) -> None:  # noqa: ARG001
@@ -238,10 +240,20 @@ UPGRADES: dict[str, list[tuple[int, Upgrade]]] = {
     "Squeeze": _axes(13),
     "Unsqueeze": _axes(13),
     "ReduceSum": _axes(13),
-    **{name: _axes(18) for name in (
-        "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-        "ReduceSumSquare",
-    )},
+    **{
+        name: _axes(18)
+        for name in (
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSumSquare",
+        )
+    },
     "Scatter": [(11, _scatter)],
     "TopK": [(10, _top_k)],
     "GroupNormalization": [(21, _group_normalization)],
@@ -249,4 +261,4 @@ UPGRADES: dict[str, list[tuple[int, Upgrade]]] = {
     "GridSample": [(20, _rename_values("mode", "bilinear", {"bilinear": "linear", "bicubic": "cubic"}))],
     "DFT": [(20, _dft)],
     "MeanVarianceNormalization": [(9, _mean_variance)],
-}  # fmt: skip
+}

@@ -1,7 +1,9 @@
-"""Numpy execution of a graph with each op's `eval`: constant folding, the oracle of the tests, and the host tier.
+"""Numpy execution of a graph with each op's `eval`: constant folding, the oracle of the tests, and the host
+tier.
 
-Nodes run in the graph's order and arrays are dropped after their last use. Symbols are bound from the shapes of inputs
-and of computed values, so that symbolic constants have numbers. Nothing here is fast, and nothing here compiles.
+Nodes run in the graph's order and arrays are dropped after their last use. Symbols are bound from the
+shapes of inputs and of computed values, so that symbolic constants have numbers. Nothing here is fast, and
+nothing here compiles.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ def evaluate(
 ) -> list[Item]:
     """The graph's outputs for the given inputs (by name or in order).
 
-    sizes are symbols known beforehand (those of an enclosing graph); observe(node, outputs) sees every node's outputs,
-    also inside bodies. Raises InputError (feeds do not fit), ShapeError (a node cannot be computed), ResourceLimitError.
+    sizes are symbols known beforehand (those of an enclosing graph); observe(node, outputs) sees every
+    node's outputs, also inside bodies. Raises InputError (feeds do not fit), ShapeError (a node cannot be
+    computed), ResourceLimitError.
     """
     arrays = _ordered_feeds(graph, feeds)
     run = Evaluation(dict(sizes or {}), observe, max_bytes, max_loop_iterations)
@@ -47,9 +50,14 @@ def evaluate(
         return run(graph, arrays)
 
 
-def evaluate_node(node: Node, arrays: Sequence[Item], *, max_bytes: int = DEFAULT_MAX_BYTES,
-                  max_loop_iterations: int = DEFAULT_MAX_LOOP_ITERATIONS,
-                  sizes: Mapping[str, int] | None = None) -> tuple[Item, ...]:  # fmt: skip
+def evaluate_node(
+    node: Node,
+    arrays: Sequence[Item],
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_loop_iterations: int = DEFAULT_MAX_LOOP_ITERATIONS,
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[Item, ...]:
     """The outputs of one node for the given inputs; left-out inputs are None. Raises as `evaluate`."""
     run = Evaluation(dict(sizes or {}), None, max_bytes, max_loop_iterations)
     with np.errstate(all="ignore"):
@@ -122,8 +130,11 @@ class Evaluation:
                 "not enough memory to compute a node", where=node.describe(), why=str(error)
             ) from error
         except Exception as error:
-            raise ShapeError(f"{op.name} failed: {type(error).__name__}: {error}", where=node.describe(),
-                             why=f"inputs ({', '.join(map(_describe, arrays))})") from error  # fmt: skip
+            raise ShapeError(
+                f"{op.name} failed: {type(error).__name__}: {error}",
+                where=node.describe(),
+                why=f"inputs ({', '.join(map(_describe, arrays))})",
+            ) from error
         outputs = result if isinstance(result, tuple) else (result,)
         if len(outputs) < len(node.outputs):
             raise VerifyError(
@@ -146,14 +157,18 @@ class Evaluation:
             if size * value.type.dtype.bytes > self.max_bytes:
                 raise ResourceLimitError(
                     f"output {value.name!r} would take {size * value.type.dtype.bytes} bytes",
-                    where=node.describe(), why=f"the limit is max_bytes={self.max_bytes}", hint="raise max_bytes",
-                )  # fmt: skip
+                    where=node.describe(),
+                    why=f"the limit is max_bytes={self.max_bytes}",
+                    hint="raise max_bytes",
+                )
 
 
 def materialise(
     value: Value, sizes: Mapping[str, int], max_bytes: int = DEFAULT_MAX_BYTES
 ) -> np.ndarray[Any, Any]:
-    """The array of a constant, numeric or symbolic, for given symbol sizes. Raises ShapeError for an unbound symbol."""
+    """The array of a constant, numeric or symbolic, for given symbol sizes. Raises ShapeError for an
+    unbound symbol.
+    """
     if value.data is not None:
         return value.data
     assert value.content is not None
@@ -191,10 +206,13 @@ def _ordered_feeds(graph: Graph, feeds: Mapping[str, Item] | Sequence[Item]) -> 
         if missing or unknown:
             raise InputError(
                 "inputs do not fit the graph",
-                why="; ".join(f"{what} {', '.join(map(repr, which))}"
-                              for what, which in (("missing", missing), ("unknown", unknown)) if which),
+                why="; ".join(
+                    f"{what} {', '.join(map(repr, which))}"
+                    for what, which in (("missing", missing), ("unknown", unknown))
+                    if which
+                ),
                 hint=f"the inputs are {', '.join(map(repr, names)) or 'none'}",
-            )  # fmt: skip
+            )
         items = [feeds[n] for n in names]
     else:
         items = list(feeds)

@@ -1,8 +1,9 @@
 """Control flow: If, Loop and Scan over body graphs whose captures are explicit inputs.
 
-Inference writes the types of a node's inputs into its bodies and infers their nodes again where they changed, so a
-body always agrees with its node. A carried tensor keeps the sizes it starts with unless the body changes them; those
-become symbols. `eval` gets the running `Evaluation` first and uses it to run bodies. SequenceMap is imported as a Loop.
+Inference writes the types of a node's inputs into its bodies and infers their nodes again where they
+changed, so a body always agrees with its node. A carried tensor keeps the sizes it starts with unless the
+body changes them; those become symbols. `eval` gets the running `Evaluation` first and uses it to run
+bodies. SequenceMap is imported as a Loop.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _visible(n: Inference) -> frozenset[str]:
         if value is not None and isinstance(value.type, TensorType):
             names |= _symbols(value.type.shape or ())
             if value.content is not None:
-                names |= _symbols(d for d in value.content.flat if isinstance(d, SymbolicDim))
+                names |= _symbols(d for d in value.content.ravel().tolist() if isinstance(d, SymbolicDim))
     return frozenset(names)
 
 
@@ -98,34 +99,38 @@ def _eval_if(
     return tuple(run(then_branch if _one(cond) else else_branch, list(captures)))
 
 
-register(OpDef(
-    "If", Kind.CONTROL, _infer_if, _eval_if, attrs={"then_branch": REQUIRED, "else_branch": REQUIRED},
-))  # fmt: skip
+register(
+    OpDef(
+        "If",
+        Kind.CONTROL,
+        _infer_if,
+        _eval_if,
+        attrs={"then_branch": REQUIRED, "else_branch": REQUIRED},
+    )
+)
 
 
-def _carried_types(n: Inference, body: Graph, first: int, offset: int, count: int, fixed: Sequence[Type],
-                   last: Sequence[Type], returned: int) -> list[Type]:  # fmt: skip
+def _carried_types(
+    n: Inference,
+    body: Graph,
+    first: int,
+    offset: int,
+    count: int,
+    fixed: Sequence[Type],
+    last: Sequence[Type],
+    returned: int,
+) -> list[Type]:
     """Types of the carried body inputs that hold in every iteration.
 
-    Node inputs `first..first+count` start body inputs `offset..offset+count`, and body outputs `returned..` feed them
-    back. Starts from the initial types and gives up each size that the body changes, until none does (a fixpoint, as
-    each size is given up once).
+    Node inputs `first..first+count` start body inputs `offset..offset+count`, and body outputs `returned..`
+    feed them back. Starts from the initial types and gives up each size that the body changes, until none
+    does (a fixpoint, as each size is given up once).
     """
     initial = [n.value(first + k).type for k in range(count)]
     given_up = [
         [n.fresh("carried") for _ in (t.shape or ())] if isinstance(t, TensorType) else [] for t in initial
     ]
-    current: list[Type] = []
-    for k, start in enumerate(initial):
-        before = body.inputs[offset + k].type
-        if isinstance(start, TensorType) and isinstance(before, TensorType) and before.shape is None:
-            start = start.with_shape(None)
-        elif isinstance(start, TensorType) and isinstance(before, TensorType) and start.shape is not None:
-            if len(before.dims) == len(start.shape):
-                start = start.with_shape(
-                    new if old == new else dim for dim, old, new in zip(start.shape, before.dims, given_up[k])
-                )
-        current.append(start)
+    current = [_start(t, body.inputs[offset + k].type, given_up[k]) for k, t in enumerate(initial)]
     while True:
         set_input_types(body, [*fixed, *current, *last])
         changed = False
@@ -135,6 +140,19 @@ def _carried_types(n: Inference, body: Graph, first: int, offset: int, count: in
                 current[k], changed = wider, True
         if not changed:
             return current
+
+
+def _start(initial: Type, before: Type, given_up: Sequence[Dim]) -> Type:
+    """The initial type, without the sizes that an earlier inference has given up already."""
+    if not isinstance(initial, TensorType) or not isinstance(before, TensorType) or initial.shape is None:
+        return initial
+    if before.shape is None:
+        return before.with_dtype(initial.dtype)
+    if len(before.shape) != len(initial.shape):
+        return initial
+    return initial.with_shape(
+        new if old == new else dim for dim, old, new in zip(initial.shape, before.shape, given_up)
+    )
 
 
 def _widen(n: Inference, carried: Type, returned: Type, given_up: Sequence[Dim], k: int) -> Type:
@@ -147,7 +165,7 @@ def _widen(n: Inference, carried: Type, returned: Type, given_up: Sequence[Dim],
     if carried.shape is None or returned.shape is None or len(carried.shape) != len(returned.shape):
         return carried.with_shape(None)
     dims = [
-        dim if dim == after or dim == new else new
+        dim if dim in (after, new) else new
         for dim, after, new in zip(carried.shape, returned.shape, given_up)
     ]
     return carried.with_shape(dims)
@@ -176,8 +194,10 @@ def _infer_loop(n: Inference) -> list[Type]:
     body: Graph = n.attr("body")
     count = int(n.attr("n_carried"))
     if len(body.inputs) < 2 + count or len(body.outputs) < 1 + count:
-        raise n.error(f"the body has {len(body.inputs)} inputs and {len(body.outputs)} outputs, "
-                      f"{count} values are carried")  # fmt: skip
+        raise n.error(
+            f"the body has {len(body.inputs)} inputs and {len(body.outputs)} outputs, "
+            f"{count} values are carried"
+        )
     head = [body.inputs[0].type, body.inputs[1].type]  # the import chooses rank 0 or 1
     captures = [n.value(i).type for i in range(2 + count, len(n.inputs))]
     carried = _carried_types(n, body, 2, 2, count, head, captures, 1)
@@ -201,7 +221,11 @@ def _trip_count(n: Inference, body: Graph) -> Dim | None:
         return None
     if n.has(1):
         start = n.content(1)
-        if start is None or start.size != 1 or (start.reshape(-1)[0] is not True and start.reshape(-1)[0] != 1):
+        if (
+            start is None
+            or start.size != 1
+            or (start.reshape(-1)[0] is not True and start.reshape(-1)[0] != 1)
+        ):
             return None
     return maximum(trips.reshape(-1)[0], 0)
 
@@ -255,8 +279,11 @@ def _eval_loop(
 
 
 def _too_many(run: Evaluation, count: int) -> ResourceLimitError:
-    return ResourceLimitError(f"a loop runs {count} iterations or more", hint="raise max_loop_iterations",
-                              why=f"the limit is max_loop_iterations={run.max_loop_iterations}")  # fmt: skip
+    return ResourceLimitError(
+        f"a loop runs {count} iterations or more",
+        hint="raise max_loop_iterations",
+        why=f"the limit is max_loop_iterations={run.max_loop_iterations}",
+    )
 
 
 def _stack(items: Sequence[Item], value: Value, axis: int, run: Evaluation) -> Item:
@@ -306,14 +333,26 @@ def _infer_scan(n: Inference) -> list[Type]:
     outputs = body.outputs[states:]
     axes = _axes(n.attr("scan_output_axes"), len(outputs))
     finals = _final_types(n, carried, visible)
-    return [*finals, *(_scan_output(n, v.type, unknown if trips is None else trips, axis, visible)
-                       for v, axis in zip(outputs, axes))]  # fmt: skip
+    return [
+        *finals,
+        *(
+            _scan_output(n, v.type, unknown if trips is None else trips, axis, visible)
+            for v, axis in zip(outputs, axes)
+        ),
+    ]
 
 
-def _eval_scan(run: Evaluation, *arrays: Item, body: Graph, n_state: int, num_scan_inputs: int,
-               scan_input_axes: Sequence[int] | None, scan_input_directions: Sequence[int] | None,
-               scan_output_axes: Sequence[int] | None, scan_output_directions: Sequence[int] | None,
-               ) -> tuple[Item, ...]:  # fmt: skip
+def _eval_scan(
+    run: Evaluation,
+    *arrays: Item,
+    body: Graph,
+    n_state: int,
+    num_scan_inputs: int,
+    scan_input_axes: Sequence[int] | None,
+    scan_input_directions: Sequence[int] | None,
+    scan_output_axes: Sequence[int] | None,
+    scan_output_directions: Sequence[int] | None,
+) -> tuple[Item, ...]:
     states = list(arrays[:n_state])
     scanned = arrays[n_state : n_state + num_scan_inputs]
     captures = list(arrays[n_state + num_scan_inputs :])
@@ -337,15 +376,32 @@ def _eval_scan(run: Evaluation, *arrays: Item, body: Graph, n_state: int, num_sc
             items.append(item)
     directions = _axes(scan_output_directions, len(outputs))
     axes = _axes(scan_output_axes, len(outputs))
-    return (*states, *(_stack(items[:: -1 if backwards else 1], value, axis, run)
-                       for items, value, axis, backwards in zip(collected, outputs, axes, directions)))  # fmt: skip
+    return (
+        *states,
+        *(
+            _stack(items[:: -1 if backwards else 1], value, axis, run)
+            for items, value, axis, backwards in zip(collected, outputs, axes, directions)
+        ),
+    )
 
 
-register(OpDef(
-    "Scan", Kind.CONTROL, _infer_scan, _eval_scan,
-    attrs={"body": REQUIRED, "n_state": REQUIRED, "num_scan_inputs": REQUIRED, "scan_input_axes": None,
-           "scan_input_directions": None, "scan_output_axes": None, "scan_output_directions": None},
-))  # fmt: skip
+register(
+    OpDef(
+        "Scan",
+        Kind.CONTROL,
+        _infer_scan,
+        _eval_scan,
+        attrs={
+            "body": REQUIRED,
+            "n_state": REQUIRED,
+            "num_scan_inputs": REQUIRED,
+            "scan_input_axes": None,
+            "scan_input_directions": None,
+            "scan_output_axes": None,
+            "scan_output_directions": None,
+        },
+    )
+)
 
 # Types of the first two inputs of a Loop body.
 ITERATION, CONDITION = TensorType(i64, ()), TensorType(boolean, ())

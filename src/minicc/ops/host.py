@@ -1,8 +1,8 @@
 """Operators that minicc does not define itself, run by ONNX's own reference implementation on the host.
 
-`host_op` makes an `OpDef` of kind HOST for any operator of the standard that `onnx.reference` implements, sequences,
-optionals, strings and maps included. The node's attributes stay plain data, so that a graph holding such a node can
-be written and read again. Nothing here is compiled, and nothing here is registered.
+`host_op` makes an `OpDef` of kind HOST for any operator of the standard that `onnx.reference` implements,
+sequences, optionals, strings and maps included. The node's attributes stay plain data, so that a graph
+holding such a node can be written and read again. Nothing here is compiled, and nothing is registered.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _SHOWN = 1024
 def host_op(domain: str, op_type: str, attrs: Mapping[str, Any]) -> OpDef:
     """The op for one node of an operator minicc has no definition of.
 
-    attrs: the node's attributes as plain data (numbers, strings, tuples, arrays) and two of ours: `opset`, the version
-    of the domain, and `outputs`, the number of outputs. Raises UnsupportedOpError when ONNX has no implementation.
+    attrs: the node's attributes as plain data (numbers, strings, tuples, arrays) and two of ours: `opset`,
+    the version of the domain, and `outputs`, the number of outputs. Raises UnsupportedOpError when ONNX has
+    no implementation.
     """
     schema = _schema(domain, op_type, int(attrs["opset"]))
     if schema is None or not _has_reference(domain, op_type, int(attrs["opset"])):
@@ -40,9 +41,14 @@ def host_op(domain: str, op_type: str, attrs: Mapping[str, Any]) -> OpDef:
         return _run_reference(domain, op_type, arrays, attributes)
 
     return OpDef(
-        name=op_type, domain=domain, kind=Kind.HOST, infer=_infer, eval=evaluate, deterministic=deterministic,
+        name=op_type,
+        domain=domain,
+        kind=Kind.HOST,
+        infer=_infer,
+        eval=evaluate,
+        deterministic=deterministic,
         attrs={**dict.fromkeys(attrs), "opset": REQUIRED, "outputs": REQUIRED},
-    )  # fmt: skip
+    )
 
 
 _RANDOM = frozenset(
@@ -158,7 +164,7 @@ def _infer(n: Inference) -> list[Type]:
         infos.append(info)
         data = value.data
         if data is None and n.integers(i) is not None and isinstance(value.type, TensorType):
-            data = np.array(n.integers(i), dtype=value.type.dtype.numpy).reshape(value.content.shape)  # type: ignore[union-attr]
+            data = np.array(n.integers(i), dtype=value.type.dtype.numpy).reshape(value.type.dims)
         if data is not None and data.size <= _SHOWN and data.dtype != object:
             constants.append(numpy_helper.from_array(np.asarray(data, order="C"), f"x{i}"))
     opset = int(n.attr("opset"))
@@ -244,7 +250,10 @@ def type_proto(type_: Type, symbols: dict[str, Dim]) -> onnx.TypeProto:
 
 
 def type_text(proto: onnx.TypeProto) -> str:
-    """ONNX's text of a type, as `seq(tensor(float))`. Raises InvalidModelError for an unset type or absurd nesting."""
+    """ONNX's text of a type, as `seq(tensor(float))`.
+
+    Raises InvalidModelError for an unset type or absurd nesting.
+    """
     closing = ""
     text = ""
     for _ in range(16):
