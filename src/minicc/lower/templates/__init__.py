@@ -12,14 +12,16 @@ from minicc.ir.graph import Node
 from minicc.ir.types import TensorType
 from minicc.lower.context import Lowering
 from minicc.lower.templates.common import FLOATS
+from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.matmul import lower_matmul
 
 Lower = Callable[[Lowering, Node, Node | None], str]
 TABLE: dict[tuple[str, str], Lower] = {
+    ("", "Conv"): lower_conv,
     ("", "MatMul"): lower_matmul,
 }
 # Templates that end in a generated epilogue.
-FUSED = frozenset((("", "MatMul"),))
+FUSED = frozenset((("", "Conv"), ("", "MatMul")))
 
 
 def find_template(node: Node) -> Lower | None:

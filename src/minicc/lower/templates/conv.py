@@ -1,0 +1,170 @@
+"""Conv onto the `gemm` and `conv` templates: channels last, weights packed, bias and what follows in the epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from minicc.ir.dims import Dim, ceil_divide, product
+from minicc.ir.expr import Expr, cast, const, iteration
+from minicc.ir.graph import Node, Value
+from minicc.ir.types import f32, i64
+from minicc.kernels import packing
+from minicc.kernels.domain import panel_columns
+from minicc.lower.affine import linearise, row_major
+from minicc.lower.body import Write
+from minicc.lower.context import Lowering
+from minicc.lower.program import Word
+from minicc.lower.templates import common
+from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
+
+
+def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
+    """Convolution of any stride, dilation, padding and group over one to three spatial axes."""
+    anchor, inputs = common.anchor_of(node, lead)
+    x, w = inputs[0], inputs[1]
+    bias = inputs[2] if len(inputs) > 2 else None
+    assert x is not None and w is not None
+    if not common.float_dtypes(x.tensor.dtype, w.tensor.dtype):
+        return f"no convolution kernel for {x.tensor.dtype}"
+    rank = len(x.shape) - 2
+    if not 1 <= rank <= 3:
+        return f"{rank} spatial axes"
+    groups = anchor.attrs["group"]
+    filters, channels, *kernel = w.shape
+    if not all(isinstance(d, int) for d in (filters, channels)):
+        return "the number of channels is not known at compile time"
+    if w.data is None and groups > 1:
+        return "grouped weights are computed at run time"
+    layout = anchor.attrs["layout"]
+    spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
+    geometry = window(anchor.attrs, kernel, spatial)
+    buffer, offset, strides = channels_last(low, x, layout)
+    out = anchor.output.shape
+    pixels = [out[a] for a in spatial_axes(layout, len(out))]
+    finish = bias_adder(low, bias, channel_axis(layout, len(out)))
+    flops = product(out) * channels * product(kernel) * 2
+    results = node.outputs if lead is not None else (anchor.output,)
+    matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
+        geometry.padded(a) for a in range(rank))  # fmt: skip
+    if matrix and layout == "NHWC":
+        walk = {axis: s for axis, s in enumerate(strides[:-1]) if s != 0}
+        space = common.epilogue(low, node, lead, [walk, {}], finish=finish)
+        if isinstance(space, str):
+            return space
+        weights, nr = _packed_matrix(low, node, w)
+        (a0, a1, a_row), _ = space.strides
+        e0, e1, em, en = space.extents
+        common.emit(
+            low, node, "gemm", {"NR": nr},
+            {"A": Word(offset, buffer), "B": Word(0, weights), "M": em, "N": en, "K": channels, "A_ROW": a_row, "A_B0": a0,
+             "A_B1": a1, "B_B0": 0, "B_B1": 0, "B0": e0, "B1": e1},
+            space, (buffer, weights), flops, results=results, name="conv_1x1",
+        )  # fmt: skip
+        return ""
+    batch, per_group = out[0], filters // groups
+    axes = (batch, groups, *pixels, per_group)
+    index = image_index(layout, rank, per_group)
+    pixel = {2 + a: s for a, s in enumerate(row_major(pixels))}
+    space = common.epilogue(low, node, lead, [pixel], axes, index, finish)
+    if isinstance(space, str):
+        return space
+    weights, nr = _packed_filters(low, node, w, groups)
+    pad = 3 - rank
+    values: dict[str, Word | Dim] = {
+        "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "GROUPS": groups, "M": product(pixels),
+        "N": per_group, "C": channels, "X_IMAGE": strides[0],
+        **spatial_words(spatial, pixels, geometry, pad, strides[1:-1]),
+    }  # fmt: skip
+    name = f"conv_{'x'.join(map(str, kernel))}"
+    common.emit(low, node, "conv", {"NR": nr}, values, space, (buffer, weights), flops, results=results, name=name)
+    return ""
+
+
+def spatial_words(spatial: Sequence[Dim], pixels: Sequence[Dim], geometry: Window, pad: int,
+                  strides: Sequence[Dim]) -> dict[str, Word | Dim]:  # fmt: skip
+    """Words of the three spatial axes; the `pad` leading ones are unused."""
+    one, zero = (1,) * pad, (0,) * pad
+    table: dict[str, Sequence[Dim]] = {
+        "X_": (*zero, *strides), "I": (*one, *spatial), "O": (*one, *pixels), "K": (*one, *geometry.kernel),
+        "S": (*one, *geometry.strides), "D": (*one, *geometry.dilations), "P": (*zero, *geometry.begin),
+    }  # fmt: skip
+    return {f"{key}{axis}": value for key, row in table.items() for axis, value in zip("DHW", row)}
+
+
+def image_index(layout: str, rank: int, per_group: Dim) -> tuple[Expr, ...]:
+    """The output index at logical axes (image, group, pixel axes..., channel in the group)."""
+    pixels = [iteration(2 + a) for a in range(rank)]
+    channel = iteration(1) * per_group + iteration(2 + rank)
+    return tuple(activation_shape(layout, iteration(0), channel, pixels))
+
+
+def bias_adder(low: Lowering, bias: Value | None, axis: int) -> Callable[[Expr, tuple[Expr, ...]], Expr] | None:
+    """Adds the bias of an element's channel to the accumulator."""
+    if bias is None:
+        return None
+
+    def add(total: Expr, index: tuple[Expr, ...]) -> Expr:
+        return total + cast(low.composer().element(bias, [index[axis]]), f32)
+
+    return add
+
+
+def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple[Dim, ...]]:
+    """(buffer, offset, strides over [N, *spatial, C]) of a float32 activation with contiguous channels; a copy if need be."""
+    if layout == "NHWC":
+        return common.float_view(low, x, x.shape, len(x.shape) - 1)
+    order = (0, *range(2, len(x.shape)), 1)
+    shape = [x.shape[a] for a in order]
+    found = low.view(x, x.shape) if x.tensor.dtype == f32 else None
+    if found is not None and (found[2][1] == 1 or x.shape[1] == 1):
+        return found[0], found[1], tuple(found[2][a] if a != 1 or x.shape[1] != 1 else 1 for a in order)
+    number = low.temporary(f"{x.name}_nhwc", f32, shape)
+    index = [iteration(a) for a in range(len(shape))]
+    source: list[Expr] = [const(0, i64)] * len(shape)
+    for position, axis in zip(index, order):
+        source[axis] = position
+    element = cast(low.composer().element(x, source), f32)
+    low.emit_writes([Write(number, f32, linearise(index, shape), element)], shape, (), "to_channels_last")
+    return number, 0, row_major(shape)
+
+
+def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
+    """(panels of a 1x1 kernel as a right operand, NR)."""
+    filters, channels = w.shape[:2]
+    nr = panel_columns(low.target, int(filters))  # type: ignore[arg-type]
+    if w.data is not None:
+        matrix = w.data.reshape(w.data.shape[:2]).T.astype(np.float32, copy=False)
+        key = ("pack_1x1", id(w.data), nr)
+        if key not in low.constants:
+            low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
+        return low.constants[key], nr
+    return _packed_at_run_time(low, node, w, nr, 0), nr
+
+
+def _packed_filters(low: Lowering, node: Node, w: Value, groups: int) -> tuple[int, int]:
+    """(panels per tap with the zero row behind them, NR)."""
+    nr = panel_columns(low.target, int(w.shape[0]) // groups)  # type: ignore[arg-type]
+    if w.data is not None:
+        key = ("pack_conv", id(w.data), nr, groups)
+        if key not in low.constants:
+            low.constant(packing.pack_conv(w.data.astype(np.float32, copy=False), groups, nr), f"{w.name}_packed", key)
+        return low.constants[key], nr
+    return _packed_at_run_time(low, node, w, nr, w.shape[-1] * w.shape[1]), nr
+
+
+def _packed_at_run_time(low: Lowering, node: Node, w: Value, nr: int, tail: Dim) -> int:
+    """Panels of weights that the model computes (one group), followed by `tail` zeros."""
+    filters, channels, *kernel = w.shape
+    taps = product(kernel)
+    source, offset = (low.buffer(w) if w.tensor.dtype == f32 else common.as_float(low, w)), 0
+    size = ceil_divide(filters, nr) * taps * channels * nr + tail
+    target = low.temporary(f"{w.name}_packed", f32, (size,))
+    common.emit(
+        low, node, "pack", {"NR": nr},
+        {"SOURCE": Word(offset, source), "TARGET": Word(0, target), "N": filters, "C": channels, "TAPS": taps,
+         "S_N": channels * taps, "S_C": taps, "S_TAP": 1, "B0": 1, "B1": 1, "TAIL": tail},
+        None, (source,), 0, writes=(target,), cost=size // 4,
+    )  # fmt: skip
+    return target
