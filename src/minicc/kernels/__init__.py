@@ -1,0 +1,1 @@
+"""Kernels: what runs on each target."""

@@ -118,23 +118,24 @@ def pack_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     return w["B0"] * w["B1"] * ceil_divide(w["N"], constants["NR"])
 
 
-# As in kernels/cpu/conv.py: entries of a kernel's address table, floats of its scratch (both on the stack).
+# As in kernels/cpu/conv.py: entries of a kernel's address table and floats of its scratch (both on the stack), and how
+# many taps are in the table at once.
 TABLE = 4096
 SCRATCH = 8192
+TAPS = 512
 # With more input channels than this, single taps are long enough.
 MERGED_CHANNELS = 32
 
 
 def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill MERGED, ROW_TILES, PANELS and TAP_BLOCK of a convolution; the number of units."""
+    """Fill MERGED, ROW_TILES and PANELS of a convolution; the number of units."""
     mr, c = tile_rows(target), w["C"]
     all_taps = w["KD"] * w["KH"] * w["KW"]
     contiguous = w["X_W"] == c and w["DW"] == 1 and w["KW"] > 1
     merged = contiguous and c <= MERGED_CHANNELS and mr * all_taps * c <= SCRATCH
     taps = w["KD"] * w["KH"] if merged else all_taps
     w["MERGED"] = int(merged)
-    w["TAP_BLOCK"] = min(taps, TABLE // mr)
-    most_tiles = TABLE // (mr * taps) if w["TAP_BLOCK"] == taps else 1
+    most_tiles = TABLE // (mr * taps) if taps <= TAPS else 1
     if merged:
         most_tiles = min(most_tiles, SCRATCH // (mr * all_taps * c))
     step = min(w["SD"] * w["SH"] * w["SW"], all_taps)
@@ -149,4 +150,7 @@ def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
         row_bytes=4 * max(1, c * step),
         most_tiles=most_tiles,
     )
+    if taps > TAPS:  # sums over parts of the taps stay in one tile
+        w["PANELS"] = 1
+        units = w["IMAGES"] * w["GROUPS"] * ceil_divide(w["M"], mr) * ceil_divide(w["N"], constants["NR"])
     return units

@@ -28,7 +28,7 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   ID IH IW OD OH OW  input and output extents; of unused leading axes 1
   KD KH KW SD SH SW DD DH DW  kernel extents, strides, dilations; of unused axes 1
   PD PH PW        pads before the first element (those behind follow from the output extents)
-  MERGED ROW_TILES PANELS TAP_BLOCK  (bind)
+  MERGED ROW_TILES PANELS  (bind)
 
 pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][C][NR] (no epilogue)
   SOURCE TARGET   addresses
@@ -88,7 +88,7 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "conv",
             "X W IMAGES GROUPS M N C X_IMAGE X_D X_H X_W ID IH IW OD OH OW KD KH KW SD SH SW DD DH DW PD PH PW"
-            " MERGED ROW_TILES PANELS TAP_BLOCK",
+            " MERGED ROW_TILES PANELS",
             "NR",
             domain.conv_domain,
         ),

@@ -26,13 +26,17 @@ from minicc.kernels.cpu.intrinsics import (
 )
 from minicc.kernels.cpu.tiles import product_tile, tile_height
 
-# Constants: tile of MR rows by NR columns, vector width, MR * NR; entries of the address table, floats of scratch.
+# Constants: tile of MR rows by NR columns, vector width, MR * NR. Then the sizes of stack arrays: entries of the
+# address table, floats of scratch, taps in the table at once and 3 * TAPS.
 MR = 6
 NR = 16
 VW = 8
 TILE = 96
 TABLE = 4096
 SCRATCH = 8192
+TAPS = 512
+PLACES = 1536
+NO_BOUND = 1 << 40
 
 # Words. X_* are strides in elements; I*, O*, K*, S*, D*, P* are input and output extents, kernel extents, strides,
 # dilations and leading pads of the axes.
@@ -68,8 +72,7 @@ PW = 28
 MERGED = 29
 ROW_TILES = 30  # row tiles per unit
 PANELS = 31  # panels per unit
-TAP_BLOCK = 32  # taps whose addresses are in the table at once
-EPILOGUE = 33
+EPILOGUE = 32
 
 
 @helper
@@ -93,112 +96,69 @@ def store_tile(args, b0, b1, i0, j0, rows, columns, tile):
 
 
 @helper
-def fill_addresses(args, x, zeros, i, table, first, count):
-    """The addresses of taps first .. first + count of the MR pixels from i on; pixels past the end repeat the last."""
-    ow = i % arg(args, OW)
-    rest = i // arg(args, OW)
-    oh = rest % arg(args, OH)
-    od = rest // arg(args, OH)
-    last = arg(args, M) - 1
-    area = arg(args, KH) * arg(args, KW)
-    for r in range(MR):
-        d0 = od * arg(args, SD) - arg(args, PD)
-        h0 = oh * arg(args, SH) - arg(args, PH)
-        w0 = ow * arg(args, SW) - arg(args, PW)
-        kd = first // area
-        kh = (first - kd * area) // arg(args, KW)
-        kw = first - kd * area - kh * arg(args, KW)
-        for t in range(count):
-            d = d0 + kd * arg(args, DD)
-            h = h0 + kh * arg(args, DH)
-            w = w0 + kw * arg(args, DW)
-            inside = (
-                (np.uint64(d) < np.uint64(arg(args, ID)))
-                & (np.uint64(h) < np.uint64(arg(args, IH)))
-                & (np.uint64(w) < np.uint64(arg(args, IW)))
-            )
-            at = x + 4 * (d * arg(args, X_D) + h * arg(args, X_H) + w * arg(args, X_W))
-            st_scratch(table, t * MR + r, at if inside else zeros)
-            kw += 1
-            if kw == arg(args, KW):
-                kw = 0
-                kh += 1
-                if kh == arg(args, KH):
-                    kh = 0
-                    kd += 1
-        if i + r < last:
-            ow += 1
-            if ow == arg(args, OW):
-                ow = 0
-                oh += 1
-                if oh == arg(args, OH):
-                    oh = 0
-                    od += 1
+def place_taps(args, columns, first, count, places):
+    """Positions of taps first .. first + count relative to tap 0: places [TAPS][3] along D, H and W."""
+    area = arg(args, KH) * columns
+    d = first // area
+    h = (first - d * area) // columns
+    w = first - d * area - h * columns
+    for t in range(count):
+        st_scratch(places, 3 * t, d * arg(args, DD))
+        st_scratch(places, 3 * t + 1, h * arg(args, DH))
+        st_scratch(places, 3 * t + 2, w * arg(args, DW))
+        w += 1
+        if w == columns:
+            w = 0
+            h += 1
+            if h == arg(args, KH):
+                h = 0
+                d += 1
 
 
 @helper
-def fill_runs(args, x, zeros, i, table, scratch):
-    """As fill_addresses for whole runs of (kw, c); runs cut by the padding are assembled in scratch."""
-    ow = i % arg(args, OW)
-    rest = i // arg(args, OW)
-    oh = rest % arg(args, OH)
-    od = rest // arg(args, OH)
-    last = arg(args, M) - 1
-    run = arg(args, KW) * arg(args, C)
-    for r in range(MR):
-        w = ow * arg(args, SW) - arg(args, PW)
-        # The part of the run inside the input, in elements.
-        start = min(max(-w, 0), arg(args, KW)) * arg(args, C)
-        stop = max(min(arg(args, IW) - w, arg(args, KW)), 0) * arg(args, C)
-        t = 0
-        for kd in range(arg(args, KD)):
-            d = od * arg(args, SD) - arg(args, PD) + kd * arg(args, DD)
-            for kh in range(arg(args, KH)):
-                h = oh * arg(args, SH) - arg(args, PH) + kh * arg(args, DH)
-                inside = (np.uint64(d) < np.uint64(arg(args, ID))) & (np.uint64(h) < np.uint64(arg(args, IH)))
-                at = zeros
-                if inside & (start < stop):
-                    at = x + 4 * (d * arg(args, X_D) + h * arg(args, X_H) + w * arg(args, X_W))
-                    if stop - start < run:
-                        source = ptr_f32(at)
-                        copy = off(scratch, (t * MR + r) * run)
-                        for k in range(start):
-                            st_scratch(copy, k, np.float32(0))
-                        for k in range(start, stop):
-                            st_scratch(copy, k, ld(source, k))
-                        for k in range(stop, run):
-                            st_scratch(copy, k, np.float32(0))
-                        at = address(copy)
-                st_scratch(table, t * MR + r, at)
-                t += 1
-        if i + r < last:
-            ow += 1
-            if ow == arg(args, OW):
-                ow = 0
-                oh += 1
-                if oh == arg(args, OH):
-                    oh = 0
-                    od += 1
+def assemble_runs(entries, count, w0, kw, iw, c, zeros, scratch):
+    """Replace a pixel's runs, which begin at position w0, by copies with zeros where they leave the row."""
+    for t in range(count):
+        at = ld_scratch(entries, t * MR)
+        if at != zeros:
+            row = ptr_f32(at)
+            copy = off(scratch, t * MR * kw * c)
+            for w in range(kw):
+                inside = (w0 + w >= 0) & (w0 + w < iw)
+                for k in range(w * c, w * c + c):
+                    st_scratch(copy, k, ld(row, k) if inside else np.float32(0))
+            st_scratch(entries, t * MR, address(copy))
 
 
 def kernel(args, begin, end):
     m = arg(args, M)
     n = arg(args, N)
     c = arg(args, C)
+    kw = arg(args, KW)
+    ow = arg(args, OW)
+    oh = arg(args, OH)
+    id_ = arg(args, ID)
+    ih = arg(args, IH)
+    iw = arg(args, IW)
+    x_d = arg(args, X_D)
+    x_h = arg(args, X_H)
+    x_w = arg(args, X_W)
+    # Rows of the left operand: `taps` of `depth` values. A run has one place along W, checked afterwards.
     merged = arg(args, MERGED)
-    all_taps = arg(args, KD) * arg(args, KH) * arg(args, KW)
-    # Rows of the left operand: `taps` of `depth` values.
-    taps = arg(args, KD) * arg(args, KH) if merged else all_taps
-    depth = arg(args, KW) * c if merged else c
-    tap_block = arg(args, TAP_BLOCK)
+    columns = 1 if merged else kw
+    depth = kw * c if merged else c
+    w_bound = NO_BOUND if merged else iw
+    w_shift = NO_BOUND // 2 if merged else 0
+    taps = arg(args, KD) * arg(args, KH) * columns
     block_rows = arg(args, ROW_TILES) * MR
     block_panels = arg(args, PANELS)
     panels = (n + NR - 1) // NR
     row_blocks = (m + block_rows - 1) // block_rows
     panel_blocks = (panels + block_panels - 1) // block_panels
-    panel_size = all_taps * c * NR
+    panel_size = taps * depth * NR
     zeros = arg(args, W) + 4 * arg(args, GROUPS) * panels * panel_size  # packing ends in a row of zeros
     table = stack_i64(TABLE)
+    places = stack_i64(PLACES)
     scratch = stack_f32(SCRATCH)
     tile = stack_f32(TILE)
     for unit in range(begin, end):
@@ -212,33 +172,48 @@ def kernel(args, begin, end):
         b1 = batch - b0 * arg(args, GROUPS)
         x = arg(args, X) + 4 * (b0 * arg(args, X_IMAGE) + b1 * c)
         weights = off(ptr_f32(arg(args, W)), b1 * panels * panel_size)
-        if tap_block == taps:
-            for i in range(i_begin, i_end, MR):
-                at = (i - i_begin) * taps
-                if merged:
-                    fill_runs(args, x, zeros, i, off(table, at), off(scratch, at * depth))
-                else:
-                    fill_addresses(args, x, zeros, i, off(table, at), 0, taps)
-        for p in range(p_begin, p_end):
-            panel = off(weights, p * panel_size)
-            i = i_begin
-            while i < i_end:
-                # Tiles of the last rows may be lower than MR, but the table has MR pixels for each MR rows.
-                q = (i - i_begin) // MR * MR
-                height = tile_height(MR, i_end - i)
-                rows = min(height, i_end - i)
-                if tap_block == taps:
-                    inner = i - i_begin - q
-                    product_tile(
-                        MR, NR, VW, height, off(table, q * taps + inner), panel, tile, depth, taps, 1
+        first = 0
+        # One pass; several when there are more taps than the table holds, and then a unit is a single tile.
+        while first < taps:
+            count = min(taps - first, TAPS)
+            place_taps(args, columns, first, count, places)
+            # Entry (row tile, tap, row of tile); a last tile repeats its last pixel.
+            for inner in range((i_end - i_begin + MR - 1) // MR * MR):
+                i = min(i_begin + inner, i_end - 1)
+                q = inner // MR
+                entries = off(table, q * MR * count + inner - q * MR)
+                o = i // ow
+                d0 = o // oh * arg(args, SD) - arg(args, PD)
+                h0 = o % oh * arg(args, SH) - arg(args, PH)
+                w0 = (i - o * ow) * arg(args, SW) - arg(args, PW)
+                for t in range(count):
+                    d = d0 + ld_scratch(places, 3 * t)
+                    h = h0 + ld_scratch(places, 3 * t + 1)
+                    w = w0 + ld_scratch(places, 3 * t + 2)
+                    # Unsigned, so that negative positions are too large.
+                    inside = (
+                        (np.uint64(d) < np.uint64(id_))
+                        & (np.uint64(h) < np.uint64(ih))
+                        & (np.uint64(w + w_shift) < np.uint64(w_bound))
                     )
-                else:
-                    first = 0
-                    while first < taps:
-                        count = min(tap_block, taps - first)
-                        fill_addresses(args, x, zeros, i, table, first, count)
-                        part = off(panel, first * c * NR)
-                        product_tile(MR, NR, VW, height, table, part, tile, c, count, 1 - min(first, 1))
-                        first += count
-                store_tile(args, b0, b1, i, p * NR, rows, n - p * NR, tile)
-                i += rows
+                    at = x + 4 * (d * x_d + h * x_h + w * x_w)
+                    st_scratch(entries, t * MR, at if inside else zeros)
+                if merged and (w0 < 0 or w0 + kw > iw):
+                    copies = off(scratch, (q * MR * count + inner - q * MR) * depth)
+                    assemble_runs(entries, count, w0, kw, iw, c, zeros, copies)
+            for p in range(p_begin, p_end):
+                panel = off(weights, p * panel_size + first * depth * NR)
+                i = i_begin
+                while i < i_end:
+                    inner = i - i_begin
+                    q = inner // MR
+                    row = inner - q * MR
+                    height = tile_height(MR, i_end - i)
+                    rows = min(height, i_end - i)
+                    entries = off(table, q * MR * count + row)
+                    part = off(tile, row * NR)
+                    product_tile(MR, NR, VW, height, entries, panel, part, depth, count, first == 0)
+                    if first + count == taps:
+                        store_tile(args, b0, b1, i, p * NR, rows, n - p * NR, part)
+                    i += rows
+            first += count

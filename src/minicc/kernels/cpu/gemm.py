@@ -80,7 +80,7 @@ def kernel(args, begin, end):
                 for r in range(MR):
                     st_scratch(addresses, r, a + 4 * min(i + r, m - 1) * arg(args, A_ROW))
                 height = tile_height(MR, i_end - i)
-                product_tile(MR, NR, VW, height, addresses, off(b, p * k * NR), tile, k, 1, 1)
+                product_tile(MR, NR, VW, height, addresses, off(b, p * k * NR), tile, k, 1, True)
                 rows = min(height, i_end - i)
                 store_tile(args, b0, b1, i, p * NR, rows, n - p * NR, tile)
                 i += rows

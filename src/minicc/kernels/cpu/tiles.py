@@ -72,7 +72,7 @@ def product_tile(typing_context, rows, columns, width, height, addresses, panel,
     height:    one of `heights(MR)`; only rows r < height are computed.
     addresses: int64 table [taps][MR] of the byte addresses of float32 rows.
     panel:     float32 [taps * depth][NR].
-    tile:      float32 scratch [MR][NR]; overwritten when first != 0, else added to.
+    tile:      float32 scratch [MR][NR]; overwritten when `first`, else added to.
     """
     if not _literals(rows, columns, width):
         return None
@@ -80,21 +80,20 @@ def product_tile(typing_context, rows, columns, width, height, addresses, panel,
 
     def emit(context, builder, signature, values):
         chosen, table, b, buffer, depth, taps, first = values[3:]
-        is_first = builder.icmp_signed("!=", first, I64(0))
         done = builder.append_basic_block("tile.done")
         switch = builder.switch(chosen, done)
         for height in heights(mr):
             block = builder.append_basic_block(f"tile.{height}")
             switch.add_case(I64(height), block)
             builder.position_at_end(block)
-            _emit_tile(builder, (mr, nr, vw, height), table, b, buffer, depth, taps, is_first)
+            _emit_tile(builder, (mr, nr, vw, height), table, b, buffer, depth, taps, first)
             builder.branch(done)
         builder.position_at_end(done)
         return context.get_dummy_value()
 
     literals = [types.literal(value) for value in (mr, nr, vw)]
     size = types.int64
-    return types.void(*literals, size, _WORDS, _FLOATS, _FLOATS, size, size, size), emit
+    return types.void(*literals, size, _WORDS, _FLOATS, _FLOATS, size, size, types.boolean), emit
 
 
 def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
