@@ -11,7 +11,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def model_path() -> Path:
-    """The digit classifier: image float32 [batch, 1, 8, 8], grey levels 0 to 16; probabilities [batch, 10]."""
+    """The classifier: image float32 [batch, 1, 8, 8], grey levels 0 to 16; probabilities [batch, 10]."""
     return _FOLDER / "digits.onnx"
 
 

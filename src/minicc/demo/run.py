@@ -1,6 +1,6 @@
-"""`minicc demo`: the whole walk on one small model, from ONNX file to predictions, and what happened on the way.
+"""`minicc demo`: the whole walk on one small model, from ONNX file to predictions, and what happened between.
 
-It uses only the public interface, so it doubles as an example. ONNX Runtime is compared where it is installed.
+It uses only the public interface, so it doubles as an example. ONNX Runtime is compared with where installed.
 """
 
 from __future__ import annotations
