@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 
+import onnx
+
 from minicc.errors import UnsupportedOpError
 from minicc.frontend.upgrade import OnnxNode
 from minicc.ir.opdef import Inference, Kind, OpDef, all_ops
@@ -34,7 +36,7 @@ class Unsupported:
 
     def error(self, name: str) -> UnsupportedOpError:
         """One error that lists every operator, its first use, and operators of similar names."""
-        known = {op.name for op in all_ops()}
+        known = {op.name for op in all_ops()} | {schema.name for schema in onnx.defs.get_all_schemas()}
         lines = []
         for (domain, op), (first, uses) in list(self.found.items())[:_SHOWN]:
             close = difflib.get_close_matches(op, known, n=3)

@@ -172,7 +172,7 @@ def _infer(n: Inference) -> list[Type]:
     model = _model(node, opset, infos, constants)
     try:
         found = {
-            o.name: o.type for o in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+            o.name: o.type for o in onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph.output
         }
     except Exception as error:  # onnx raises many kinds; its text says what does not fit
         raise n.error(str(error).strip().splitlines()[0] if str(error) else type(error).__name__) from error
