@@ -15,6 +15,7 @@ from minicc.errors import CodegenError
 from minicc.ir.dims import Dim, product
 from minicc.ir.expr import Expr, dim, iteration, walk
 from minicc.ir.graph import Node, Value
+from minicc.ir.opdef import Kind
 from minicc.ir.types import DType, OpaqueType, TensorType
 from minicc.lower.affine import affine, linearise, row_major
 from minicc.lower.body import BodyWord, Write, normalise
@@ -108,6 +109,19 @@ class Lowering:
         self.places[value] = number
         return number
 
+    def shaped_buffer(self, value: Value) -> int:
+        """As `buffer`, but never an array under another shape: for steps that see arrays with their shapes."""
+        number = self.buffer(value)
+        found = self.buffers[number]
+        if found.shape is None or not isinstance(value.type, TensorType) or found.shape == value.type.shape:
+            return number
+        copy = self.temporary(value.name, value.tensor.dtype, value.shape)
+        offset = linearise([iteration(a) for a in range(len(value.shape))], value.shape)
+        load = Expr("load", value.tensor.dtype, (offset,), number)
+        self.emit_writes([Write(copy, value.tensor.dtype, offset, load)], value.shape, (), "copy_reshaped")
+        self.places[value] = copy
+        return copy
+
     def _alias(self, value: Value) -> int | None:
         """The array of a reshape's source, which holds the same bytes in the same order."""
         node = value.producer
@@ -199,7 +213,7 @@ class Lowering:
 
 def is_view(node: Node) -> bool:
     """Whether a node only renames positions of its first input."""
-    if node.op.domain or node.op.name not in VIEWS:
+    if node.op.domain or node.op.name not in VIEWS or node.op.kind not in (Kind.INDEX, Kind.POINTWISE):
         return False
     known = all(isinstance(v.type, TensorType) and v.type.shape is not None for v in (node.inputs[0], *node.outputs) if v)
     return known and (node.op.refuse is None or node.op.refuse(node) is None)

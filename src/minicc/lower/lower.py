@@ -189,7 +189,7 @@ def _lower_concat(low: Lowering, node: Node) -> None:
 
 
 def _lower_host(low: Lowering, node: Node, reason: str) -> None:
-    inputs = tuple(None if v is None else low.buffer(v) for v in node.inputs)
+    inputs = tuple(None if v is None else low.shaped_buffer(v) for v in node.inputs)
     for value in node.outputs:
         low.allocate(value, "host")
     low.steps.append(HostStep(
@@ -202,7 +202,7 @@ def _lower_control(low: Lowering, node: Node, options: Options) -> None:
     names = ("then_branch", "else_branch") if node.op.name == "If" else ("body",)
     bodies = tuple(lower_graph(node.attrs[name], low.target, options, low.kernels) for name in names)
     attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
-    inputs = tuple(None if v is None else low.buffer(v) for v in node.inputs)
+    inputs = tuple(None if v is None else low.shaped_buffer(v) for v in node.inputs)
     for value in node.outputs:
         low.allocate(value, "host")
     low.steps.append(ControlStep(
