@@ -193,9 +193,13 @@ def _from_bytes(raw: bytes | memoryview, dtype: DType, shape: tuple[int, ...], c
 
 
 def _unpack(packed: Array, dtype: DType, count: int) -> Array:
-    """Elements of 2 or 4 bits, lowest bits first, one per byte of the carrying type."""
-    shifts = np.arange(0, 8, dtype.bits, dtype=np.uint8)
-    codes = ((packed[:, None] >> shifts) & ((1 << dtype.bits) - 1)).reshape(-1)[:count]
+    """Elements of 2, 4 or 6 bits, lowest bits first, one per byte of the carrying type."""
+    if dtype.bits == 6:  # elements cross bytes
+        bits = np.unpackbits(packed, bitorder="little")[: 6 * count].reshape(count, 6)
+        codes = np.packbits(bits, axis=1, bitorder="little").reshape(-1)
+    else:
+        shifts = np.arange(0, 8, dtype.bits, dtype=np.uint8)
+        codes = ((packed[:, None] >> shifts) & ((1 << dtype.bits) - 1)).reshape(-1)[:count]
     if dtype.kind == "i":  # sign extension
         half = 1 << (dtype.bits - 1)
         return ((codes.astype(np.int8) ^ half) - half).astype(np.int8).astype(dtype.numpy)
@@ -209,7 +213,7 @@ def _from_fields(
 ) -> Array:
     """Elements stored in the typed repeated fields."""
     items = getattr(proto, _FIELDS.get(dtype.name, "int32_data"))
-    needed = (count * dtype.bits + 7) // 8 if dtype.bits < 8 else 2 * count if dtype.kind == "c" else count
+    needed = (count * dtype.bits + 7) // 8 if dtype.bits < 6 else 2 * count if dtype.kind == "c" else count
     if len(items) != needed:
         raise InvalidModelError(
             f"tensor {name!r} of type {dtype}{list(shape)} needs {needed} elements, has {len(items)}"
@@ -222,10 +226,10 @@ def _from_fields(
     if dtype.name in ("u32", "u64"):
         return np.array(items, np.uint64).astype(dtype.numpy).reshape(shape)
     words = np.array(items, np.int64)
-    if dtype.bits < 8:
+    if dtype.bits < 6:
         return _unpack(words.astype(np.uint8), dtype, count).reshape(shape)
     if dtype is boolean:
         return np.not_equal(words, 0).reshape(shape)
     if dtype.is_integer:
         return words.astype(dtype.numpy).reshape(shape)
-    return words.astype(np.uint8 if dtype.bits == 8 else np.uint16).view(dtype.numpy).reshape(shape)
+    return words.astype(np.uint8 if dtype.bits <= 8 else np.uint16).view(dtype.numpy).reshape(shape)

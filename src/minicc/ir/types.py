@@ -72,6 +72,8 @@ _MINOR = (
     DType("f8e5m2", "FLOAT8E5M2", "f", 8),
     DType("f8e5m2fnuz", "FLOAT8E5M2FNUZ", "f", 8),
     DType("f8e8m0", "FLOAT8E8M0", "f", 8),
+    DType("f6e2m3", "FLOAT6E2M3", "f", 6),
+    DType("f6e3m2", "FLOAT6E3M2", "f", 6),
     DType("f4e2m1", "FLOAT4E2M1", "f", 4),
     DType("i4", "INT4", "i", 4),
     DType("u4", "UINT4", "u", 4),
@@ -92,8 +94,8 @@ _NUMPY = {
 }  # fmt: skip
 _ML_DTYPES = {
     "bf16": "bfloat16", "f8e4m3fn": "float8_e4m3fn", "f8e4m3fnuz": "float8_e4m3fnuz", "f8e5m2": "float8_e5m2",
-    "f8e5m2fnuz": "float8_e5m2fnuz", "f8e8m0": "float8_e8m0fnu", "f4e2m1": "float4_e2m1fn", "i4": "int4",
-    "u4": "uint4", "i2": "int2", "u2": "uint2",
+    "f8e5m2fnuz": "float8_e5m2fnuz", "f8e8m0": "float8_e8m0fnu", "f6e2m3": "float6_e2m3fn", "f6e3m2": "float6_e3m2fn",
+    "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4", "i2": "int2", "u2": "uint2",
 }  # fmt: skip
 
 
