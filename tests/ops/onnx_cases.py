@@ -80,7 +80,7 @@ def _usable(test: Any) -> Case | None:
 def _array(item: Any) -> Any:
     if item is None:
         return None
-    array = np.asarray(item)
+    array = onnx.numpy_helper.to_array(item) if isinstance(item, onnx.TensorProto) else np.asarray(item)
     return array.astype(object) if array.dtype.kind in "US" else array
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from minicc.ir.dims import SymbolicDim, lower_bound
 from minicc.ir.expr import Expr, cast
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
-from minicc.ir.types import DType, Type, boolean, dtype_of, string
-from minicc.ops.helpers import Array, Contents, certainly_positive, default_refuse, element_type, propagate_by_eval
+from minicc.ir.types import KERNEL_DTYPES, DType, Type, bf16, boolean, dtype_of, f16, string
+from minicc.ops.helpers import Array, Contents, certainly_positive, default_refuse, element_type, is_plain, propagate_by_eval
 from minicc.ops.ratios import Ratio, ratios
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def _cast_infer(n: Inference) -> list[Type]:
 def _cast_content(n: Inference) -> Contents:
     source, target = n.dtype(0), n.op.infer(n)[0].dtype  # type: ignore[union-attr]
     known = propagate_by_eval(n)
-    if known[0] is not None or not (target.is_float or target.is_integer or target == boolean):
+    content = n.content(0)
+    if known[0] is not None or target not in KERNEL_DTYPES or target in (f16, bf16):
         return known
     if source.is_float and target.is_integer:
         return _truncated(n)
-    content = n.content(0)
-    if content is None:
+    if content is None or is_plain(content):
         return known
     out = content.copy()
     for position, value in enumerate(content.flat):

@@ -59,10 +59,12 @@ def kernel_dtypes(node: Node) -> str | None:
 
 
 def default_refuse(node: Node) -> str | None:
-    """Refusal for element types, unknown ranks, and static inputs not known at compile time."""
+    """Refusal for element types, unknown ranks, and shapes that depend on data."""
     reason = kernel_dtypes(node)
     if reason is not None:
         return reason
+    if node.symbols:
+        return f"data-dependent: the output size {node.symbols[0]} is known only when the node has run"
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.tensor.shape is None:
             return f"the rank of '{value.name}' is not known"
@@ -114,6 +116,23 @@ def require_same_dtype(n: Inference, positions: Sequence[int] | None = None) -> 
 def broadcast_infer(n: Inference) -> list[Type]:
     """One output: inputs of one element type, broadcast."""
     return [TensorType(require_same_dtype(n), broadcast_shape(n))]
+
+
+def described_shape(n: Inference, position: int) -> Shape | None:
+    """The shape that an input describes by its elements; fresh symbols for elements that are not known.
+
+    None when even their number is unknown. Raises ShapeError for a negative size.
+    """
+    content = n.content(position)
+    if content is not None:
+        dims = tuple(as_dim(v) for v in content.flat)
+        if any(d is None or (isinstance(d, int) and d < 0) for d in dims):
+            raise n.error(f"input {position} is no shape: {list(content.flat)}")
+        return tuple(d for d in dims if d is not None)
+    shape = n.type(position).shape
+    if shape is None or not isinstance(shape[0], int):
+        return None
+    return unknown_dims(n, shape[0])
 
 
 def unknown_dims(n: Inference, rank: int, hint: str = "d") -> Shape:
