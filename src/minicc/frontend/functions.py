@@ -52,25 +52,19 @@ def schema_function(
         names = ["" if v is None else f"x{i}" for i, v in enumerate(node.inputs)]
         attrs = {**node.attrs, "opset": opset, "outputs": node.n_outputs}
         call = node_proto((node.domain, node.op), attrs, names)
+    data: bytes = b""
     if schema.has_function:
         versions = [v for v in schema.function_opset_versions if v <= opset]
-        body = schema.get_function_with_opset_version(max(versions)) if versions else None
+        data = schema.get_function_with_opset_version(max(versions)) if versions else b""
     elif schema.has_context_dependent_function:
         versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
         types = [onnx.TypeProto() if v is None else type_proto(v.type, {}) for v in node.inputs]
-        data = (
-            schema.get_context_dependent_function_with_opset_version(
+        if versions:
+            data = schema.get_context_dependent_function_with_opset_version(
                 max(versions), call.SerializeToString(), [t.SerializeToString() for t in types]
             )
-            if versions
-            else b""
-        )
-        body = onnx.FunctionProto.FromString(data) if data else None
-    else:
-        return None
-    if body is None or not body.node:
-        return None
-    return _with_attributes(body, schema, call)
+    body = onnx.FunctionProto.FromString(data)
+    return _with_attributes(body, schema, call) if body.node else None
 
 
 def _with_attributes(
