@@ -37,6 +37,25 @@ pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][
   S_B0 S_B1 T_B0 T_B1   batch strides of source and target
   B0 B1           batch extents
   TAIL            zeros written behind each batch's panels (a matrix: 0)
+
+scatter   target[index(s), lane] = combine(itself, updates[s, lane]) for s in order, in place (no epilogue)
+  TARGET INDICES UPDATES   addresses
+  COUNT I_STEP U_STEP      the sequence s: its length, its strides in indices and updates
+  RUN F_RUN       lanes side by side in all arrays; how many the target has
+  BLOCK           (bind) lanes per unit
+  AXES            further axes of lanes, up to 8: E_a extents, T_a I_a U_a strides in target, indices, updates, F_a
+                  extents in the target
+  DEPTH           numbers that make an index, up to 8 (1 without SHARED): N_d extents they count through, M_d strides
+  LENGTH          elements of updates, to be compared with the above
+
+scan      running sums or products over [outer, axis, inner] (no epilogue)
+  X Y             addresses
+  OUTER COUNT INNER  extents
+  START STEP      offset of the first position, and from one to the next
+
+topk      the first K of every row of [outer, N, inner], in order (no epilogue)
+  X VALUES POSITIONS  addresses; results are [outer, K, inner]
+  OUTER N K INNER extents
 """
 
 from __future__ import annotations
@@ -47,7 +66,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from minicc.kernels import domain
+from minicc.kernels import domain, sequential
 from minicc.targets.cpu import CpuTarget
 
 _FOLDER = Path(__file__).parent / "cpu"
@@ -97,6 +116,28 @@ TEMPLATES: dict[str, Template] = {
             "SOURCE TARGET N C TAPS S_N S_C S_TAP S_B0 S_B1 T_B0 T_B1 B0 B1 TAIL",
             "NR",
             domain.pack_domain,
+            fused=False,
+        ),
+        _template(
+            "scatter",
+            "TARGET INDICES UPDATES COUNT I_STEP U_STEP RUN BLOCK AXES DEPTH F_RUN LENGTH"
+            + "".join(f" {letter}_{number}" for letter in "ETIUFNM" for number in range(8)),
+            "POINTER LOAD LOAD_OLD STORE INDEX SHARED COMBINE",
+            sequential.scatter_domain,
+            fused=False,
+        ),
+        _template(
+            "scan",
+            "X Y OUTER COUNT INNER START STEP",
+            "POINTER LOAD STORE TYPE LANES COMBINE INITIAL EXCLUSIVE BLOCK",
+            sequential.scan_domain,
+            fused=False,
+        ),
+        _template(
+            "topk",
+            "X VALUES POSITIONS OUTER N K INNER",
+            "POINTER LOAD LOAD_OLD STORE LARGEST",
+            sequential.topk_domain,
             fused=False,
         ),
     )

@@ -14,11 +14,19 @@ from minicc.lower.context import Lowering
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.matmul import lower_matmul
+from minicc.lower.templates.scan import lower_scan
+from minicc.lower.templates.scatter import lower_scatter_elements, lower_scatter_nd
+from minicc.lower.templates.topk import lower_topk
 
 Lower = Callable[[Lowering, Node, Node | None], str]
 TABLE: dict[tuple[str, str], Lower] = {
     ("", "Conv"): lower_conv,
     ("", "MatMul"): lower_matmul,
+    ("", "ScatterElements"): lower_scatter_elements,
+    ("", "ScatterND"): lower_scatter_nd,
+    ("", "CumSum"): lower_scan,
+    ("", "CumProd"): lower_scan,
+    ("", "TopK"): lower_topk,
 }
 # Templates that end in a generated epilogue.
 FUSED = frozenset((("", "Conv"), ("", "MatMul")))

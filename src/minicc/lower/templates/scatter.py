@@ -1,0 +1,126 @@
+"""ScatterElements and ScatterND: the data is copied to the result, then the `scatter` template updates it in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minicc.ir.dims import Dim, product
+from minicc.ir.expr import iteration
+from minicc.ir.graph import Node, Value
+from minicc.ir.types import boolean
+from minicc.kernels.sequential import SCATTER_AXES
+from minicc.lower.affine import linearise, row_major
+from minicc.lower.body import Write
+from minicc.lower.context import Lowering
+from minicc.lower.program import Word
+from minicc.lower.templates import common, elements
+
+_COMBINE = {"none": "replace", "add": "add", "mul": "multiply", "max": "maximum", "min": "minimum"}
+_LOGICAL = {"add": "maximum", "mul": "minimum"}  # of bools, stored as 0 and 1
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis of lanes: its extent, strides in target and indices, and extent in the target."""
+
+    extent: Dim
+    target: Dim
+    indices: Dim
+    whole: Dim
+
+
+def lower_scatter_elements(low: Lowering, node: Node, lead: Node | None) -> str:  # noqa: ARG001
+    """Lanes are all axes but the one that indices count through; those behind it make the run where they can."""
+    refusal = elements.refusal(node)
+    if refusal:
+        return refusal
+    data, indices, updates = _inputs(node)
+    rank = len(data.shape)
+    axis = int(node.attrs["axis"]) % rank
+    target_strides, index_strides = row_major(data.shape), row_major(indices.shape)
+    lanes = _merged([
+        _Axis(indices.shape[a], target_strides[a], index_strides[a], data.shape[a]) for a in range(rank) if a != axis
+    ])  # fmt: skip
+    run = _Axis(1, 1, 1, 1)
+    if lanes and lanes[-1].target == 1 and lanes[-1].indices == 1:
+        run = lanes.pop()
+    if len(lanes) > SCATTER_AXES:
+        return f"more than {SCATTER_AXES} axes that do not merge"
+    values: dict[str, Word | Dim] = {
+        "COUNT": indices.shape[axis], "I_STEP": index_strides[axis], "U_STEP": index_strides[axis],
+        "RUN": run.extent, "F_RUN": run.whole, "AXES": len(lanes), "DEPTH": 1,
+        "N_0": data.shape[axis], "M_0": target_strides[axis],
+    }  # fmt: skip
+    for number, lane in enumerate(lanes):
+        values |= {
+            f"E_{number}": lane.extent, f"T_{number}": lane.target, f"I_{number}": lane.indices,
+            f"U_{number}": lane.indices, f"F_{number}": lane.whole,
+        }  # fmt: skip
+    _emit(low, node, values, data, indices, updates, shared=False)
+    return ""
+
+
+def lower_scatter_nd(low: Lowering, node: Node, lead: Node | None) -> str:  # noqa: ARG001
+    """Lanes are the elements of one slice of updates."""
+    refusal = elements.refusal(node)
+    if refusal:
+        return refusal
+    data, indices, updates = _inputs(node)
+    depth = indices.shape[-1]
+    if not isinstance(depth, int):
+        return "data-dependent: the length of an index is not known at compile time"
+    if depth > SCATTER_AXES:
+        return f"an index of more than {SCATTER_AXES} numbers"
+    run = product(data.shape[depth:])
+    values: dict[str, Word | Dim] = {
+        "COUNT": product(indices.shape[:-1]), "I_STEP": depth, "U_STEP": run, "RUN": run, "F_RUN": run, "DEPTH": depth,
+    }  # fmt: skip
+    for number, (extent, stride) in enumerate(zip(data.shape[:depth], row_major(data.shape))):
+        values |= {f"N_{number}": extent, f"M_{number}": stride}
+    _emit(low, node, values, data, indices, updates, shared=True)
+    return ""
+
+
+def _inputs(node: Node) -> tuple[Value, Value, Value]:
+    data, indices, updates = node.inputs
+    assert data is not None and indices is not None and updates is not None
+    return data, indices, updates
+
+
+def _merged(axes: list[_Axis]) -> list[_Axis]:
+    """Without axes of one element, and with neighbours that both arrays walk contiguously made one."""
+    out: list[_Axis] = []
+    for inner in axes:
+        if inner.extent == 1 and isinstance(inner.whole, int) and inner.whole > 0:
+            continue
+        if out and all(
+            o == i * inner.extent for o, i in ((out[-1].target, inner.target), (out[-1].indices, inner.indices))
+        ):
+            outer = out.pop()
+            inner = _Axis(outer.extent * inner.extent, inner.target, inner.indices, outer.whole * inner.whole)
+        out.append(inner)
+    return out
+
+
+def _emit(low: Lowering, node: Node, values: dict[str, Word | Dim], data: Value, indices: Value, updates: Value,
+          *, shared: bool) -> None:  # fmt: skip
+    reduction = node.attrs["reduction"]
+    dtype = data.tensor.dtype
+    combine = _COMBINE[reduction]
+    if dtype == boolean:
+        combine = _LOGICAL.get(reduction, combine)
+    index, update = low.buffer(indices), low.buffer(updates)
+    target = low.allocate(node.output)
+    position = [iteration(a) for a in range(len(data.shape))]
+    copy = Write(target, dtype, linearise(position, data.shape), low.composer().element(data, position))
+    low.emit_writes([copy], data.shape, node.origin, "copy")
+    constants = {
+        **(elements.moving(dtype) if reduction == "none" else elements.access(dtype)),
+        "INDEX": f"ptr_{indices.tensor.dtype.name}", "SHARED": shared, "COMBINE": combine,
+    }  # fmt: skip
+    common.emit(
+        low, node, "scatter", constants,
+        {**values, "TARGET": Word(0, target), "INDICES": Word(0, index), "UPDATES": Word(0, update),
+         "LENGTH": product(updates.shape)},
+        None, (index, update), 0, writes=(target,), cost=product(updates.shape) * 2, name=node.op.name,
+    )  # fmt: skip
