@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from minicc.codegen.build import build_objects
 from minicc.ir.dims import Dim, symbol
-from minicc.ir.types import BY_NAME, TensorType, dtype_of, f32
-from minicc.lower.kernel import Body, LoopKernel
+from minicc.ir.types import BY_NAME, TensorType, boolean, dtype_of, f32, i64
+from minicc.lower.kernel import Body, LoopKernel, Operand
 from minicc.lower.program import Buffer, KernelStep, Program, Word
 from minicc.options import Options
 from minicc.runtime.code import Code
@@ -60,7 +61,16 @@ def code() -> Code:
     return Code(NAMES, sources, objects)
 
 
-KERNELS = tuple(LoopKernel(1, Body((), (), 0), name) for name in NAMES)
+_TYPES = {"add": (f32, f32, f32), "double": (f32, f32), "offset": (i64, i64, i64), "less": (f32, f32, boolean)}
+
+
+def _kernel(name: str) -> LoopKernel:
+    """A description with the right words; it could not be printed, as the text above stands for it."""
+    *ins, out = (Operand(dtype, ()) for dtype in _TYPES[name])
+    return LoopKernel(0, Body((*ins, replace(out, output=True)), (), 0), name)
+
+
+KERNELS = tuple(map(_kernel, NAMES))
 
 
 class Sketch:

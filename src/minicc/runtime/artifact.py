@@ -1,0 +1,286 @@
+"""Saved modules: one zip file, stored uncompressed, readable with any zip tool and free of pickle.
+
+    manifest.json   format, versions, target, options, and size and SHA-256 of every other member
+    signature       HMAC of the manifest by the saving user's key
+    program.json    the program (lower/serialize)
+    weights.bin     constants, each at a multiple of 64 bytes, memory-mapped on load
+    objects/*.o     machine code by symbol        kernels/*.py    its texts, for reading, never executed
+    report.json, graph.txt    what compilation had to say
+
+Everything is checked against the manifest before it is used. Machine code is used only when the signature is this
+user's (or with `trust=True`) and versions and target fit; otherwise kernels are generated again from the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicc.codegen.build import toolchain
+from minicc.errors import ArtifactError
+from minicc.ir.types import DType
+from minicc.lower.program import Program
+from minicc.lower.serialize import from_data, to_data
+from minicc.options import Options
+from minicc.runtime.code import Code, build_code, executor_objects
+from minicc.runtime.executor import executor_sources
+from minicc.runtime.memory import ALIGNMENT
+from minicc.runtime.store import Store
+from minicc.runtime.validate import check_program
+from minicc.targets.cpu import CpuTarget, host_target
+
+FORMAT = "minicc-1"
+_REQUIRED = ("manifest.json", "program.json", "weights.bin")
+_MEMBER = re.compile(r"(signature|report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII)
+_MAX_MEMBERS = 1 << 16
+_MAX_TEXT = 1 << 30
+# Options that belong to the program; the others are the loading caller's.
+_KEPT_OPTIONS = ("threads", "precision", "winograd", "opt_level", "max_bytes", "max_loop_iterations")
+_LOCAL_HEADER = 30
+_PADDING_FIELD = b"\x35\xd9"  # an extra field that zip tools ignore
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds, checked and ready for a module."""
+
+    program: Program
+    code: Code
+    target: CpuTarget
+    options: Options
+    pass_runs: int
+    notes: Mapping[str, Any]
+
+
+def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
+    """Write a module to a file, replacing it in one step. Raises ArtifactError when that cannot be done."""
+    data, arrays = to_data(saved.program)
+    weights, table = _pack(arrays)
+    data["weights"] = table
+    data["symbols"] = list(saved.code.symbols)
+    objects = {s: saved.code.objects[s] for s in saved.code.symbols}
+    if objects:
+        objects |= executor_objects(saved.target, store)
+    members: dict[str, bytes] = {"program.json": json.dumps(data, separators=(",", ":")).encode(), "weights.bin": weights}
+    members |= {f"objects/{symbol}.o": code for symbol, code in objects.items()}
+    members |= {f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()}
+    notes = dict(saved.notes)
+    members["graph.txt"] = str(notes.pop("graph", "")).encode()
+    members["report.json"] = json.dumps(notes, indent=1, default=str).encode()
+    manifest = {
+        "format": FORMAT, **_versions(), "target": asdict(saved.target), "pass_runs": saved.pass_runs,
+        "options": {name: getattr(saved.options, name) for name in _KEPT_OPTIONS},
+        "members": {name: [len(m), hashlib.sha256(m).hexdigest()] for name, m in members.items()},
+    }  # fmt: skip
+    text = json.dumps(manifest, indent=1).encode()
+    _write(Path(path), {"manifest.json": text, "signature": store.sign(text), **members})
+
+
+def read(path: str | os.PathLike[str], store: Store, options: Options, *, trust: bool = False,
+         progress: Callable[[int, int], None] | None = None) -> Saved:  # fmt: skip
+    """Read and check a saved module; code is built anew where the file's own may not or cannot be used.
+
+    options: the caller's; the file's own are kept for what belongs to the program. Raises ArtifactError.
+    """
+    members = _open(Path(path))
+    manifest_text = bytes(members["manifest.json"])
+    manifest = _json(manifest_text, "manifest.json")
+    try:
+        if manifest.get("format") != FORMAT:
+            raise ArtifactError(f"the file has format {manifest.get('format')!r}, this minicc reads {FORMAT!r}",
+                                hint="compile the model again")  # fmt: skip
+        _check_members(members, manifest["members"])
+        target = _target(manifest["target"])
+        kept = {name: manifest["options"][name] for name in _KEPT_OPTIONS}
+        pass_runs = int(manifest["pass_runs"])
+        merged = options.override(**{k: v for k, v in kept.items() if getattr(options, k) == getattr(Options(), k)})
+    except ArtifactError:
+        raise
+    except Exception as error:  # a manifest can be wrong in any way
+        raise ArtifactError("the manifest is not valid", why=f"{type(error).__name__}: {error}") from error
+    data = _json(bytes(members["program.json"]), "program.json")
+    program = from_data(data, _constants(data, members["weights.bin"]))
+    check_program(program)
+    trusted = trust or ("signature" in members and store.verify(manifest_text, bytes(members["signature"])))
+    code = _code_of(data, members, program) if trusted and _fits(manifest, target) else None
+    if code is None:
+        if target.missing_features():
+            target = host_target()
+        code = build_code(program.kernels, target, store, progress)
+    notes = _json(bytes(members.get("report.json", b"{}")), "report.json")
+    notes["graph"] = bytes(members.get("graph.txt", b"")).decode(errors="replace")
+    return Saved(program, code, target, merged, pass_runs, notes)
+
+
+def _versions() -> dict[str, str]:
+    versions = {package: metadata.version(package) for package in ("numba", "llvmlite")}
+    return {"toolchain": toolchain(), **versions}
+
+
+def _fits(manifest: Mapping[str, Any], target: CpuTarget) -> bool:
+    """Whether the file's machine code was made by this very toolchain for what this machine is."""
+    return all(manifest.get(k) == v for k, v in _versions().items()) and not target.missing_features()
+
+
+def _target(data: Any) -> CpuTarget:
+    values = {f.name: data[f.name] for f in fields(CpuTarget)}
+    target = CpuTarget(**values)
+    for field in fields(CpuTarget):
+        if type(values[field.name]).__name__ != str(field.type):
+            raise ArtifactError("the target is not valid", why=f"{field.name} = {values[field.name]!r}")
+    if not 1 <= target.vector_width <= 64 or not 1 <= target.vector_registers <= 1024:
+        raise ArtifactError("the target is not valid", why=f"{target.vector_width} lanes")
+    if min(target.l1_bytes, target.l2_bytes) < 1024:
+        raise ArtifactError("the target is not valid", why="cache sizes")
+    return target
+
+
+def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program) -> Code | None:
+    """The file's own code, or None when it is incomplete."""
+    symbols = data.get("symbols")
+    if not isinstance(symbols, list) or len(symbols) != len(program.kernels) or not all(isinstance(s, str) for s in symbols):
+        return None
+    wanted = [*symbols, *executor_sources()] if symbols else []
+    if any(f"objects/{s}.o" not in members for s in wanted):
+        return None
+    objects = {s: bytes(members[f"objects/{s}.o"]) for s in dict.fromkeys(wanted)}
+    texts = {s: bytes(members.get(f"kernels/{s}.py", b"")).decode(errors="replace") for s in dict.fromkeys(symbols)}
+    return Code(tuple(symbols), texts, objects)
+
+
+def _pack(arrays: list[Array]) -> tuple[bytes, list[list[int]]]:
+    """(weights.bin, [offset, bytes] of each array)."""
+    table, parts, at = [], [], 0
+    for array in arrays:
+        raw = np.ascontiguousarray(array).tobytes()
+        skip = -at % ALIGNMENT
+        table.append([at + skip, len(raw)])
+        parts += [bytes(skip), raw]
+        at += skip + len(raw)
+    return b"".join(parts), table
+
+
+def _constants(data: Mapping[str, Any], weights: memoryview) -> Callable[[int, DType, tuple[int, ...]], Array]:
+    table = data.get("weights")
+    if not isinstance(table, list):
+        raise ArtifactError("the program is not valid", why="no table of weights")
+    known: dict[tuple[int, DType, tuple[int, ...]], Array] = {}
+
+    def constant(number: int, dtype: DType, shape: tuple[int, ...]) -> Array:
+        key = (number, dtype, shape)
+        if key not in known:
+            offset, size = table[number]
+            count = int(np.prod([int(d) for d in shape], dtype=object)) if shape else 1
+            fits = type(offset) is int and type(size) is int and offset >= 0 and offset + size <= len(weights)
+            if not fits or offset % ALIGNMENT or count * dtype.numpy.itemsize != size or dtype.numpy.hasobject:
+                raise ArtifactError("a constant does not fit the weights", why=f"number {number}, {dtype}{list(shape)}")
+            known[key] = np.frombuffer(weights[offset : offset + size], np.uint8).view(dtype.numpy).reshape(shape)
+        return known[key]
+
+    return constant
+
+
+def _check_members(members: Mapping[str, memoryview], listed: Mapping[str, Any]) -> None:
+    present = set(members) - {"manifest.json", "signature"}
+    if present != set(listed):
+        odd = ", ".join(sorted(present ^ set(listed))[:5])
+        raise ArtifactError("the file's members are not those of its manifest", why=odd)
+    for name, (size, digest) in listed.items():
+        if len(members[name]) != size or hashlib.sha256(members[name]).hexdigest() != digest:
+            raise ArtifactError(f"{name} is damaged", why="its size or SHA-256 is not that of the manifest",
+                                hint="copy the file again, or compile the model again")  # fmt: skip
+
+
+def _json(text: bytes, name: str) -> dict[str, Any]:
+    if len(text) > _MAX_TEXT:
+        raise ArtifactError(f"{name} is too large")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name} is not valid JSON", why=str(error)) from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{name} is not a table")
+    return data
+
+
+def _write(path: Path, members: Mapping[str, bytes]) -> None:
+    temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, content in members.items():
+                    info = zipfile.ZipInfo(name)  # its fixed date makes equal modules equal files
+                    info.external_attr = 0o644 << 16
+                    if name == "weights.bin":
+                        info.extra = _padding(file.tell() + _LOCAL_HEADER + len(name))
+                    archive.writestr(info, content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ArtifactError(f"{path} cannot be written", why=str(error)) from error
+
+
+def _padding(header_end: int) -> bytes:
+    """An extra field after which the member's data is aligned."""
+    size = -(header_end + 4) % ALIGNMENT
+    return _PADDING_FIELD + size.to_bytes(2, "little") + bytes(size)
+
+
+def _open(path: Path) -> dict[str, memoryview]:
+    """Views of all members on the mapped file. Raises ArtifactError for anything but a plain stored zip."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ArtifactError(f"{path} is empty")
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            with zipfile.ZipFile(file) as archive:
+                infos = archive.infolist()
+                members = _views(mapped, infos)
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read", why=error.strerror or str(error)) from error
+    except Exception as error:  # zipfile raises many kinds for damaged files
+        raise ArtifactError(f"{path} is not a saved module", why=f"{type(error).__name__}: {error}") from error
+    missing = [name for name in _REQUIRED if name not in members]
+    if missing:
+        raise ArtifactError(f"{path} is not a saved module", why=f"it has no {', '.join(missing)}")
+    return members
+
+
+def _views(mapped: memoryview, infos: list[zipfile.ZipInfo]) -> dict[str, memoryview]:
+    if len(infos) > _MAX_MEMBERS:
+        raise ArtifactError("the file has too many members")
+    members: dict[str, memoryview] = {}
+    for info in infos:
+        name = info.filename
+        if name in members:
+            raise ArtifactError(f"the file has two members called {name!r}")
+        if name not in _REQUIRED and not _MEMBER.fullmatch(name):
+            raise ArtifactError(f"the file has an unknown member {name[:100]!r}")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 0x1:
+            raise ArtifactError(f"member {name!r} is compressed or encrypted")
+        header = mapped[info.header_offset : info.header_offset + _LOCAL_HEADER]
+        if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+            raise ArtifactError(f"member {name!r} is damaged")
+        name_size, extra_size = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        start = info.header_offset + _LOCAL_HEADER + name_size + extra_size
+        if start + info.file_size > len(mapped):
+            raise ArtifactError(f"member {name!r} is cut short")
+        members[name] = mapped[start : start + info.file_size]
+    return members
