@@ -118,7 +118,7 @@ class Interpreter:
             found = (np.argmax if "max" in kind else np.argmin)(ordered, axis=axis)
             return sizes[0] - 1 - found if kind.endswith("_last") else found
         if body.dtype == bool:
-            return _REDUCE[kind].reduce(body, axis=reduced)
+            return (np.logical_or if kind in ("max", "sum") else np.logical_and).reduce(body, axis=reduced)
         dtype = np.float64 if body.dtype.kind == "f" else body.dtype
         return _REDUCE[kind].reduce(body, axis=reduced, initial=_identity(kind, body.dtype), dtype=None if kind in (
             "max", "min") else dtype)  # fmt: skip
