@@ -46,7 +46,8 @@ def pool_window(attrs: Mapping[str, Any], x: Sequence[Dim]) -> Window:
     return window(attrs, attrs["kernel_shape"], [x[a] for a in spatial_axes(attrs["layout"], len(x))])
 
 
-def _pool_type(n: Inference) -> TensorType:
+def pool_type(n: Inference) -> TensorType:
+    """The result type of a windowed pooling op."""
     x, layout = n.shape(0), n.attr("layout")
     if len(x) < 3:
         raise n.error("needs a batch, a channel and at least one spatial axis")
@@ -79,7 +80,7 @@ def _tap(c: Indexing, index: tuple[Expr, ...], attrs: Mapping[str, Any], taps: S
 
 
 def _max_pool_infer(n: Inference) -> list[TensorType]:
-    first = _pool_type(n)
+    first = pool_type(n)
     return [first, TensorType(i64, first.shape)][: max(n.n_outputs, 1)]
 
 
@@ -189,7 +190,8 @@ def _average_pool_compute(c: Indexing, index: tuple[Expr, ...], *, count_include
 
 
 @computed_in_f32
-def _average_pool_eval(x: Array, *, count_include_pad: int, **attrs: Any) -> Array:
+def average_pool_array(x: Array, *, count_include_pad: int, **attrs: Any) -> Array:
+    """AveragePool of an array."""
     array = to_channels_first(x, attrs["layout"])
     w = window(attrs, attrs["kernel_shape"], array.shape[2:])
     axes = tuple(range(-w.rank, 0))
@@ -204,7 +206,7 @@ def _average_pool_eval(x: Array, *, count_include_pad: int, **attrs: Any) -> Arr
 
 
 AVERAGE_POOL = register(OpDef(
-    "AveragePool", Kind.REDUCE, infer=lambda n: [_pool_type(n)], eval=_average_pool_eval, compute=_average_pool_compute,
+    "AveragePool", Kind.REDUCE, infer=lambda n: [pool_type(n)], eval=average_pool_array, compute=_average_pool_compute,
     refuse=default_refuse, attrs={**POOL_ATTRS, "count_include_pad": 0},
 ))  # fmt: skip
 
@@ -237,7 +239,7 @@ def _lp_pool_eval(x: Array, *, p: int, **attrs: Any) -> Array:
 
 
 register(OpDef(
-    "LpPool", Kind.REDUCE, infer=lambda n: [_pool_type(n)], eval=_lp_pool_eval, compute=_lp_pool_compute,
+    "LpPool", Kind.REDUCE, infer=lambda n: [pool_type(n)], eval=_lp_pool_eval, compute=_lp_pool_compute,
     refuse=default_refuse, attrs={**POOL_ATTRS, "p": 2},
 ))  # fmt: skip
 
