@@ -37,10 +37,11 @@ class HostCall:
 
 def host_operator(domain: str, name: str, attrs: Mapping[str, Any]) -> OpDef:
     """The registered op of that name, else ONNX's own implementation. Raises UnsupportedOpError when there is none."""
-    import minicc.ops  # only programs with host steps need the registry
+    import minicc.ops  # noqa: F401  fills the registry; only programs with host steps pay for it
+    from minicc.ops.host import host_op
 
     op = find_op(name, domain)
-    return op if op is not None else minicc.ops.host.host_op(domain, name, attrs)
+    return op if op is not None else host_op(domain, name, attrs)
 
 
 def _value(buffer: Buffer) -> Value:

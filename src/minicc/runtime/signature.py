@@ -108,12 +108,10 @@ class Signature:
     def _check_shape(self, array: Any, port: Port, shape: Sequence[Dim], sizes: dict[str, tuple[int, str]]) -> None:
         if array.ndim != len(shape):
             raise self._misfit(array, port, self._rank_hint(array, port, shape))
+        if any(isinstance(dim, int) and dim != size for dim, size in zip(shape, array.shape)):
+            raise self._misfit(array, port, _layout_hint(array.shape, shape))
         for axis, (dim, size) in enumerate(zip(shape, array.shape)):
-            if isinstance(dim, int):
-                if dim != size:
-                    raise self._misfit(array, port, _layout_hint(array.shape, shape))
-                continue
-            name = bare_symbol(dim)
+            name = None if isinstance(dim, int) else bare_symbol(dim)
             if name is None:
                 continue
             seen, source = sizes.setdefault(name, (size, port.name))
