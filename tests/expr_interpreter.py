@@ -38,13 +38,18 @@ def _divide(a, b):
         return a / b
     quotient = np.array([0 if y == 0 else int(x) // int(y) if (x < 0) == (y < 0) else -(abs(int(x)) // abs(int(y)))
                          for x, y in zip(a.ravel(), b.ravel())], dtype=object)  # fmt: skip
-    return np.array([int(q) & (2**64 - 1) for q in quotient], dtype=np.uint64).astype(a.dtype).reshape(a.shape)
+    return (
+        np.array([int(q) & (2**64 - 1) for q in quotient], dtype=np.uint64).astype(a.dtype).reshape(a.shape)
+    )
 
 
 def _power(a, b):
     if a.dtype.kind == "f":
         return np.power(a, b)
-    out = [int(x) ** int(y) if y >= 0 else int(float(x) ** float(y)) if x else 0 for x, y in zip(a.ravel(), b.ravel())]
+    out = [
+        int(x) ** int(y) if y >= 0 else int(float(x) ** float(y)) if x else 0
+        for x, y in zip(a.ravel(), b.ravel())
+    ]
     return np.array([v & (2**64 - 1) for v in out], dtype=np.uint64).astype(a.dtype).reshape(a.shape)
 
 
@@ -66,7 +71,9 @@ class Interpreter:
 
     def run(self, root, extents):
         """The values of `root` at every point of a grid of the loop variables 0, 1, ..."""
-        grid = dict(enumerate(np.meshgrid(*(np.arange(e) for e in extents), indexing="ij"))) if extents else {}
+        grid = (
+            dict(enumerate(np.meshgrid(*(np.arange(e) for e in extents), indexing="ij"))) if extents else {}
+        )
         with np.errstate(all="ignore"):
             return self.value(root, grid, tuple(extents), {})
 
@@ -101,7 +108,9 @@ class Interpreter:
         assert len(index) == array.ndim, f"{len(index)} indices for {array.ndim} axes"
         for axis, position in enumerate(index):
             inside = (position >= 0) & (position < array.shape[axis])
-            assert inside.all(), f"load of {e.arg}, axis {axis}: {position[~inside][:5]} is out of {array.shape[axis]}"
+            assert inside.all(), (
+                f"load of {e.arg}, axis {axis}: {position[~inside][:5]} is out of {array.shape[axis]}"
+            )
         return array[tuple(index)].astype(compute_type(e.dtype))
 
     def reduce(self, e, grid, shape):
@@ -184,7 +193,9 @@ def run_compute(node, arrays, sizes=None):
     for output, value in enumerate(node.outputs):
         extents = tuple(evaluate(d, sizes or {}) for d in value.tensor.dims)
         root = expression(node, output)
-        assert root.dtype == value.tensor.dtype, f"compute gives {root.dtype}, infer says {value.tensor.dtype}"
+        assert root.dtype == value.tensor.dtype, (
+            f"compute gives {root.dtype}, infer says {value.tensor.dtype}"
+        )
         with np.errstate(all="ignore"):
             results.append(interpreter.run(root, extents).astype(value.tensor.dtype.numpy))
     return results

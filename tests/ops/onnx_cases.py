@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from expr_interpreter import make_node, run_compute
 
 import minicc.ops  # noqa: F401  registers the ops
+from expr_interpreter import make_node, run_compute
 from minicc.ir.dims import evaluate as evaluate_dim
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Builder, Graph
@@ -63,7 +63,10 @@ def _usable(test: Any) -> Case | None:
     node = graph.node[0]
     version = next((o.version for o in test.model.opset_import if o.domain == node.domain), None)
     newest = onnx.defs.get_schema(node.op_type, node.domain)
-    if version is None or onnx.defs.get_schema(node.op_type, version, node.domain).since_version < newest.since_version:
+    if (
+        version is None
+        or onnx.defs.get_schema(node.op_type, version, node.domain).since_version < newest.since_version
+    ):
         return None
     inputs, outputs = test.data_sets[0]
     if any(isinstance(item, list) for item in (*inputs, *outputs)):
@@ -95,7 +98,9 @@ def _attribute(proto: onnx.AttributeProto) -> Any:
     return value
 
 
-def assert_same(actual: Any, expected: Any, *, rtol: float = 1e-5, atol: float = 1e-6, what: str = "") -> None:
+def assert_same(
+    actual: Any, expected: Any, *, rtol: float = 1e-5, atol: float = 1e-6, what: str = ""
+) -> None:
     """Equal type and shape, values close (exact unless float), NaN equal to NaN."""
     actual = np.asarray(actual)
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype} instead of {expected.dtype}"
@@ -108,12 +113,16 @@ def assert_same(actual: Any, expected: Any, *, rtol: float = 1e-5, atol: float =
         wide = np.complex128 if expected.dtype.kind == "c" else np.float64
         half = expected.dtype.itemsize == 2
         rtol, atol = (max(rtol, 1e-2), max(atol, 1e-3)) if half else (rtol, atol)
-        np.testing.assert_allclose(actual.astype(wide), expected.astype(wide), rtol=rtol, atol=atol, err_msg=what)
+        np.testing.assert_allclose(
+            actual.astype(wide), expected.astype(wide), rtol=rtol, atol=atol, err_msg=what
+        )
 
 
 def check_case(case: Case) -> None:
     """Everything an op says about a case agrees with ONNX: eval, infer, propagate, compute or expand."""
-    check_call(case.op, case.inputs, case.attrs, case.outputs, domain=case.domain, rtol=case.rtol, atol=case.atol)
+    check_call(
+        case.op, case.inputs, case.attrs, case.outputs, domain=case.domain, rtol=case.rtol, atol=case.atol
+    )
 
 
 def check_call(op: str, inputs: Any, attrs: dict[str, Any], expected: Any, *, domain: str = "", rtol: float = 1e-5,
@@ -150,7 +159,9 @@ def check_inferred(node: Any, expected: Any) -> dict[str, int]:
             continue
         assert isinstance(value.type, TensorType), value.type
         assert value.type.dtype.numpy == array.dtype, f"infer: {value.type} for {array.dtype}"
-        assert value.type.shape is not None and len(value.type.shape) == array.ndim, f"infer: {value.type} for {array.shape}"
+        assert value.type.shape is not None and len(value.type.shape) == array.ndim, (
+            f"infer: {value.type} for {array.shape}"
+        )
         for dim, size in zip(value.type.shape, array.shape):
             if isinstance(dim, int):
                 assert dim == size, f"infer: {value.type} for {array.shape}"
@@ -167,7 +178,9 @@ def check_content(op: str, inputs: Any, attrs: dict[str, Any], expected: Any, do
     for value, array in zip(node.outputs, expected):
         if value.content is not None and array is not None:
             assert value.content.shape == array.shape
-            np.testing.assert_allclose(value.content.astype(np.float64), array.astype(np.float64), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                value.content.astype(np.float64), array.astype(np.float64), rtol=1e-5, atol=1e-6
+            )
 
 
 def check_expansion(op: str, inputs: Any, attrs: dict[str, Any], expected: Any, domain: str, *, rtol: float,

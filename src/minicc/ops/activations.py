@@ -15,7 +15,7 @@ import numpy as np
 from minicc.ir import expr
 from minicc.ir.expr import Expr, const, select, unary
 from minicc.ir.opdef import Inference, Kind, OpDef, register
-from minicc.ir.types import TensorType, Type, boolean
+from minicc.ir.types import TensorType, Type, boolean, f32
 from minicc.ops.helpers import (
     Array,
     Contents,
@@ -52,7 +52,9 @@ def sigmoid(x: Expr) -> Expr:
 
 
 _activation("Sigmoid", _sigmoid_eval, sigmoid)
-_activation("Relu", lambda x: np.maximum(x, np.zeros((), x.dtype)), lambda x: expr.maximum(x, 0), infer=same_as_input)
+_activation(
+    "Relu", lambda x: np.maximum(x, np.zeros((), x.dtype)), lambda x: expr.maximum(x, 0), infer=same_as_input
+)
 
 
 # -- rectifiers
@@ -101,7 +103,7 @@ def _shrink(x: Expr, *, bias: float, lambd: float) -> Expr:
     if x.dtype.is_float:
         return select(x < -lambd, x + bias, select(x > lambd, x - bias, 0))
     # For integers x < -lambd is x <= ceil(-lambd) - 1, and the bias is added as a float.
-    shifted = [expr.cast(expr.cast(x, expr.f32) + b, x.dtype) for b in (bias, -bias)]
+    shifted = [expr.cast(expr.cast(x, f32) + b, x.dtype) for b in (bias, -bias)]
     below = const(False, boolean) if x.dtype.kind == "u" else x < math.ceil(-lambd)
     return select(below, shifted[0], select(x > math.floor(lambd), shifted[1], 0))
 
@@ -258,7 +260,7 @@ def _dropout_eval(x: Array, ratio: Array | None = None, training_mode: Array | N
     share = 0.5 if ratio is None else float(ratio.item())
     if training_mode is None or not training_mode.item() or share == 0:
         return x, np.ones(x.shape, dtype=bool)
-    mask = np.random.default_rng(seed).random(x.shape) >= share
+    mask = np.asarray(np.random.default_rng(seed).random(x.shape) >= share)
     return (x * mask / (1 - share)).astype(x.dtype), mask
 
 

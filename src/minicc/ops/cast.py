@@ -14,7 +14,15 @@ from minicc.ir.dims import SymbolicDim, lower_bound
 from minicc.ir.expr import Expr, cast
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import KERNEL_DTYPES, DType, Type, bf16, boolean, dtype_of, f16, string
-from minicc.ops.helpers import Array, Contents, certainly_positive, default_refuse, element_type, is_plain, propagate_by_eval
+from minicc.ops.helpers import (
+    Array,
+    Contents,
+    certainly_positive,
+    default_refuse,
+    element_type,
+    is_plain,
+    propagate_by_eval,
+)
 from minicc.ops.ratios import Ratio, ratios
 
 if TYPE_CHECKING:

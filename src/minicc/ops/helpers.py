@@ -174,6 +174,11 @@ def is_plain(content: Content) -> bool:
     return not any(isinstance(v, SymbolicDim) for v in content.flat)
 
 
+def elements(content: Content) -> list[Any]:
+    """The elements of a content in order: dimensions, floats or bools."""
+    return content.reshape(-1).tolist()
+
+
 def plain_array(content: Content, dtype: DType) -> Array:
     """A content without symbols as an array of the element type."""
     return np.array(content.reshape(-1).tolist(), dtype=dtype.numpy).reshape(content.shape)

@@ -7,7 +7,6 @@ Kernels wrap negative positions and clamp the rest into the axis, so that no inp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,7 @@ def _gather_elements_infer(n: Inference) -> list[Type]:
 
 def _element_grid(indices: Array, axis: int) -> tuple[Array, ...]:
     """Where each element of `indices` points: its own position, but along `axis` its value."""
-    grid = list(np.indices(indices.shape))
+    grid: list[Array] = list(np.indices(indices.shape))
     grid[axis] = indices.astype(np.int64)
     return tuple(grid)
 
@@ -198,7 +197,9 @@ def _tensor_scatter_infer(n: Inference) -> list[Type]:
     return [n.type(0)]
 
 
-def _tensor_scatter_eval(past: Array, update: Array, starts: Array | None = None, *, axis: int, mode: str) -> Array:
+def _tensor_scatter_eval(
+    past: Array, update: Array, starts: Array | None = None, *, axis: int, mode: str
+) -> Array:
     out, length = past.copy(), past.shape[axis]
     by_time, new = np.moveaxis(out, axis, 1), np.moveaxis(update, axis, 1)
     for row in range(past.shape[0]):
@@ -248,14 +249,16 @@ def _one_hot_eval(indices: Array, depth: Array, values: Array, *, axis: int) -> 
     wanted = indices.astype(np.int64)
     wanted = np.expand_dims(np.where(wanted < 0, wanted + count, wanted), axis)
     positions: Sequence[int] = [count if i == axis else 1 for i in range(indices.ndim + 1)]
-    return np.where(wanted == np.arange(count).reshape(positions), values[1], values[0])
+    return np.asarray(np.where(wanted == np.arange(count).reshape(positions), values[1], values[0]))
 
 
 def _one_hot(c: Indexing, index: Indices, *, axis: int) -> Expr:
     axis %= len(index)
     depth = _depth(c.content(1))
     wanted = cast(c.load(0, [*index[:axis], *index[axis + 1 :]]), i64)
-    wanted = select(wanted < 0, wanted + (expr.dim(depth) if isinstance(depth, SymbolicDim) else depth), wanted)
+    wanted = select(
+        wanted < 0, wanted + (expr.dim(depth) if isinstance(depth, SymbolicDim) else depth), wanted
+    )
     return select(equal(wanted, index[axis]), c.load(2, [1]), c.load(2, [0]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minicc.ir import expr
-from minicc.ir.dims import Dim, exact_quotient, floor_divide, maximum, minimum, modulo
+from minicc.ir.dims import Dim, exact_quotient, floor_divide, maximum, minimum, modulo, product
 from minicc.ir.expr import Expr, binary, cast, const, equal, isnan, select, unary
 from minicc.ir.opdef import Content, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, Type, boolean, f64
@@ -56,7 +56,7 @@ def _unary(name: str, evaluate: Callable[[Array], Any], scalar: str, *, only_flo
 
 def erf(x: Array) -> Array:
     """The error function of each element, in float64."""
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(np.float64)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=np.float64)
 
 
 _unary("Exp", np.exp, "exp")
@@ -183,7 +183,9 @@ def _mod_eval(x: Array, y: Array, *, fmod: int) -> Any:
 def _mod_content(n: Inference) -> Contents:
     same_sign = not n.attr("fmod")
     return propagate_dims(
-        lambda x, y: modulo(x, y) if certainly_positive(y) and (same_sign or certainly_non_negative(x)) else None
+        lambda x, y: (
+            modulo(x, y) if certainly_positive(y) and (same_sign or certainly_non_negative(x)) else None
+        )
     )(n)
 
 
@@ -206,7 +208,9 @@ def _pow_eval(x: Array, y: Array) -> Any:
     power = np.power(x, np.maximum(y, 0).astype(x.dtype))
     # Negative exponents give 1 / x**n, cut to an integer: 0 unless x is 1 or -1.
     odd = (y & 1).astype(bool)
-    inverse = np.where(x == 1, 1, np.where((x == -1) if x.dtype.kind == "i" else False, np.where(odd, -1, 1), 0))
+    inverse = np.where(
+        x == 1, 1, np.where((x == -1) if x.dtype.kind == "i" else False, np.where(odd, -1, 1), 0)
+    )
     return np.where(y < 0, inverse, power).astype(x.dtype)
 
 
@@ -220,7 +224,7 @@ def _pow(x: Expr, y: Expr) -> Expr:
 
 
 def _pow_rule(x: Dim, y: Dim) -> Dim | None:
-    return reduce(lambda a, b: a * b, [x] * y, 1) if isinstance(y, int) and 0 <= y <= 4 else None
+    return product([x] * y) if isinstance(y, int) and 0 <= y <= 4 else None
 
 
 register(OpDef(

@@ -22,7 +22,9 @@ def generator(seed: float | None) -> np.random.Generator:
 
 def _register(name: str, infer: Callable[[Inference], Sequence[Type]], evaluate: Callable[..., Array],
               **attrs: Any) -> None:  # fmt: skip
-    register(OpDef(name, Kind.HOST, infer=infer, eval=evaluate, attrs={"seed": None, **attrs}, deterministic=False))
+    register(
+        OpDef(name, Kind.HOST, infer=infer, eval=evaluate, attrs={"seed": None, **attrs}, deterministic=False)
+    )
 
 
 def _shape_infer(n: Inference) -> list[Type]:
@@ -38,11 +40,15 @@ def _numpy_type(dtype: DType | int | None, x: Array) -> np.dtype[Any]:
     return x.dtype if dtype is None else element_type(dtype).numpy
 
 
-def _normal(shape: Sequence[int], dtype: np.dtype[Any], mean: float, scale: float, seed: float | None) -> Array:
+def _normal(
+    shape: Sequence[int], dtype: np.dtype[Any], mean: float, scale: float, seed: float | None
+) -> Array:
     return np.asarray(generator(seed).normal(mean, scale, tuple(shape))).astype(dtype)
 
 
-def _uniform(shape: Sequence[int], dtype: np.dtype[Any], low: float, high: float, seed: float | None) -> Array:
+def _uniform(
+    shape: Sequence[int], dtype: np.dtype[Any], low: float, high: float, seed: float | None
+) -> Array:
     return np.asarray(generator(seed).uniform(low, high, tuple(shape))).astype(dtype)
 
 
@@ -84,7 +90,7 @@ def _multinomial_infer(n: Inference) -> list[Type]:
 def _multinomial(x: Array, *, dtype: DType | int, sample_size: int, seed: float | None) -> Array:
     """Draws by the largest of log-probability plus Gumbel noise (the input holds log-probabilities)."""
     noise = generator(seed).gumbel(size=(x.shape[0], sample_size, x.shape[1]))
-    return np.argmax(widen(x)[:, None, :] + noise, axis=-1).astype(element_type(dtype).numpy)
+    return np.asarray(np.argmax(widen(x)[:, None, :] + noise, axis=-1), dtype=element_type(dtype).numpy)
 
 
 _register("Multinomial", _multinomial_infer, _multinomial, dtype=6, sample_size=1)

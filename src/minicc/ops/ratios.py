@@ -57,7 +57,9 @@ def ratio_of(value: Any) -> Ratio | None:
     if not isinstance(value, float) or not np.isfinite(value):
         return None
     fraction = Fraction(value)
-    return Ratio(fraction.numerator, fraction.denominator) if fraction.denominator <= _MAX_DENOMINATOR else None
+    return (
+        Ratio(fraction.numerator, fraction.denominator) if fraction.denominator <= _MAX_DENOMINATOR else None
+    )
 
 
 def _combine(op: str, a: Ratio, b: Ratio) -> Ratio | None:
@@ -67,7 +69,9 @@ def _combine(op: str, a: Ratio, b: Ratio) -> Ratio | None:
         return Ratio(a.numerator * b.numerator, a.denominator * b.denominator)
     if op in ("Add", "Sub"):
         sign = 1 if op == "Add" else -1
-        return Ratio(a.numerator * b.denominator + b.numerator * a.denominator * sign, a.denominator * b.denominator)
+        return Ratio(
+            a.numerator * b.denominator + b.numerator * a.denominator * sign, a.denominator * b.denominator
+        )
     if isinstance(b.numerator, int) and b.numerator > 0:
         return Ratio(a.numerator * b.denominator, a.denominator * b.numerator)
     return None

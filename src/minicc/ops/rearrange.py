@@ -1,23 +1,21 @@
-"""Ops that join, cut, repeat, pad or reorder elements at positions known from shapes.
+"""Ops that join, cut or reorder elements at positions known from shapes.
 
-Positions that come from data (gathers, scatters) are in index. Slices and pads may have symbolic bounds: what cannot be
-decided at compile time becomes a minimum or maximum of sizes.
+Pads are in pad, positions that come from data (gathers, scatters) in index. Slices may have symbolic bounds: what
+cannot be decided at compile time becomes a minimum or maximum of sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minicc.ir import expr
-from minicc.ir.dims import Dim, ceil_divide, floor_divide, lower_bound, maximum, minimum
+from minicc.ir.dims import Dim, ceil_divide, floor_divide, maximum, minimum
 from minicc.ir.expr import Expr, const, select
-from minicc.ir.graph import object_array
 from minicc.ir.opdef import Content, Indexing, Inference, Kind, OpDef, register
-from minicc.ir.types import Type, boolean
+from minicc.ir.types import Type
 from minicc.ops.helpers import (
     Array,
     Shape,
@@ -25,13 +23,14 @@ from minicc.ops.helpers import (
     certainly_non_negative,
     certainly_positive,
     default_refuse,
+    elements,
     propagate_moves,
     require_same_dtype,
     unknown_dims,
 )
 
 if TYPE_CHECKING:
-    from minicc.ir.graph import Builder, Node, Value
+    pass
 
 Indices = tuple[Expr, ...]
 
@@ -94,24 +93,28 @@ def _split_infer(n: Inference) -> list[Type]:
 
 
 def _split_sizes(n: Inference, size: Dim) -> list[Dim]:
+    if not n.has(1) and n.attr("num_outputs") is None:
+        raise n.error("needs the input split or the attribute num_outputs")
     if n.has(1):
         content = n.content(1)
         if content is None:
             return list(unknown_dims(n, n.n_outputs))
-        total = sum(content.flat)
+        total = sum(elements(content))
         if isinstance(total, int) and isinstance(size, int) and total != size:
             raise n.error(f"the parts sum up to {total}, the axis has {size}")
-        return list(content.flat)
-    parts = n.attr("num_outputs") or n.n_outputs
+        return elements(content)
+    parts = n.attr("num_outputs")
     chunk = ceil_divide(size, parts)
     if isinstance(size, int) and isinstance(chunk, int):  # the last chunks may be smaller, even empty
         return [max(min(chunk, size - i * chunk), 0) for i in range(parts)]
     return [chunk] * (parts - 1) + [size - chunk * (parts - 1)]
 
 
-def _split_eval(x: Array, split: Array | None = None, *, axis: int, num_outputs: int | None) -> tuple[Array, ...]:
+def _split_eval(
+    x: Array, split: Array | None = None, *, axis: int, num_outputs: int | None
+) -> tuple[Array, ...]:
     if split is None:
-        assert num_outputs is not None, "the frontend sets num_outputs"
+        assert num_outputs is not None
         chunk = -(-x.shape[axis] // num_outputs)
         ends = [min(chunk * i, x.shape[axis]) for i in range(1, num_outputs)]
     else:
@@ -175,10 +178,12 @@ def cut(axis: int, size: Dim, start: Dim, end: Dim, step: int) -> Cut:
     return Cut(axis, start, step, maximum(count, 0))
 
 
-def _cuts(shape: Shape, starts: Content, ends: Content, axes: Content | None, steps: Content | None) -> list[Cut]:
-    where = range(starts.size) if axes is None else [int(a) % len(shape) for a in axes.flat]
-    stride = [1] * starts.size if steps is None else [int(s) for s in steps.flat]
-    return [cut(a, shape[a], s, e, t) for a, s, e, t in zip(where, starts.flat, ends.flat, stride)]
+def _cuts(
+    shape: Shape, starts: Content, ends: Content, axes: Content | None, steps: Content | None
+) -> list[Cut]:
+    where = range(starts.size) if axes is None else [a % len(shape) for a in elements(axes)]
+    stride = [1] * starts.size if steps is None else elements(steps)
+    return [cut(a, shape[a], s, e, t) for a, s, e, t in zip(where, elements(starts), elements(ends), stride)]
 
 
 def _slice_infer(n: Inference) -> list[Type]:
@@ -205,7 +210,9 @@ def _slice_infer(n: Inference) -> list[Type]:
     return [n.type(0).with_shape(out)]
 
 
-def _slice_eval(x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Array:
+def _slice_eval(
+    x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
+) -> Array:
     where = range(len(starts)) if axes is None else axes.tolist()
     stride = [1] * len(starts) if steps is None else steps.tolist()
     slices = [slice(None)] * x.ndim
@@ -226,168 +233,6 @@ def _slice(c: Indexing, index: Indices) -> Expr:
 register(OpDef(
     "Slice", Kind.INDEX, infer=_slice_infer, propagate=propagate_moves(0), refuse=default_refuse, eval=_slice_eval,
     compute=_slice, static_inputs=(1, 2, 3, 4),
-))  # fmt: skip
-
-
-# -- Pad and Tile
-
-
-@dataclass(frozen=True, slots=True)
-class Margin:
-    """Padding of one axis: `crop` positions cut at the front, then `before` added; `inner` are left in between."""
-
-    axis: int
-    crop: Dim
-    before: Dim
-    inner: Dim
-    size: Dim
-
-
-PAD_MODES = ("constant", "edge", "reflect", "wrap")
-
-
-def _margins(shape: Shape, pads: Sequence[Dim], axes: Sequence[int] | None) -> list[Margin]:
-    """Negative pads cut first; the modes then see what is left."""
-    where = list(range(len(shape))) if axes is None else [a % len(shape) for a in axes]
-    out = []
-    for axis, before, after in zip(where, pads[: len(where)], pads[len(where) :]):
-        crop = maximum(-before, 0)
-        inner = shape[axis] - crop - maximum(-after, 0)
-        out.append(Margin(axis, crop, maximum(before, 0), inner, shape[axis] + before + after))
-    return out
-
-
-def _pad_infer(n: Inference) -> list[Type]:
-    shape, pads, axes = n.shape(0), n.content(1), n.integers(3)
-    if n.attr("mode") not in PAD_MODES:
-        raise n.error(f"unknown mode {n.attr('mode')!r}, must be one of {', '.join(PAD_MODES)}")
-    if axes is not None:
-        axis_list(n, axes, len(shape))
-    out = list(shape)
-    if pads is None or (n.has(3) and axes is None):
-        for axis in range(len(shape)) if axes is None else axes:
-            out[axis] = n.fresh("pad")
-        return [n.type(0).with_shape(out)]
-    if pads.size != 2 * (len(shape) if axes is None else len(axes)):
-        raise n.error(f"{pads.size} pads do not fit the axes")
-    for margin in _margins(shape, list(pads.flat), axes):
-        if isinstance(margin.size, int) and margin.size < 0:
-            raise n.error(f"the pads cut more than axis {margin.axis} has")
-        out[margin.axis] = margin.size
-    return [n.type(0).with_shape(out)]
-
-
-def _pad_eval(x: Array, pads: Array, value: Array | None = None, axes: Array | None = None, *, mode: str) -> Array:
-    filler: Any = np.zeros((), x.dtype)[()] if value is None else value.reshape(())[()]
-    for m in _margins(x.shape, pads.tolist(), None if axes is None else axes.tolist()):
-        assert isinstance(m.crop, int) and isinstance(m.inner, int) and isinstance(m.before, int)
-        assert isinstance(m.size, int)
-        part = np.take(x, np.arange(m.crop, m.crop + m.inner), axis=m.axis)
-        position = np.arange(m.size) - m.before
-        if mode == "constant":
-            x = np.full((*x.shape[: m.axis], m.size, *x.shape[m.axis + 1 :]), filler, dtype=x.dtype)
-            x[(slice(None),) * m.axis + (slice(m.before, m.before + m.inner),)] = part
-        elif mode == "edge":
-            x = np.take(part, np.clip(position, 0, m.inner - 1), axis=m.axis)
-        elif mode == "wrap":
-            x = np.take(part, position % m.inner, axis=m.axis)
-        else:
-            period = max(2 * (m.inner - 1), 1)
-            folded = position % period
-            x = np.take(part, np.minimum(folded, period - folded) if m.inner > 1 else folded, axis=m.axis)
-    return x
-
-
-def _pad(c: Indexing, index: Indices, *, mode: str) -> Expr:
-    axes = [int(a) for a in c.content(3).flat] if c.has(3) else None
-    position: list[Expr] = list(index)
-    inside: Expr | None = None
-    for m in _margins(c.type(0).dims, list(c.content(1).flat), axes):
-        if m.crop == 0 and m.inner == m.size:
-            continue
-        place = index[m.axis] - m.before
-        if mode == "constant":
-            for bound in () if m.before == 0 else (place >= 0,):
-                inside = bound if inside is None else inside & bound
-            if m.before + m.inner != m.size:
-                bound = place < m.inner
-                inside = bound if inside is None else inside & bound
-        if mode in ("constant", "edge"):
-            place = expr.maximum(expr.minimum(place, m.inner - 1), 0)
-        elif mode == "wrap":
-            place = place % m.inner
-        else:
-            period = maximum(m.inner * 2 - 2, 1)
-            folded = place % period
-            place = folded if m.inner == 1 else expr.minimum(folded, period - folded)
-        position[m.axis] = place + m.crop
-    element = c.load(0, position)
-    if inside is None:
-        return element
-    filler = c.load(2, [0] * c.type(2).rank) if c.has(2) else const(0, element.dtype)
-    return select(inside, element, filler)
-
-
-register(OpDef(
-    "Pad", Kind.INDEX, infer=_pad_infer, propagate=propagate_moves(0), refuse=default_refuse, eval=_pad_eval,
-    compute=_pad, attrs={"mode": "constant"}, static_inputs=(1, 3),
-))  # fmt: skip
-
-
-def _tile_infer(n: Inference) -> list[Type]:
-    shape, repeats = n.shape(0), n.content(1)
-    if repeats is None:
-        return [n.type(0).with_shape(unknown_dims(n, len(shape)))]
-    if repeats.size != len(shape):
-        raise n.error(f"{repeats.size} repeats for {len(shape)} axes")
-    return [n.type(0).with_shape(d * r for d, r in zip(shape, repeats.flat))]
-
-
-def _tile(c: Indexing, index: Indices) -> Expr:
-    sizes, repeats = c.type(0).dims, c.content(1).flat
-    return c.load(0, [i if r == 1 else i % d for i, d, r in zip(index, sizes, repeats)])
-
-
-register(OpDef(
-    "Tile", Kind.INDEX, infer=_tile_infer, propagate=propagate_moves(0), refuse=default_refuse,
-    eval=lambda x, repeats: np.tile(x, repeats.tolist()), compute=_tile, static_inputs=(1,),
-))  # fmt: skip
-
-
-def _center_crop_pad_infer(n: Inference) -> list[Type]:
-    shape, axes = list(n.shape(0)), n.attr("axes")
-    where = range(len(shape)) if axes is None else axis_list(n, axes, len(shape))
-    content = n.content(1)
-    for position, axis in enumerate(where):
-        shape[axis] = n.fresh() if content is None else content.flat[position]
-    return [n.type(0).with_shape(shape)]
-
-
-def _center_pads(size: Dim, target: Dim) -> tuple[Dim, Dim]:
-    """Pads (negative to cut) that centre; the odd one goes to the end."""
-    change = target - size
-    before = floor_divide(maximum(change, 0), 2) - floor_divide(maximum(-change, 0), 2)
-    return before, change - before
-
-
-def _center_crop_pad(b: Builder, node: Node) -> list[Value]:
-    x = node.inputs[0]
-    assert x is not None
-    pads = [_center_pads(size, target) for size, target in zip(x.shape, node.output.shape)]
-    return [b.op("Pad", x, b.shape([p[0] for p in pads] + [p[1] for p in pads]))]
-
-
-def _center_crop_pad_eval(x: Array, shape: Array, *, axes: Sequence[int] | None) -> Array:
-    target = list(x.shape)
-    for axis, size in zip(range(x.ndim) if axes is None else axes, shape.tolist()):
-        target[axis] = size
-    pads = [_center_pads(size, wanted) for size, wanted in zip(x.shape, target)]
-    return _pad_eval(x, np.array([p[0] for p in pads] + [p[1] for p in pads]), mode="constant")
-
-
-register(OpDef(
-    "CenterCropPad", Kind.EXPAND, infer=_center_crop_pad_infer, eval=_center_crop_pad_eval, expand=_center_crop_pad,
-    refuse=default_refuse, attrs={"axes": None}, static_inputs=(1,),
 ))  # fmt: skip
 
 
@@ -433,7 +278,9 @@ def _space_to_depth_infer(n: Inference) -> list[Type]:
     b = n.attr("blocksize")
     if any(isinstance(d, int) and d % b for d in (height, width)):
         raise n.error(f"height and width must be multiples of the block size {b}")
-    return [n.type(0).with_shape((batch, channels * (b * b), floor_divide(height, b), floor_divide(width, b)))]
+    return [
+        n.type(0).with_shape((batch, channels * (b * b), floor_divide(height, b), floor_divide(width, b)))
+    ]
 
 
 def _space_to_depth_eval(x: Array, *, blocksize: int, mode: str) -> Array:
@@ -471,7 +318,11 @@ def _trilu_infer(n: Inference) -> list[Type]:
 
 def _trilu_eval(x: Array, k: Array | None = None, *, upper: int) -> Array:
     diagonal = 0 if k is None else int(k.item())
-    keep = np.triu(np.ones(x.shape[-2:], bool), diagonal) if upper else np.tril(np.ones(x.shape[-2:], bool), diagonal)
+    keep = (
+        np.triu(np.ones(x.shape[-2:], bool), diagonal)
+        if upper
+        else np.tril(np.ones(x.shape[-2:], bool), diagonal)
+    )
     return np.where(keep, x, np.zeros((), x.dtype))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from minicc.ir.dims import Dim, maximum, minimum, product
 from minicc.ir.expr import Expr, cast, const, dim, select, unary
 from minicc.ir.opdef import Indexing, Inference, Kind, OpDef, register
-from minicc.ir.types import DType, TensorType, Type, bf16, boolean, f16, f32, f64, i64
+from minicc.ir.types import DType, TensorType, Type, bf16, f16, f32, f64, i64
 from minicc.ops.helpers import (
     Array,
     Contents,
@@ -24,6 +24,7 @@ from minicc.ops.helpers import (
     axis_list,
     computed_in_f32,
     default_refuse,
+    elements,
     propagate_by_eval,
     unknown_dims,
 )
@@ -69,7 +70,7 @@ def _reducer(finish: Callable[[Fold, Expr], Expr], exact: bool) -> Callable[...,
     def compute(c: Indexing, index: Indices, *, keepdims: int, noop_with_empty_axes: int) -> Expr:
         dims, dtype = c.type(0).dims, c.type(0).dtype
         wide = _compute_type(dtype, exact)
-        axes = reduced_axes(len(dims), list(c.content(1).flat) if c.has(1) else None, noop_with_empty_axes)
+        axes = reduced_axes(len(dims), elements(c.content(1)) if c.has(1) else None, noop_with_empty_axes)
         extents = [dims[axis] for axis in axes]
 
         def fold(kind: str, body: Body) -> Expr:
@@ -179,7 +180,9 @@ _reduction("ReduceMax", _extremum_eval(np.max, True), lambda fold, n: fold("max"
 _reduction("ReduceMin", _extremum_eval(np.min, False), lambda fold, n: fold("min", _same), exact=True,
            propagate=_propagate_fold(minimum))  # fmt: skip
 _reduction("ReduceMean", _mean_eval, lambda fold, n: fold("sum", _same) / n, exact=True)
-_reduction("ReduceSumSquare", lambda x, **w: _sum_eval(x * x, **w), lambda fold, n: fold("sum", _square), exact=True)
+_reduction(
+    "ReduceSumSquare", lambda x, **w: _sum_eval(x * x, **w), lambda fold, n: fold("sum", _square), exact=True
+)
 _reduction("ReduceL1", lambda x, **w: _sum_eval(np.abs(x), **w),
            lambda fold, n: fold("sum", lambda x: unary("abs", x)), exact=True)  # fmt: skip
 _reduction("ReduceL2", lambda x, **w: np.sqrt(_sum_eval(x * x, **w)),

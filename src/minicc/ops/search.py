@@ -12,7 +12,15 @@ import numpy as np
 from minicc.ir.dims import product
 from minicc.ir.opdef import Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, Type, i64
-from minicc.ops.helpers import Array, as_dim, computed_in_f32, default_refuse, is_half, propagate_by_eval, widen
+from minicc.ops.helpers import (
+    Array,
+    as_dim,
+    computed_in_f32,
+    default_refuse,
+    is_half,
+    propagate_by_eval,
+    widen,
+)
 
 # -- TopK, CumSum, CumProd
 
@@ -59,7 +67,11 @@ def _running_eval(accumulate: Any, neutral: int) -> Any:
         out = accumulate(ordered, axis=along, dtype=x.dtype)
         if exclusive:
             first = np.full_like(np.take(out, [0], along), neutral) if x.shape[along] else out
-            out = np.concatenate([first, np.take(out, np.arange(x.shape[along] - 1), along)], along) if x.size else out
+            out = (
+                np.concatenate([first, np.take(out, np.arange(x.shape[along] - 1), along)], along)
+                if x.size
+                else out
+            )
         return np.flip(out, along).copy() if reverse else np.asarray(out)
 
     return computed_in_f32(evaluate)
@@ -108,7 +120,11 @@ def _unique_infer(n: Inference) -> list[Type]:
     if axis is None:
         shape = n.type(0).shape
         whole = n.fresh("size") if shape is None else product(shape)
-        types: list[Type] = [n.type(0).with_shape((count,)), TensorType(i64, (count,)), TensorType(i64, (whole,))]
+        types: list[Type] = [
+            n.type(0).with_shape((count,)),
+            TensorType(i64, (count,)),
+            TensorType(i64, (whole,)),
+        ]
     else:
         dims = list(n.shape(0))
         axis = n.axis(axis, len(dims))
@@ -120,7 +136,8 @@ def _unique_infer(n: Inference) -> list[Type]:
 def _unique_eval(x: Array, *, axis: int | None, sorted: int) -> tuple[Array, Array, Array, Array]:
     data = widen(x) if is_half(x.dtype) else x
     values, first, inverse, counts = np.unique(
-        data, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+        data, return_index=True, return_inverse=True, return_counts=True, axis=axis
+    )
     inverse = inverse.reshape(-1)
     if not sorted:
         order = np.argsort(first, kind="stable")
@@ -130,7 +147,9 @@ def _unique_eval(x: Array, *, axis: int | None, sorted: int) -> tuple[Array, Arr
     return values.astype(x.dtype), *(a.astype(np.int64) for a in (first, inverse, counts))  # type: ignore[return-value]
 
 
-register(OpDef("Unique", Kind.HOST, infer=_unique_infer, eval=_unique_eval, attrs={"axis": None, "sorted": 1}))
+register(
+    OpDef("Unique", Kind.HOST, infer=_unique_infer, eval=_unique_eval, attrs={"axis": None, "sorted": 1})
+)
 
 
 def _non_max_suppression_infer(n: Inference) -> list[Type]:

@@ -23,9 +23,10 @@ from minicc.ops.helpers import (
     as_dim,
     axis_list,
     broadcast_index,
-    described_shape,
     default_refuse,
+    described_shape,
     element_type,
+    elements,
     is_half,
     propagate_by_eval,
     propagate_moves,
@@ -89,8 +90,13 @@ register(OpDef(
 
 
 def _constant_eval(**attrs: Any) -> Array:
-    (name, value), = [(k, v) for k, v in attrs.items() if v is not None]
-    dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    ((name, value),) = [(k, v) for k, v in attrs.items() if v is not None]
+    dtypes = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
     return np.asarray(value, dtype=dtypes.get(name, getattr(value, "dtype", object)))
 
 
@@ -134,7 +140,8 @@ register(OpDef(
 
 
 def _range_count(start: Any, limit: Any, delta: Any) -> int:
-    return max(math.ceil((limit - start) / delta), 0)
+    count: int = math.ceil((limit - start) / delta)
+    return max(count, 0)
 
 
 def _range_parts(contents: list[Content | None]) -> list[Any] | None:
@@ -173,9 +180,12 @@ def _range_content(n: Inference) -> Contents:
 def _range_eval(start: Array, limit: Array, delta: Array, *, stash_type: int) -> Array:
     count = _range_count(*(v.item() for v in (start, limit, delta)))
     if start.dtype.kind in "iu":
-        return (start.item() + np.arange(count, dtype=np.int64) * delta.item()).astype(start.dtype)
+        return np.asarray(
+            (start.item() + np.arange(count, dtype=np.int64) * delta.item()).astype(start.dtype)
+        )
     wide = np.dtype(np.float32) if is_half(start.dtype) else start.dtype
-    return (start.astype(wide) + np.arange(count).astype(wide) * delta.astype(wide)).astype(start.dtype)
+    numbers = start.astype(wide) + np.arange(count).astype(wide) * delta.astype(wide)
+    return np.asarray(numbers.astype(start.dtype))
 
 
 def _range(c: Indexing, index: Indices, *, stash_type: int) -> Expr:
@@ -203,7 +213,8 @@ def _eye_like_infer(n: Inference) -> list[Type]:
 
 
 def _eye_like_eval(x: Array, *, dtype: DType | int | None, k: int) -> Array:
-    return np.eye(*x.shape, k=k).astype(x.dtype if dtype is None else element_type(dtype).numpy)
+    rows, columns = x.shape
+    return np.eye(rows, columns, k=k).astype(x.dtype if dtype is None else element_type(dtype).numpy)
 
 
 register(OpDef(
@@ -261,7 +272,7 @@ def _reshaped(n: Inference) -> Shape | None:
         rank = n.shape(1)[0]
         return unknown_dims(n, rank) if isinstance(rank, int) else None
     dims: list[Dim] = []
-    for axis, size in enumerate(content.flat):
+    for axis, size in enumerate(elements(content)):
         if size == 0 and not n.attr("allowzero"):
             if source is not None and axis >= len(source):
                 raise n.error(f"cannot copy axis {axis} of the input, it has rank {len(source)}")
@@ -271,7 +282,11 @@ def _reshaped(n: Inference) -> Shape | None:
         raise n.error(f"{list(content.flat)} is no shape to reshape to")
     if -1 in dims:
         free = dims.index(-1)
-        dims[free] = n.fresh() if source is None else _free_size(n, product(source), product([*dims[:free], *dims[free + 1 :]]))
+        dims[free] = (
+            n.fresh()
+            if source is None
+            else _free_size(n, product(source), product([*dims[:free], *dims[free + 1 :]]))
+        )
     elif source is not None:
         before, after = product(source), product(dims)
         if isinstance(before, int) and isinstance(after, int) and before != after:
