@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from template_harness import EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 
 from minicc.kernels.domain import panel_columns
-from minicc.kernels.packing import pack_conv
+from minicc.kernels.packing import merge_groups, pack_conv
 
 
 def padded(values: tuple[int, ...], fill: int) -> list[int]:
@@ -157,3 +157,15 @@ def test_layers(shape, channels, kernel, stride, threads):
     rank = len(shape)
     pads = tuple((k // 2, k // 2) for k in kernel)
     convolve(shape, channels, kernel, (stride,) * rank, (1,) * rank, pads, kind="residual", threads=threads)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.sampled_from([4, 8, 16]))
+def test_merged_groups_are_the_same_convolution(groups, c, n, lanes):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 4, 5, groups * c))
+    w = rng.standard_normal((groups * n, c, 2, 2))
+    merged, fewer = merge_groups(w, groups, lanes)
+    assert groups % fewer == 0 and merged.shape[0] // fewer <= max(lanes, n)
+    arguments = (1, 1), (1, 1), ((0, 0), (0, 0))
+    np.testing.assert_allclose(reference(x, merged, *arguments, fewer), reference(x, w, *arguments, groups), rtol=1e-12)

@@ -33,3 +33,21 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     packed = pack_b(matrices, columns)
     zeros = np.zeros((kernel[-1] if kernel else 1) * c, weights.dtype)
     return np.concatenate([packed.reshape(-1), zeros])
+
+
+def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:
+    """Weights and number of groups of the same convolution with fewer, wider groups (block-diagonal weights).
+
+    Groups are merged while the output channels of one stay within `lanes` (a vector): the product tiles then do the
+    same work in fewer, fuller columns. Weights [M, C / group, *kernel].
+    """
+    m, c, *kernel = weights.shape
+    outputs = m // groups
+    factor = max((f for f in range(1, groups + 1) if groups % f == 0 and f * outputs <= lanes), default=1)
+    if factor == 1:
+        return weights, groups
+    merged = np.zeros((groups // factor, factor, outputs, factor, c, *kernel), weights.dtype)
+    split = weights.reshape(groups // factor, factor, outputs, c, *kernel)
+    for f in range(factor):
+        merged[:, f, :, f] = split[:, f]
+    return merged.reshape(m, factor * c, *kernel), groups // factor

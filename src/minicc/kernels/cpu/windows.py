@@ -1,0 +1,166 @@
+"""Windows that slide over channels-last memory, as tables of addresses: shared by convolution, depthwise and pooling.
+
+Per output pixel and tap the table holds the address of the input pixel under the tap, or of a row that stands for
+padding. Up to three spatial axes (D, H, W; unused ones have extent 1).
+"""
+
+# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
+
+import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from minicc.kernels.cpu.intrinsics import I64, address, arg, helper, ld_scratch, off, ptr_f32, st_scratch
+
+# The first words of the templates that use windows. X_* are strides in elements; I*, O*, K*, S*, D*, P* are input and
+# output extents, kernel extents, strides, dilations and leading pads of the axes.
+X = 0
+W = 1
+IMAGES = 2
+GROUPS = 3
+M = 4  # output pixels of an image
+N = 5  # output channels of a group
+C = 6  # input channels of a group
+X_IMAGE = 7
+X_D = 8
+X_H = 9
+X_W = 10
+ID = 11
+IH = 12
+IW = 13
+OD = 14
+OH = 15
+OW = 16
+KD = 17
+KH = 18
+KW = 19
+SD = 20
+SH = 21
+SW = 22
+DD = 23
+DH = 24
+DW = 25
+PD = 26
+PH = 27
+PW = 28
+
+# A bound that no position reaches.
+FAR = 1 << 40
+
+
+@intrinsic
+def copy_floats(typing_context, target, source, count):
+    """Copy `count` float32 (memcpy: a loop here would be unrolled and vectorised out of proportion)."""
+
+    def emit(context, builder, signature, values):
+        cgutils.raw_memcpy(builder, values[0], values[1], values[2], 4, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.float32), types.CPointer(types.float32), types.int64), emit
+
+
+@intrinsic
+def set_zero(typing_context, target, count):
+    """Set `count` float32 to zero."""
+
+    def emit(context, builder, signature, values):
+        cgutils.memset(builder, values[0], builder.mul(values[1], I64(4)), 0)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.float32), types.int64), emit
+
+
+@helper
+def fill_table(args, x, padding, rows, i_begin, i_end, columns, first, count, table):
+    """The addresses of `count` taps from `first` on for pixels i_begin .. i_end: table [row tile][tap][rows].
+
+    x, padding: byte addresses of the image and of the row that stands for padding. A last row tile repeats its last pixel.
+    columns: taps along W: KW, or 1 when whole runs of KW pixels are one tap; then W is not checked here.
+    """
+    kh = arg(args, KH)
+    area = kh * columns
+    first_d = first // area
+    first_h = (first - first_d * area) // columns
+    first_w = first - first_d * area - first_h * columns
+    dd = arg(args, DD)
+    dh = arg(args, DH)
+    dw = arg(args, DW)
+    id_ = arg(args, ID)
+    ih = arg(args, IH)
+    oh = arg(args, OH)
+    ow = arg(args, OW)
+    x_d = arg(args, X_D)
+    x_h = arg(args, X_H)
+    x_w = arg(args, X_W)
+    runs = columns < arg(args, KW)
+    w_bound = FAR if runs else arg(args, IW)
+    w_shift = FAR // 2 if runs else 0
+    column = i_begin % ow
+    line = i_begin // ow % oh
+    plane = i_begin // ow // oh
+    last = i_end - i_begin - 1
+    entries = table
+    r = 0
+    for inner in range((last + rows) // rows * rows):
+        d = plane * arg(args, SD) - arg(args, PD) + first_d * dd
+        h = line * arg(args, SH) - arg(args, PH) + first_h * dh
+        w = column * arg(args, SW) - arg(args, PW) + first_w * dw
+        h_end = line * arg(args, SH) - arg(args, PH) + kh * dh
+        w_end = column * arg(args, SW) - arg(args, PW) + columns * dw
+        for t in range(count):
+            # Unsigned, so that negative positions are too large.
+            inside = (
+                (np.uint64(d) < np.uint64(id_))
+                & (np.uint64(h) < np.uint64(ih))
+                & (np.uint64(w + w_shift) < np.uint64(w_bound))
+            )
+            at = x + 4 * (d * x_d + h * x_h + w * x_w)
+            st_scratch(entries, t * rows + r, at if inside else padding)
+            w += dw
+            if w == w_end:
+                w -= columns * dw
+                h += dh
+                if h == h_end:
+                    h -= kh * dh
+                    d += dd
+        r += 1
+        if r == rows:
+            r = 0
+            entries = off(entries, rows * count)
+        if inner < last:
+            column += 1
+            if column == ow:
+                column = 0
+                line += 1
+                if line == oh:
+                    line = 0
+                    plane += 1
+
+
+@helper
+def assemble_runs(args, padding, rows, i_begin, i_end, count, table, scratch):
+    """Replace the runs of KW pixels that leave their line by copies with zeros: scratch [row tile][tap][rows][KW * C]."""
+    ow = arg(args, OW)
+    kw = arg(args, KW)
+    iw = arg(args, IW)
+    c = arg(args, C)
+    column = i_begin % ow
+    last = i_end - i_begin - 1
+    for inner in range((last + rows) // rows * rows):
+        w0 = column * arg(args, SW) - arg(args, PW)
+        if w0 < 0 or w0 + kw > iw:
+            first = inner // rows * rows * count + inner % rows
+            start = min(max(-w0, 0), kw) * c
+            stop = max(min(iw - w0, kw), 0) * c
+            for t in range(count):
+                at = ld_scratch(table, first + t * rows)
+                if at != padding:
+                    run = ptr_f32(at)
+                    copy = off(scratch, (first + t * rows) * kw * c)
+                    set_zero(copy, kw * c)
+                    copy_floats(off(copy, start), off(run, start), stop - start)
+                    st_scratch(table, first + t * rows, address(copy))
+        if inner < last:
+            column += 1
+            if column == ow:
+                column = 0
