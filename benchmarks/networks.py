@@ -229,7 +229,7 @@ def detector() -> Network:
     initialise(module.backbone, x)
     initialise(module.head, x, calibrate=False)
     names = ["boxes", "scores", "labels"]
-    wrapped = Apply(jitter(module), lambda m, x: tuple(m([x])[0][name] for name in names))
+    wrapped = Apply(jitter(module), lambda m, x: tuple(map(m([x])[0].get, names)))
     image = torch.rand(3, 320, 320, generator=generator(0))
     return Network(wrapped.eval(), (image,), ["image"], names, exporter="legacy", opset=13)
 
