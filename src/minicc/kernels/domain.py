@@ -154,3 +154,24 @@ def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
         w["PANELS"] = 1
         units = w["IMAGES"] * w["GROUPS"] * ceil_divide(w["M"], mr) * ceil_divide(w["N"], constants["NR"])
     return units
+
+
+def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill ROW_TILES and PANELS of a depthwise convolution or a pooling; the number of units."""
+    mr, m, n = tile_rows(target), w["M"], w["N"]
+    taps = w["KD"] * w["KH"] * w["KW"]
+    if m == 0 or n == 0 or w["IMAGES"] == 0:
+        w["ROW_TILES"] = w["PANELS"] = 1
+        return 0
+    tiles, panels = ceil_divide(m, mr), ceil_divide(n, constants["NR"])
+    # Addresses are shared by all panels, so channels are not cut before pixels.
+    most = TABLE // (mr * taps) if taps <= TAPS else 1
+    units = w["IMAGES"]
+    work = units * m * n * taps
+    wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT // 8)) if threads > 1 else 1
+    row_tiles, row_blocks = _blocks(tiles, min(most, max(1, tiles * units // max(1, wanted))))
+    block_panels, panel_blocks = _blocks(panels, panels * units * row_blocks // max(1, wanted))
+    if taps > TAPS:  # reductions over parts of the taps stay in one tile
+        block_panels, panel_blocks = 1, panels
+    w["ROW_TILES"], w["PANELS"] = row_tiles, block_panels
+    return units * row_blocks * panel_blocks

@@ -51,3 +51,10 @@ def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:
     for f in range(factor):
         merged[:, f, :, f] = split[:, f]
     return merged.reshape(m, factor * c, *kernel), groups // factor
+
+
+def pack_depthwise(weights: Array, columns: int) -> Array:
+    """Depthwise weights [C, 1, *kernel] as flat panels [ceil(C / NR)][taps][NR], then C zeros; `columns` is NR."""
+    c = weights.shape[0]
+    packed = pack_b(weights.reshape(c, -1).T, columns)
+    return np.concatenate([packed.reshape(-1), np.zeros(c, weights.dtype)])

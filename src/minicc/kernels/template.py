@@ -30,6 +30,17 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
+depthwise convolution with one input and one output channel per group, channels last: b0 = image, i = pixel, j = channel
+          (b1 = 0). Words as conv up to PW with GROUPS = C = 1 and N = channels; W is packed by
+          `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
+  ROW_TILES PANELS  (bind)
+
+pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average
+  W               address of N floats that stand for padding: -inf for max, 0 for average
+  the other words as depthwise, then
+  E_D E_H E_W     pads after the last element, COUNT_PAD: 1 to count padding in the average (both else 0)
+  ROW_TILES PANELS  (bind)
+
 pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][C][NR] (no epilogue)
   SOURCE TARGET   addresses
   N C TAPS        extents; a matrix has C = K, TAPS = 1
@@ -95,6 +106,11 @@ def _template(name: str, words: str, constants: str, domain: Domain, fused: bool
     return Template(name, tuple(words.split()), tuple(constants.split()), domain, fused)
 
 
+# The first words of templates whose windows slide over channels-last memory (kernels/cpu/windows.py).
+_WINDOWS = (
+    "X W IMAGES GROUPS M N C X_IMAGE X_D X_H X_W ID IH IW OD OH OW KD KH KW SD SH SW DD DH DW PD PH PW"
+)
+
 TEMPLATES: dict[str, Template] = {
     t.name: t
     for t in (
@@ -106,10 +122,21 @@ TEMPLATES: dict[str, Template] = {
         ),
         _template(
             "conv",
-            "X W IMAGES GROUPS M N C X_IMAGE X_D X_H X_W ID IH IW OD OH OW KD KH KW SD SH SW DD DH DW PD PH PW"
-            " MERGED ROW_TILES PANELS",
+            f"{_WINDOWS} MERGED ROW_TILES PANELS",
             "NR",
             domain.conv_domain,
+        ),
+        _template(
+            "depthwise",
+            f"{_WINDOWS} ROW_TILES PANELS",
+            "NR",
+            domain.window_domain,
+        ),
+        _template(
+            "pool",
+            f"{_WINDOWS} E_D E_H E_W COUNT_PAD ROW_TILES PANELS",
+            "NR AVERAGE",
+            domain.window_domain,
         ),
         _template(
             "pack",

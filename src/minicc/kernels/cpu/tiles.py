@@ -11,12 +11,14 @@ Nothing here knows shapes, threads or caches; the kernels that call these words 
 # ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from minicc.kernels.cpu.intrinsics import (
     F32,
+    I32,
     I64,
+    call_vector_intrinsic,
     constant,
     counted_loop,
     fma,
@@ -155,3 +157,95 @@ def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
             for copy in sums[1:]:
                 total = builder.fadd(total, builder.load(copy[r][v]))
             store_vector(builder, total, builder.gep(buffer, [I64(r * nr + v * vw)]), "scratch", 64)
+
+
+_STARTS = {"sum": 0.0, "max": float("-inf"), "weighted": 0.0}
+
+
+def _masked_load(builder, pointer, width, mask):
+    """Lanes whose mask is set, else 0; memory of the others is not touched."""
+    type_ = vector(F32, width)
+    memory = builder.bitcast(pointer, type_.as_pointer())
+    operands = [memory, I32(4), mask, constant(type_, 0.0)]
+    kinds = [operand.type for operand in operands]
+    name = f"llvm.masked.load.v{width}f32.p0"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(type_, kinds), name)
+    return builder.call(function, operands)
+
+
+def _window_tile(kind):
+    @intrinsic
+    def tile(typing_context, rows, columns, width, addresses, column, valid, weights, tile, taps, first):
+        """tile[r, j] = reduction over t < taps of row(t, r)[column + j], times weights[t][j] when weighted.
+
+        rows, columns, width: literals MR, NR and VW. All MR rows are computed; of the columns the first `valid` are
+        read, the others are undefined.
+        addresses: int64 table [taps][MR] of the byte addresses of float32 rows.
+        weights:   float32 [taps][NR]; not read unless weighted.
+        tile:      float32 scratch [MR][NR]; continued from when not `first`.
+        """
+        if not _literals(rows, columns, width):
+            return None
+        shape = rows.literal_value, columns.literal_value, width.literal_value
+
+        def emit(context, builder, signature, values):
+            table, column, valid, weights, buffer, taps, first = values[3:]
+            whole = builder.icmp_signed(">=", valid, I64(shape[1]))
+            operands = table, column, weights, buffer, taps, first
+            with builder.if_else(whole) as (then, otherwise):
+                with then:
+                    _emit_window(builder, kind, shape, operands, None)
+                with otherwise:
+                    _emit_window(builder, kind, shape, operands, valid)
+            return context.get_dummy_value()
+
+        literals = [types.literal(value) for value in shape]
+        size = types.int64
+        return types.void(*literals, _WORDS, size, size, _FLOATS, _FLOATS, size, types.boolean), emit
+
+    return tile
+
+
+def _emit_window(builder, kind, shape, operands, valid):
+    table, column, weights, buffer, taps, first = operands
+    mr, nr, vw = shape
+    vectors = range(nr // vw)
+    type_ = vector(F32, vw)
+    start = constant(type_, _STARTS[kind])
+    masks = None
+    if valid is not None:
+        lanes = ir.Constant(vector(I64, vw), [I64(lane) for lane in range(vw)])
+        limits = [splat(builder, builder.sub(valid, I64(v * vw)), vw) for v in vectors]
+        masks = [builder.icmp_signed("<", lanes, limit) for limit in limits]
+    sums = [[stack_array(builder, type_, 1) for _ in vectors] for _ in range(mr)]
+    places = [(r, v, builder.gep(buffer, [I64(r * nr + v * vw)])) for r in range(mr) for v in vectors]
+    for r, v, place in places:
+        earlier = load_vector(builder, place, vw, "scratch", 64)
+        builder.store(builder.select(first, start, earlier), sums[r][v])
+    with counted_loop(builder, I64(0), taps) as t:
+        entry = builder.gep(table, [builder.mul(t, I64(mr))])
+        if kind == "weighted":
+            at = builder.gep(weights, [builder.mul(t, I64(nr))])
+            factors = [load_vector(builder, builder.gep(at, [I64(v * vw)]), vw, "input") for v in vectors]
+        for r in range(mr):
+            address = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(r)])), "scratch")
+            row = builder.gep(builder.inttoptr(address, F32.as_pointer()), [column])
+            for v in vectors:
+                at = builder.gep(row, [I64(v * vw)])
+                x = load_vector(builder, at, vw) if masks is None else _masked_load(builder, at, vw, masks[v])
+                total = builder.load(sums[r][v])
+                if kind == "weighted":
+                    total = fma(builder, x, factors[v], total)
+                elif kind == "sum":
+                    total = builder.fadd(total, x)
+                else:
+                    name = f"llvm.maximum.v{vw}f32"
+                    total = call_vector_intrinsic(builder, name, [total, x], type_)
+                builder.store(total, sums[r][v])
+    for r, v, place in places:
+        store_vector(builder, builder.load(sums[r][v]), place, "scratch", 64)
+
+
+weighted_window = _window_tile("weighted")
+sum_window = _window_tile("sum")
+max_window = _window_tile("max")
