@@ -56,13 +56,15 @@ def run_demo(console: Console) -> int:
 def _show_compilation(console: Console, module: api.Module) -> None:
     """What each pass changed, and what the program consists of."""
     table = Table(title="what the passes did", title_justify="left")
-    table.add_column("pass")
-    for title in ("changes", "nodes before", "nodes after", "ms"):
+    for title in ("pass", "rules that fired"):
+        table.add_column(title)
+    for title in ("nodes", "ms"):
         table.add_column(title, justify="right")
-    for row in module.report.passes:
+    for row in module.report.rows:
         if row.changes:
-            counts = (str(row.changes), str(row.nodes_before), str(row.nodes_after))
-            table.add_row(row.name, *counts, f"{row.milliseconds:.1f}")
+            fired = ", ".join(f"{rule} {count}" for rule, count in row.rules.items()) or str(row.changes)
+            nodes = f"{row.nodes_before} -> {row.nodes_after}"
+            table.add_row(row.name, fired, nodes, f"{row.milliseconds:.1f}")
     console.print(table)
     console.print(str(module.explain()), markup=False, highlight=False)
 
