@@ -60,7 +60,7 @@ def _show_compilation(console: Console, module: api.Module) -> None:
         table.add_column(title)
     for title in ("nodes", "ms"):
         table.add_column(title, justify="right")
-    for row in module.report.rows:
+    for row in module.report.passes:
         if row.changes:
             fired = ", ".join(f"{rule} {count}" for rule, count in row.rules.items()) or str(row.changes)
             nodes = f"{row.nodes_before} -> {row.nodes_after}"
