@@ -9,17 +9,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from compiling import Array, add_call, compile_graph, host_ops, run_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
+from compiling import Array, add_call, compile_graph, host_ops, run_call
 from minicc.errors import ShapeError
 from minicc.ir.dims import symbol
 from minicc.ir.graph import Graph
 from minicc.ir.types import TensorType, f32
 
-TYPES = ["float32", "float64", "float16", "bfloat16", "int8", "int32", "int64", "uint8", "uint64"]
+TYPES = ["float32", "float64", "float16", "bfloat16", "int8", "int64", "uint64"]
 
 
 def top(x: Array, k: int, axis: int, largest: bool) -> tuple[Array, Array]:
@@ -75,7 +75,8 @@ def test_long_rows_as_onnx_runtime(k, largest):
     x = np.random.default_rng(k).integers(-500, 500, (3, 2000)).astype(np.float32)
     node = make_node("TopK", ["x", "k"], ["v", "i"], axis=-1, largest=largest)
     infos = [make_tensor_value_info(n, t, None) for n, t in (("x", 1), ("k", 7), ("v", 1), ("i", 7))]
-    model = make_model(make_graph([node], "g", infos[:2], infos[2:]), opset_imports=[make_opsetid("", 21)], ir_version=10)
+    graph = make_graph([node], "g", infos[:2], infos[2:])
+    model = make_model(graph, opset_imports=[make_opsetid("", 21)], ir_version=10)
     session = onnxruntime.InferenceSession(onnx.ModelProto.SerializeToString(model))
     want = session.run(None, {"x": x, "k": np.array([k])})
     got = run_call("TopK", (x, np.array([k])), {"largest": largest}, outputs=2)

@@ -1,8 +1,10 @@
 """Domains of the templates that are sequential inside a unit: scatter, scan, topk.
 
-Their kernels trust the sizes they get, so sizes that came from different arrays are compared here, where the words are
-known.
+Their kernels trust the sizes they get, so sizes that came from different arrays are compared here, where the words
+are known.
 """
+
+# ruff: noqa: ARG001  (all domain functions have the same parameters)
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ SCATTER_LANES = 64
 
 
 def scatter_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill BLOCK; one unit is a block of lanes. ShapeError when the updates do not fit the indices or the target."""
+    """Fill BLOCK; one unit is a block of lanes.
+
+    Raises ShapeError when the updates do not fit the indices, or the indices the target.
+    """
     extents = [w[f"E_{axis}"] for axis in range(w["AXES"])]
     outer = prod(extents)
     updates = w["COUNT"] * w["RUN"] * outer

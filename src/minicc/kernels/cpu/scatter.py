@@ -1,11 +1,11 @@
-"""Writes updates into an array at indices that are data: ScatterElements and ScatterND, in place in the result.
+"""Writes updates into an array at indices that are data: ScatterElements and ScatterND, in place.
 
-Updates that may meet in one element differ only in their sequence number, so a unit takes a run of lanes that never meet
-and goes through the sequence in order: the last of several updates stays, as if all were done one after another. A
-negative index counts from the end; one that is still outside is clamped, as kernels cannot raise.
+Updates that may meet in one element differ only in their sequence number, so a unit takes a run of lanes that
+never meet and goes through the sequence in order: the last of several updates stays, as if all were done one after
+another. A negative index counts from the end; one that is still outside is clamped, as kernels cannot raise.
 
-ScatterND       lanes are the elements of a slice, all at one place of DEPTH index numbers (SHARED)
-ScatterElements lanes are all positions off the axis, each with its own index; the run is what lies behind the axis
+ScatterND        lanes are the elements of a slice, all at one place of DEPTH index numbers (SHARED)
+ScatterElements  lanes are all positions off the axis, each with its own index; the run lies behind the axis
 """
 
 # ruff: noqa: F401  (constants name what a kernel uses)
@@ -41,7 +41,7 @@ from minicc.kernels.cpu.scalar import maximum, minimum
 
 
 @helper
-def replace(old, new):
+def replace(old, new):  # noqa: ARG001
     """The update itself."""
     return new
 
@@ -58,8 +58,8 @@ def multiply(old, new):
     return old * new
 
 
-# Constants: memory access of the element type (by width where elements only move), pointer of the indices, whether all
-# lanes of a run share their indices, and the reduction: replace, add, multiply, maximum or minimum.
+# Constants: memory access of the element type (by width where elements only move), pointer of the indices, whether
+# all lanes of a run share their indices, and the reduction: replace, add, multiply, maximum or minimum.
 POINTER = ptr_f32
 LOAD = ld
 LOAD_OLD = ld_out
@@ -126,12 +126,14 @@ def kernel(args, begin, end):
             if SHARED:
                 at = t
                 for d in range(arg(args, DEPTH)):
-                    at += place(ld(indices, s * arg(args, I_STEP) + d), ld(args, N_0 + d), ld(args, M_0 + d))
+                    number = ld(indices, s * arg(args, I_STEP) + d)
+                    at += place(number, ld(args, N_0 + d), ld(args, M_0 + d))
                 for j in range(width):
                     new = COMBINE(LOAD_OLD(target, at + j), LOAD(updates, u + s * arg(args, U_STEP) + j))
                     STORE(target, at + j, new)
             else:
                 for j in range(width):
-                    at = t + j + place(ld(indices, i + s * arg(args, I_STEP) + j), arg(args, N_0), arg(args, M_0))
+                    number = ld(indices, i + s * arg(args, I_STEP) + j)
+                    at = t + j + place(number, arg(args, N_0), arg(args, M_0))
                     new = COMBINE(LOAD_OLD(target, at), LOAD(updates, u + s * arg(args, U_STEP) + j))
                     STORE(target, at, new)

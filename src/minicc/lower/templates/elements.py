@@ -9,10 +9,11 @@ Access = dict[str, int | float | str]
 
 
 def access(dtype: DType) -> Access:
-    """The constants POINTER, LOAD, LOAD_OLD and STORE for an element type; half types are float32 in registers."""
+    """The constants POINTER, LOAD, LOAD_OLD and STORE of an element type; half types are float32 in registers."""
     suffix = f"_{dtype.name}" if dtype in (f16, bf16) else ""
     name = "u8" if dtype == boolean else dtype.name
-    return {"POINTER": f"ptr_{name}", "LOAD": f"ld{suffix}", "LOAD_OLD": f"ld_out{suffix}", "STORE": f"st{suffix}"}
+    words = {"LOAD": "ld", "LOAD_OLD": "ld_out", "STORE": "st"}
+    return {"POINTER": f"ptr_{name}", **{key: word + suffix for key, word in words.items()}}
 
 
 def moving(dtype: DType) -> Access:
@@ -21,7 +22,7 @@ def moving(dtype: DType) -> Access:
 
 
 def refusal(node: Node) -> str:
-    """Why no kernel can take the node's tensors: unknown ranks, sizes known only after it has run, element types."""
+    """Why no kernel can take the node's tensors: their ranks, sizes known only after it has run, element types."""
     if node.symbols:
         return f"data-dependent: the output size {node.symbols[0]} is known only when the node has run"
     for value in (*node.inputs, *node.outputs):

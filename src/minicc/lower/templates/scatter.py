@@ -1,4 +1,4 @@
-"""ScatterElements and ScatterND: the data is copied to the result, then the `scatter` template updates it in place."""
+"""ScatterElements and ScatterND: the data is copied to the result, which the `scatter` template then updates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Axis:
 
 
 def lower_scatter_elements(low: Lowering, node: Node, lead: Node | None) -> str:  # noqa: ARG001
-    """Lanes are all axes but the one that indices count through; those behind it make the run where they can."""
+    """Lanes are all axes but the one that indices count through; those behind it make the run if they can."""
     refusal = elements.refusal(node)
     if refusal:
         return refusal
@@ -38,9 +38,10 @@ def lower_scatter_elements(low: Lowering, node: Node, lead: Node | None) -> str:
     rank = len(data.shape)
     axis = int(node.attrs["axis"]) % rank
     target_strides, index_strides = row_major(data.shape), row_major(indices.shape)
-    lanes = _merged([
-        _Axis(indices.shape[a], target_strides[a], index_strides[a], data.shape[a]) for a in range(rank) if a != axis
-    ])  # fmt: skip
+    others = [a for a in range(rank) if a != axis]
+    lanes = _merged(
+        [_Axis(indices.shape[a], target_strides[a], index_strides[a], data.shape[a]) for a in others]
+    )
     run = _Axis(1, 1, 1, 1)
     if lanes and lanes[-1].target == 1 and lanes[-1].indices == 1:
         run = lanes.pop()
@@ -73,7 +74,8 @@ def lower_scatter_nd(low: Lowering, node: Node, lead: Node | None) -> str:  # no
         return f"an index of more than {SCATTER_AXES} numbers"
     run = product(data.shape[depth:])
     values: dict[str, Word | Dim] = {
-        "COUNT": product(indices.shape[:-1]), "I_STEP": depth, "U_STEP": run, "RUN": run, "F_RUN": run, "DEPTH": depth,
+        "COUNT": product(indices.shape[:-1]), "I_STEP": depth, "U_STEP": run, "RUN": run, "F_RUN": run,
+        "DEPTH": depth,
     }  # fmt: skip
     for number, (extent, stride) in enumerate(zip(data.shape[:depth], row_major(data.shape))):
         values |= {f"N_{number}": extent, f"M_{number}": stride}
@@ -93,17 +95,17 @@ def _merged(axes: list[_Axis]) -> list[_Axis]:
     for inner in axes:
         if inner.extent == 1 and isinstance(inner.whole, int) and inner.whole > 0:
             continue
-        if out and all(
-            o == i * inner.extent for o, i in ((out[-1].target, inner.target), (out[-1].indices, inner.indices))
-        ):
-            outer = out.pop()
-            inner = _Axis(outer.extent * inner.extent, inner.target, inner.indices, outer.whole * inner.whole)
-        out.append(inner)
+        last = out[-1] if out else None
+        if last and last.target == inner.target * inner.extent and last.indices == inner.indices * inner.extent:
+            whole = last.whole * inner.whole
+            out[-1] = _Axis(last.extent * inner.extent, inner.target, inner.indices, whole)
+        else:
+            out.append(inner)
     return out
 
 
-def _emit(low: Lowering, node: Node, values: dict[str, Word | Dim], data: Value, indices: Value, updates: Value,
-          *, shared: bool) -> None:  # fmt: skip
+def _emit(low: Lowering, node: Node, values: dict[str, Word | Dim], data: Value, indices: Value,
+          updates: Value, *, shared: bool) -> None:  # fmt: skip
     reduction = node.attrs["reduction"]
     dtype = data.tensor.dtype
     combine = _COMBINE[reduction]

@@ -30,8 +30,8 @@ def lower_topk(low: Lowering, node: Node, lead: Node | None) -> str:  # noqa: AR
         positions = low.temporary(f"{node.output.name}_positions", i64, shape)
     common.emit(
         low, node, "topk", constants,
-        {"X": Word(0, source), "VALUES": Word(0, values), "POSITIONS": Word(0, positions),
-         "OUTER": product(shape[:axis]), "N": x.shape[axis], "K": shape[axis], "INNER": product(shape[axis + 1 :])},
+        {"X": Word(0, source), "VALUES": Word(0, values), "POSITIONS": Word(0, positions), "N": x.shape[axis],
+         "K": shape[axis], "OUTER": product(shape[:axis]), "INNER": product(shape[axis + 1 :])},
         None, (source,), 0, writes=(values, positions), cost=product(x.shape) * 2, name="topk",
     )  # fmt: skip
     return ""
