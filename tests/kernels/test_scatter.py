@@ -86,7 +86,8 @@ def test_scatter_elements(data, shape, kind, symbolic, threads):
     extent[axis] = data.draw(st.integers(0, 7))
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
     x, u = values(rng, shape, dtype), values(rng, tuple(extent), dtype)
-    indices = rng.integers(-shape[axis], shape[axis], extent).astype(data.draw(st.sampled_from([np.int64, np.int32])))
+    index_type = data.draw(st.sampled_from([np.int64, np.int32]))
+    indices = rng.integers(-shape[axis], shape[axis], extent).astype(index_type)
     attrs = {"axis": axis - data.draw(st.sampled_from([0, len(shape)])), "reduction": reduction}
     want = scatter_elements(x, indices, u, axis, reduction)
     assert_same(expected("ScatterElements", (x, indices, u), attrs)[0], want)
@@ -96,7 +97,11 @@ def test_scatter_elements(data, shape, kind, symbolic, threads):
 
 @settings(max_examples=60)
 @given(
-    data=st.data(), shape=SHAPES, kind=st.sampled_from(KINDS), wide=st.booleans(), threads=st.sampled_from([1, 3])
+    data=st.data(),
+    shape=SHAPES,
+    kind=st.sampled_from(KINDS),
+    wide=st.booleans(),
+    threads=st.sampled_from([1, 3]),
 )
 def test_scatter_nd(data, shape, kind, wide, threads):
     dtype, reduction = kind

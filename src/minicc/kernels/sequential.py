@@ -1,7 +1,7 @@
 """Domains of the templates that are sequential inside a unit: scatter, scan, topk.
 
-Their kernels trust the sizes they get, so sizes that came from different arrays are compared here, where the words
-are known.
+Their kernels trust the sizes they get, so sizes that came from different arrays are compared here, where the
+words are known.
 """
 
 # ruff: noqa: ARG001  (all domain functions have the same parameters)

@@ -1,7 +1,7 @@
 """Running sums and products along one axis: CumSum and CumProd, over arrays seen as [outer, axis, inner].
 
-Half types accumulate in float32, integers modulo 2**64 (which gives their own wrap-around when stored). One unit
-is one row of the last axis, or one block of inner elements, whose accumulators are a small array.
+Half types accumulate in float32, integers modulo 2**64 (which gives their own wrap-around when stored). One
+unit is one row of the last axis, or one block of inner elements, whose accumulators are a small array.
 """
 
 # ruff: noqa: F401  (constants name what a kernel uses)
@@ -50,8 +50,8 @@ def multiply(total, x):
     return total * x
 
 
-# Constants: memory access of the element type, type and stack of the accumulators, the step and what it starts
-# from, whether an element leaves itself out, lanes per unit.
+# Constants: memory access of the element type, type and stack of the accumulators, the step and what it
+# starts from, whether an element leaves itself out, lanes per unit.
 POINTER = ptr_f32
 LOAD = ld
 STORE = st

@@ -9,7 +9,7 @@ Access = dict[str, int | float | str]
 
 
 def access(dtype: DType) -> Access:
-    """The constants POINTER, LOAD, LOAD_OLD and STORE of an element type; half types are float32 in registers."""
+    """Constants POINTER, LOAD, LOAD_OLD and STORE of an element type; half types are float32 in registers."""
     suffix = f"_{dtype.name}" if dtype in (f16, bf16) else ""
     name = "u8" if dtype == boolean else dtype.name
     words = {"LOAD": "ld", "LOAD_OLD": "ld_out", "STORE": "st"}
@@ -22,7 +22,7 @@ def moving(dtype: DType) -> Access:
 
 
 def refusal(node: Node) -> str:
-    """Why no kernel can take the node's tensors: their ranks, sizes known only after it has run, element types."""
+    """Why no kernel can take the node: ranks, sizes known only after it has run, element types."""
     if node.symbols:
         return f"data-dependent: the output size {node.symbols[0]} is known only when the node has run"
     for value in (*node.inputs, *node.outputs):

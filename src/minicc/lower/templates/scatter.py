@@ -1,4 +1,4 @@
-"""ScatterElements and ScatterND: the data is copied to the result, which the `scatter` template then updates."""
+"""ScatterElements and ScatterND: data is copied to the result, which the `scatter` template updates."""
 
 from __future__ import annotations
 
@@ -95,10 +95,9 @@ def _merged(axes: list[_Axis]) -> list[_Axis]:
     for inner in axes:
         if inner.extent == 1 and isinstance(inner.whole, int) and inner.whole > 0:
             continue
-        last = out[-1] if out else None
-        if last and last.target == inner.target * inner.extent and last.indices == inner.indices * inner.extent:
-            whole = last.whole * inner.whole
-            out[-1] = _Axis(last.extent * inner.extent, inner.target, inner.indices, whole)
+        last, size = out[-1] if out else None, inner.extent
+        if last and last.target == inner.target * size and last.indices == inner.indices * size:
+            out[-1] = _Axis(last.extent * size, inner.target, inner.indices, last.whole * inner.whole)
         else:
             out.append(inner)
     return out
