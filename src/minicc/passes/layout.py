@@ -1,56 +1,377 @@
-"""choose-layout: convolutions and pools read and write channels-last.
+"""Choosing a layout: which values are kept channels-last.
 
-Layout is physical: the op gets `layout="NHWC"`, its activation is transposed before and its result transposed back, and
-sink-transposes (transposes.py) removes what cancels. All templates are channels-last, so there is one choice to make per op and it is
-always the same; the cost of the transposes that remain at the border of a region is a strided read of their neighbours.
+Convolutions want [N, *spatial, C]; other ops take either order, or insist on the model's own. Every boundary between
+the two orders costs one transposition of a value. With two labels per node the cheapest assignment is a minimum cut,
+computed exactly by networkx: nodes on the side of the source are channels-last. Then the graph is rebuilt in order
+with explicit `Transpose` nodes at the boundaries. Weights are not touched, and no value has a hidden layout.
+
+The network: a value's transposition is paid once when its producer and any of its readers are on different
+sides (two auxiliary nodes for values with several readers). A model's own transpositions to and from channels-last are
+free when they meet a value of the right order.
 """
 
 from __future__ import annotations
 
-from minicc.ir.graph import Graph, Node
-from minicc.ir.types import TensorType, bf16, f16, f32
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-SPATIAL = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool"))
+from minicc.ir.graph import Builder, Graph, Node, Value, object_array
+from minicc.ir.opdef import Kind
+from minicc.ir.types import TensorType
+from minicc.passes.common import bodies, estimate
+from minicc.passes.manager import PassContext
+
+FORCED = frozenset(("Conv", "ConvTranspose"))
+POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
+AXIS_ATTRIBUTE = frozenset(("Concat", "Split", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax"))
+REDUCTIONS = frozenset((
+    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
+    "ReduceLogSum", "ReduceLogSumExp",
+))  # fmt: skip
+SOURCE, SINK = "channels-last", "as it is"
 
 
-def to_channels_last(rank: int) -> tuple[int, ...]:
-    """Permutation from [N, C, *spatial] to [N, *spatial, C]."""
+def to_last(rank: int) -> tuple[int, ...]:
+    """The permutation from [N, C, *spatial] to [N, *spatial, C]."""
     return (0, *range(2, rank), 1)
 
 
-def to_channels_first(rank: int) -> tuple[int, ...]:
-    """Permutation from [N, *spatial, C] to [N, C, *spatial]."""
+def to_first(rank: int) -> tuple[int, ...]:
+    """The permutation from [N, *spatial, C] to [N, C, *spatial]."""
     return (0, rank - 1, *range(1, rank - 1))
 
 
-def choose_layout(graph: Graph) -> int:
-    """Turn every convolution and pool that has a channels-last kernel to that layout; returns how many."""
-    changes = 0
-    for node in list(graph.nodes):
-        changes += sum(choose_layout(a) for a in node.attrs.values() if isinstance(a, Graph) and node.op.name != "Fused")
-        if _wants_channels_last(node):
-            _convert(graph, node)
-            changes += 1
+@dataclass(frozen=True)
+class Role:
+    """How a node can be computed channels-last: input positions that are permuted with it, and whether outputs are."""
+
+    inputs: tuple[int, ...]
+    outputs: bool = True
+
+
+def choose_layout(graph: Graph, context: PassContext) -> int:
+    """Make convolutions and what surrounds them channels-last, with as few transposed elements as possible.
+
+    Returns the number of nodes whose order of axes changed.
+    """
+    if not context.channels_last:
+        return 0
+    changes = sum(choose_layout(body, context) for body in bodies(graph))
     graph.tidy()
+    roles = {node: role for node in graph.nodes if (role := find_role(node)) is not None}
+    forced = {n for n in roles if n.op.name in FORCED and not n.op.domain and n.attrs["layout"] == "NCHW"}
+    if not forced:
+        return changes
+    chosen = _minimum_cut(graph, roles, forced)
+    changes += _Rebuild(graph, roles, chosen).run()
+    context.rules["channels-last"] += len(chosen)
     return changes
 
 
-def _wants_channels_last(node: Node) -> bool:
-    if node.op.domain or node.op.name not in SPATIAL or node.attrs.get("layout") != "NCHW":
-        return False
-    if any(v.uses for v in node.outputs[1:]):
-        return False  # indices of a MaxPool count positions of the layout
-    x = node.inputs[0]
-    if x is None or not isinstance(x.type, TensorType) or x.type.shape is None:
-        return False
-    return 3 <= len(x.type.shape) <= 5 and x.type.dtype in (f32, f16, bf16)
+def _rank(value: Value | None) -> int | None:
+    if value is None or not isinstance(value.type, TensorType) or value.type.shape is None:
+        return None
+    return value.type.rank
 
 
-def _convert(graph: Graph, node: Node) -> None:
-    x = node.inputs[0]
-    assert x is not None
-    rank = len(x.shape)
-    inside = graph.add("Transpose", [x], {"perm": to_channels_last(rank)}, origin=node.origin).output
-    result = graph.add(node.op, [inside, *node.inputs[1:]], {**node.attrs, "layout": "NHWC"}, origin=node.origin).output
-    back = graph.add("Transpose", [result], {"perm": to_channels_first(rank)}, origin=node.origin, names=[node.output.name])
-    graph.replace(node.output, back.output)
+def find_role(node: Node) -> Role | None:
+    """How the node works channels-last, or None when it cannot (or need not)."""
+    name, rank = node.op.name, _rank(node.inputs[0]) if node.inputs else None
+    if node.op.kind is Kind.POINTWISE:
+        return _pointwise_role(node)
+    if node.op.domain or rank is None or rank < 3:
+        return None
+    if name in FORCED or name in POOLS:
+        return Role((0,)) if node.attrs["layout"] == "NCHW" else None
+    if name == "Transpose":
+        return Role(())
+    if name in AXIS_ATTRIBUTE:
+        if name.startswith("Arg") and not node.attrs["keepdims"]:
+            return None
+        return Role(tuple(range(len(node.inputs))) if name == "Concat" else (0,))
+    if name in REDUCTIONS:
+        return _reduction_role(node, rank)
+    if name in ("Pad", "Slice", "Expand", "Tile", "Resize"):
+        return _static_role(node, rank)
+    return None
+
+
+def _pointwise_role(node: Node) -> Role | None:
+    rank = _rank(node.output)
+    if rank is None or rank < 3 or "axis" in node.attrs or any(_rank(v) is None for v in node.inputs if v is not None):
+        return None
+    return Role(tuple(i for i, v in enumerate(node.inputs) if _rank(v) == rank))
+
+
+def _reduction_role(node: Node, rank: int) -> Role | None:
+    axes = _axes(node, 1, rank)
+    if axes is None:
+        return None
+    if node.attrs["keepdims"]:
+        return Role((0,))
+    kept = [a for a in to_last(rank) if a not in axes]
+    return Role((0,), outputs=False) if kept == sorted(kept) else None
+
+
+def _static_role(node: Node, rank: int) -> Role | None:
+    name = node.op.name
+    positions = {"Pad": (1, 3), "Slice": (1, 2, 3, 4), "Expand": (1,), "Tile": (1,), "Resize": (2, 3)}[name]
+    statics = [node.inputs[i] for i in positions if i < len(node.inputs)]
+    if any(v is not None and v.content is None and 0 not in v.shape for v in statics):
+        return None
+    if name == "Expand" and _rank(node.output) != rank:
+        return None
+    if name == "Resize" and (node.attrs.get("axes") is not None or (_present(node, 1) and 0 not in node.inputs[1].shape)):  # type: ignore[union-attr]
+        return None
+    return Role((0,))
+
+
+def _present(node: Node, position: int) -> bool:
+    return position < len(node.inputs) and node.inputs[position] is not None
+
+
+def _axes(node: Node, position: int, rank: int) -> list[int] | None:
+    """Non-negative axes of an axes input; all axes when it is left out, None when unknown."""
+    if not _present(node, position):
+        return list(range(rank))
+    content = node.inputs[position].content  # type: ignore[union-attr]
+    if content is None or not all(isinstance(a, int) for a in content.flat) or content.size == 0:
+        return None
+    return [int(a) % rank for a in content.flat]
+
+
+# -- the minimum cut
+
+
+def _cost(value: Value) -> int:
+    """Elements moved by transposing a value; nothing for constants and where only axes of size 1 move."""
+    rank = _rank(value)
+    if rank is None or rank < 3 or value.is_constant or moves_nothing(value.shape, to_last(rank)):
+        return 0
+    return max(estimate(value.shape), 1)
+
+
+def moves_nothing(shape: Sequence[Any], perm: Sequence[int]) -> bool:
+    """Whether a permutation keeps the order of all axes that are not of size 1."""
+    kept = [a for a in perm if shape[a] != 1]
+    return kept == sorted(kept)
+
+
+def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node]) -> set[Node]:
+    """The nodes to compute channels-last."""
+    import networkx  # loaded only for graphs with convolutions
+
+    network = networkx.DiGraph()
+    network.add_nodes_from((SOURCE, SINK))
+
+    def side(node: Node | None) -> Any:
+        return SINK if node is None or node not in roles else SOURCE if node in forced else node
+
+    def edge(a: Any, b: Any, capacity: int | None) -> None:
+        if a == b or b == SOURCE or a == SINK:
+            return
+        if network.has_edge(a, b):
+            if capacity is not None and "capacity" in network[a][b]:
+                network[a][b]["capacity"] += capacity
+            elif capacity is None:
+                network[a][b].pop("capacity", None)
+        elif capacity is None:
+            network.add_edge(a, b)  # no capacity: infinite
+        else:
+            network.add_edge(a, b, capacity=capacity)
+
+    values = [*graph.inputs, *(v for node in graph.nodes for v in node.outputs)]
+    for value in values:
+        cost = _cost(value)
+        if not cost:
+            continue
+        producer = value.producer
+        made = side(producer if producer in roles and roles[producer].outputs else None)
+        readers = {reader for node, position in value.uses if (reader := _reader(node, position, roles, side)) is not None}
+        if value in graph.outputs:
+            readers.add(SINK)
+        readers.discard(made)
+        if len(readers) == 1:
+            reader = readers.pop()
+            edge(reader, made, cost)
+            edge(made, reader, cost)
+        elif readers:
+            wants_last, wants_first = ("last", id(value)), ("first", id(value))
+            edge(wants_last, made, cost)
+            edge(made, wants_first, cost)
+            for reader in readers:
+                edge(reader, wants_last, None)
+                edge(wants_first, reader, None)
+    for node in graph.nodes:
+        if node in roles and node.op.name == "Transpose":
+            rank = len(node.attrs["perm"])
+            if tuple(node.attrs["perm"]) == to_first(rank):
+                edge(SOURCE, node, _cost(node.output))
+            elif tuple(node.attrs["perm"]) == to_last(rank):
+                edge(node, SINK, None)
+    _, (last, _) = networkx.minimum_cut(network, SOURCE, SINK)
+    # A part of the graph that no convolution touches costs the same either way and stays as it is.
+    near, stack = {SOURCE}, [SOURCE]
+    while stack:
+        current = stack.pop()
+        for neighbour in (*network.successors(current), *network.predecessors(current)):
+            if neighbour in last and neighbour not in near:
+                near.add(neighbour)
+                stack.append(neighbour)
+    return forced | {n for n in near if isinstance(n, Node)}
+
+
+def _reader(node: Node, position: int, roles: Mapping[Node, Role], side: Any) -> Any:
+    """The side a reader takes a value on, or None when it takes both for nothing."""
+    role = roles.get(node)
+    if role is None:
+        return SINK
+    if node.op.name == "Transpose":
+        perm = tuple(node.attrs["perm"])
+        return SOURCE if perm == to_last(len(perm)) else SINK if perm == to_first(len(perm)) else None
+    return side(node) if position in role.inputs else SINK
+
+
+# -- building the graph again
+
+
+class _Rebuild:
+    """One pass over the nodes in order; `last` maps values to their channels-last form."""
+
+    def __init__(self, graph: Graph, roles: Mapping[Node, Role], chosen: set[Node]) -> None:
+        self.graph, self.roles, self.chosen = graph, roles, chosen
+        self.last: dict[Value, Value] = {}  # the channels-last form of a value
+        self.lazy: dict[Value, Node] = {}  # values computed channels-last only, so far
+
+    def run(self) -> int:
+        graph = self.graph
+        changes = 0
+        for node in list(graph.nodes):
+            if node in self.chosen:
+                changes += 1
+                self._rebuild(node)
+                continue
+            if self._is_to_last(node) and node.inputs[0] in self.last and node.output not in graph.outputs:
+                assert node.inputs[0] is not None
+                graph.replace(node.output, self.last[node.inputs[0]])
+                changes += 1
+                continue
+            for position, value in enumerate(node.inputs):
+                if value in self.lazy:
+                    graph.set_input(node, position, self._as_first(value))
+        for value in list(graph.outputs):
+            if value in self.lazy:
+                graph.replace(value, self._as_first(value))
+        graph.tidy()
+        return changes
+
+    def _is_to_last(self, node: Node) -> bool:
+        return node.op.name == "Transpose" and tuple(node.attrs["perm"]) == to_last(len(node.attrs["perm"]))
+
+    def _as_first(self, value: Value) -> Value:
+        """A value of the old graph in its own order."""
+        if value not in self.lazy:
+            return value
+        node = self.lazy.pop(value)
+        last = self.last[value]
+        first = permuted(Builder(self.graph, node.origin), last, to_first(last.tensor.rank))
+        # Later readers of the old value read the new one.
+        self.last[first] = last
+        self.graph.replace(value, first)
+        return first
+
+    def _as_last(self, value: Value, rank: int, origin: tuple[str, ...]) -> Value:
+        """Any value, of full or lower rank, channels-last."""
+        if value in self.last:
+            return self.last[value]
+        b = Builder(self.graph, origin)
+        full = value
+        if value.tensor.rank < rank:
+            full = b.op("Reshape", value, b.shape([*(1,) * (rank - value.tensor.rank), *value.shape]))
+            return permuted(b, full, to_last(rank))
+        self.last[value] = permuted(b, full, to_last(rank))
+        return self.last[value]
+
+    def _rebuild(self, node: Node) -> None:
+        role, graph = self.roles[node], self.graph
+        rank = node.output.tensor.rank if node.op.kind is Kind.POINTWISE else node.inputs[0].tensor.rank  # type: ignore[union-attr]
+        if node.op.name == "Transpose":
+            self._rebuild_transpose(node)
+            return
+        inputs: list[Value | None] = []
+        for position, value in enumerate(node.inputs):
+            follows = position in role.inputs or (
+                node.op.kind is Kind.POINTWISE and value is not None and value.tensor.rank > 0 and not _one_element(value)
+            )
+            inputs.append(value if value is None or not follows else self._as_last(value, rank, node.origin))
+        b = Builder(graph, node.origin)
+        inputs, attrs = remap(b, node, inputs, rank)
+        new = graph.add(node.op, inputs, attrs, origin=node.origin, outputs=len(node.outputs))
+        for old, made in zip(node.outputs, new.outputs):
+            if role.outputs:
+                self.last[old] = made
+                self.lazy[old] = node
+            else:
+                graph.replace(old, made)
+
+    def _rebuild_transpose(self, node: Node) -> None:
+        """A transposition of the model whose result is wanted channels-last."""
+        source = node.inputs[0]
+        assert source is not None
+        perm = tuple(node.attrs["perm"])
+        wanted = tuple(perm[a] for a in to_last(len(perm)))
+        if source in self.lazy:  # compose with the way back to the source's own order
+            back = to_first(len(perm))
+            source, wanted = self.last[source], tuple(back[a] for a in wanted)
+        self.last[node.output] = permuted(Builder(self.graph, node.origin), source, wanted)
+        self.lazy[node.output] = node
+
+
+def _one_element(value: Value) -> bool:
+    return all(d == 1 for d in value.shape)
+
+
+def permuted(b: Builder, value: Value, perm: Sequence[int]) -> Value:
+    """A value with its axes permuted: itself, a Reshape when only axes of size 1 move, or a Transpose."""
+    if list(perm) == sorted(perm):
+        return value
+    if moves_nothing(value.shape, perm):
+        return b.op("Reshape", value, b.shape([value.shape[a] for a in perm]))
+    return b.op("Transpose", value, perm=list(perm))
+
+
+def remap(b: Builder, node: Node, inputs: Sequence[Value | None], rank: int) -> tuple[list[Value | None], dict[str, Any]]:
+    """Inputs and attributes of a node for channels-last operands: axes and vectors over axes are permuted."""
+    name, attrs, out = node.op.name, dict(node.attrs), list(inputs)
+    perm = to_last(rank)
+    where = {old: new for new, old in enumerate(perm)}
+    if name in FORCED or name in POOLS:
+        attrs["layout"] = "NHWC"
+    elif name in AXIS_ATTRIBUTE and node.op.kind is not Kind.POINTWISE:
+        attrs["axis"] = where[attrs["axis"] % rank]
+    elif name in REDUCTIONS and _present(node, 1):
+        out[1] = b.shape([where[a] for a in _axes(node, 1, rank) or []])
+    elif name in ("Expand", "Tile"):
+        out[1] = _permute_vector(b, out[1], perm)
+    elif name == "Resize":
+        for position in (2, 3):
+            if _present(node, position) and 0 not in out[position].shape:  # type: ignore[union-attr]
+                out[position] = _permute_vector(b, out[position], perm)
+    elif name in ("Pad", "Slice"):
+        position = 3
+        axes = _axes(node, position, rank) if _present(node, position) else None
+        if axes is None:
+            count = out[1].content.size // (2 if name == "Pad" else 1)  # type: ignore[union-attr]
+            axes = list(range(count))
+        out += [None] * (position + 1 - len(out))
+        out[position] = b.shape([where[a] for a in axes])
+    return out, attrs
+
+
+def _permute_vector(b: Builder, value: Value | None, perm: Sequence[int]) -> Value:
+    assert value is not None and value.content is not None
+    items = list(value.content.flat)
+    if value.data is not None:
+        return b.constant(value.data[list(perm)])
+    return b.graph.symbolic_constant(object_array([items[a] for a in perm]), value.tensor)

@@ -2,7 +2,7 @@
 
     f(T(x), T(y)) = T(f(x, y))          f pointwise; constants are permuted once, at compile time
     reduce(T(x), axes) = T(reduce(x, perm[axes])), and so for Concat, Split, Pad, Slice, Resize, Quantize
-    reshape(T(x)) = T'(reshape'(x))     when merged axes are neighbours in x too
+    reshape(T(x)) = T'(reshape'(T"(x)))  T" only where merged axes are not neighbours in x
     T(T(x)) = one transpose, or nothing
 
 Each rule moves a transpose strictly downstream, so the pass ends. A transpose that only moves axes of size 1 is free;
@@ -22,6 +22,7 @@ from minicc.ir.opdef import Content, Kind
 from minicc.ir.types import TensorType
 
 Perm = tuple[int, ...]
+RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 
 
 def sink_transposes(graph: Graph) -> int:
@@ -110,8 +111,34 @@ def _merge(graph: Graph, node: Node) -> bool:
         return True
     inner = _perm_of(node.inputs[0])
     if inner is None:
-        return False
+        return _merge_across_reshape(graph, node, own)
     _finish(graph, node, node.output, _source(node.inputs[0]), tuple(inner[p] for p in own))
+    return True
+
+
+def _merge_across_reshape(graph: Graph, node: Node, own: Perm) -> bool:
+    """T(reshape(T(x))): the outer transpose moves before the reshape when axes the reshape made stay neighbours (a channel shuffle)."""
+    value = node.inputs[0]
+    reshape = value.producer if value is not None else None
+    if value is None or reshape is None or reshape.op.name not in RESHAPES or reshape.op.domain:
+        return False
+    source = reshape.inputs[0]
+    if _perm_of(source) is None or source is None or len(value.uses) != 1 or value in graph.outputs:
+        return False
+    groups = axis_groups(source.shape, value.shape)
+    if groups is None:
+        return False
+    order = []
+    for group, (_, made) in enumerate(groups):
+        places = [own.index(a) for a in made]
+        if places and places != list(range(places[0], places[0] + len(places))):
+            return False
+        order.append((places[0] if places else -1, group))
+    perm = tuple(a for _, group in sorted(order) for a in groups[group][0])
+    moved = graph.add("Transpose", [source], {"perm": perm}, origin=node.origin).output
+    shape = [value.shape[a] for a in own]
+    result = graph.add("Reshape", [moved, _shape_value(graph, shape)], {"allowzero": 1}, origin=node.origin, names=[node.output.name])
+    graph.replace(node.output, result.output)
     return True
 
 
@@ -295,17 +322,19 @@ def _reshape(graph: Graph, node: Node, perm: Perm) -> bool:
     groups = axis_groups(outer, new_shape)
     if groups is None:
         return False
-    blocks = []  # (axes of the source, axes of the result)
-    for old_axes, new_axes in groups:
-        mine = [perm[a] for a in old_axes if outer[a] != 1]
-        if mine and mine != list(range(mine[0], mine[0] + len(mine))):
-            return False
-        blocks.append((mine[0] if mine else -1, new_axes))
-    order = sorted(range(len(blocks)), key=lambda i: blocks[i][0])
-    axes = [a for i in order for a in blocks[i][1]]  # result axes in the order of the regrouped source
-    shape = [new_shape[a] for a in axes]
-    regrouped = graph.add("Reshape", [source, _shape_value(graph, shape)], {"allowzero": 1}, origin=node.origin)
-    _finish(graph, node, node.output, regrouped.output, tuple(axes.index(a) for a in range(len(new_shape))))
+    blocks = [([perm[a] for a in old_axes], new_axes) for old_axes, new_axes in groups]
+    blocks.sort(key=lambda block: min((a for a in block[0] if source.shape[a] != 1), default=-1))
+    inner = tuple(a for mine, _ in blocks for a in mine)  # what has to happen before axes merge; often nothing
+    axes = [a for _, made in blocks for a in made]  # axes of the result, in the order of the regrouped source
+    outer_perm = tuple(axes.index(a) for a in range(len(new_shape)))
+    if outer_perm == tuple(range(len(new_shape))):
+        return False  # the whole transpose is needed before the reshape
+    before = source
+    if not is_free(inner, source.shape):
+        before = graph.add("Transpose", [source], {"perm": inner}, origin=node.origin).output
+    shape = _shape_value(graph, [new_shape[a] for a in axes])
+    regrouped = graph.add("Reshape", [before, shape], {"allowzero": 1}, origin=node.origin)
+    _finish(graph, node, node.output, regrouped.output, outer_perm)
     return True
 
 
@@ -371,5 +400,5 @@ _RULES: dict[str, Callable[[Graph, Node, Perm], bool]] = {
     "Resize": _resize,
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _quantize,
-    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _reshape),
+    **dict.fromkeys(RESHAPES, _reshape),
 }
