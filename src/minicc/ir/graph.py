@@ -164,7 +164,10 @@ class Graph:
             node.inputs = tuple(inputs)
             new.uses.append((node, position))
         old.uses.clear()
-        self.outputs = [new if v is old else v for v in self.outputs]
+        if old in self.outputs:
+            if new.producer is not None and new not in self.outputs:
+                old.name, new.name = new.name, old.name
+            self.outputs = [new if v is old else v for v in self.outputs]
 
     def set_input(self, node: Node, position: int, new: Value | None) -> None:
         """Make one input of one node read another value."""

@@ -188,7 +188,7 @@ def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrite
         refusal: Refusal | None = result
     else:
         values = result if isinstance(result, tuple) else (result,)
-        refusal = _unfit(node, values)
+        refusal = _unfit(graph, node, values)
     if isinstance(result, Refusal) or result is None or refusal is not None:
         if refusal is not None:
             found.refused[one.name, refusal.reason] += 1
@@ -212,13 +212,15 @@ def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrite
     return True
 
 
-def _unfit(node: Node, values: Sequence[Value]) -> Refusal | None:
+def _unfit(graph: Graph, node: Node, values: Sequence[Value]) -> Refusal | None:
     """A replacement must have exactly the old types, so that every reader's type still holds."""
     if len(values) < len(node.outputs):
         return Refusal("a second output is in use") if any(v.uses for v in node.outputs[len(values) :]) else None
     for old, new in zip(node.outputs, values):
         if old.type != new.type:
             return Refusal(f"the type would change from {old.type} to {new.type}")
+        if old in graph.outputs and (new.producer is None or new in graph.outputs):
+            return Refusal("a graph output must be computed by a node of its own")
     return None
 
 

@@ -25,7 +25,7 @@ class Stage(IntEnum):
     """What holds from some point of the pipeline on; each stage includes the earlier ones.
 
     IMPORTED: structure and types are right.
-    EXPANDED: no op of Kind.EXPAND is left, except those a target keeps whole.
+    EXPANDED: no op of Kind.EXPAND is left, except those a target keeps whole or the op itself refuses (host).
     FUSED:    every group of `Fused` nodes is convex, which holds when the graph has an order (checked by IMPORTED).
     """
 
@@ -68,7 +68,7 @@ class Verifier:
             self._outputs(node, defined)
             self._attributes(node)
             self._types(node)
-            if self.stage >= Stage.EXPANDED and node.op.kind is Kind.EXPAND and (node.op.domain, node.op.name) not in self.keep:
+            if self.stage >= Stage.EXPANDED and self._must_expand(node):
                 raise self.fail(f"{node.op} should have been expanded", node)
             for body in node.attrs.values():
                 if isinstance(body, Graph):
@@ -81,6 +81,11 @@ class Verifier:
         for name, times in names.items():
             if times > 1:
                 raise self.fail(f"the name {name!r} belongs to {times} values")
+
+    def _must_expand(self, node: Node) -> bool:
+        if node.op.kind is not Kind.EXPAND or (node.op.domain, node.op.name) in self.keep:
+            return False
+        return node.op.refuse is None or node.op.refuse(node) is None
 
     def _inputs(self, node: Node, defined: set[Value], uses: Counter[tuple[Value, Node, int]]) -> None:
         for position, value in enumerate(node.inputs):

@@ -1,0 +1,38 @@
+"""The optimiser: `default_pipeline` is the list of passes, in order."""
+
+from __future__ import annotations
+
+from minicc.ir.graph import Graph
+from minicc.ir.verify import Stage
+from minicc.options import Options
+from minicc.passes.clean import common_subexpressions, dead_code
+from minicc.passes.expand import expand
+from minicc.passes.fold import fold_constants, fold_shape_values
+from minicc.passes.fuse import fuse
+from minicc.passes.layout import choose_layout
+from minicc.passes.manager import Pass, PassContext, Repeat
+
+
+def _fuse(graph: Graph, context: PassContext) -> int:
+    return fuse(graph, context.is_anchor)
+
+
+FOLD_SHAPES = Pass("fold-shape-values", fold_shape_values)
+FOLD_CONSTANTS = Pass("fold-constants", fold_constants)
+DEAD_CODE = Pass("dead-code", dead_code)
+MERGE = Pass("common-subexpressions", common_subexpressions)
+EXPAND = Pass("expand", expand, Stage.EXPANDED)
+LAYOUT = Pass("choose-layout", choose_layout)
+FUSE = Pass("fuse", _fuse, Stage.FUSED)
+
+
+def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
+    """The passes in order. opt_level 0 leaves only what lowering needs; 1 adds folding and fusion; 2 everything."""
+    if options.opt_level == 0:
+        return (FOLD_SHAPES, DEAD_CODE, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
+    first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE, MERGE))
+    layout = (LAYOUT, FOLD_CONSTANTS) if options.opt_level >= 2 else ()
+    return (first, EXPAND, first, *layout, MERGE, DEAD_CODE, FUSE)
+
+
+__all__ = ["default_pipeline"]

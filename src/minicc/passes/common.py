@@ -1,0 +1,138 @@
+"""What several passes share: visiting bodies, replacing with new types, inlining a body, constant operands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minicc.ir.dims import Dim, SymbolicDim
+from minicc.ir.graph import Graph, Node, Value
+from minicc.ir.opdef import Kind
+from minicc.ir.types import TensorType
+
+
+def bodies(graph: Graph) -> list[Graph]:
+    """The graphs in attributes of a graph's nodes, except those of `Fused`."""
+    return [a for node in graph.nodes if node.op.name != "Fused" for a in node.attrs.values() if isinstance(a, Graph)]
+
+
+def has_control(graph: Graph) -> bool:
+    """Whether some node runs a sub-graph, whose input types would not follow a change of types outside."""
+    return any(node.op.kind is Kind.CONTROL for node in graph.nodes)
+
+
+def may_replace(graph: Graph, old: Value, new: Value) -> bool:
+    """A graph output stays a value of its own, computed by a node."""
+    if old not in graph.outputs:
+        return True
+    return new.producer is not None and new not in graph.outputs
+
+
+def replace(graph: Graph, old: Value, new: Value, changed: set[Value]) -> None:
+    """Replace a value; when the type differs, `new` is added to `changed` for `refresh_types`."""
+    if old.type != new.type:
+        changed.add(new)
+    graph.replace(old, new)
+
+
+def refresh_types(graph: Graph, changed: set[Value]) -> None:
+    """Infer again everything downstream of values that replaced values of another type."""
+    if not changed:
+        return
+    graph.tidy()
+    for node in graph.nodes:
+        if any(v in changed for v in node.inputs if v is not None):
+            before = [v.type for v in node.outputs]
+            graph.refresh(node)
+            changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
+
+
+def inline(graph: Graph, body: Graph, arguments: Sequence[Value | None], origin: tuple[str, ...]) -> list[Value]:
+    """Add the nodes of a body to a graph, its inputs being `arguments`; returns the values of its outputs."""
+    mapping: dict[Value, Value | None] = dict(zip(body.inputs, arguments))
+
+    def mapped(value: Value | None) -> Value | None:
+        if value is None:
+            return None
+        if value not in mapping:
+            mapping[value] = Value(value.name, value.type, data=value.data, content=value.content)
+        return mapping[value]
+
+    for node in body.nodes:
+        merged = tuple(dict.fromkeys((*node.origin, *origin)))
+        attrs = {name: a.copy() if isinstance(a, Graph) else a for name, a in node.attrs.items()}
+        new = graph.add(node.op, [mapped(v) for v in node.inputs], attrs, origin=merged, outputs=len(node.outputs),
+                        names=[v.name for v in node.outputs])  # fmt: skip
+        mapping.update(zip(node.outputs, new.outputs))
+    return [v for v in map(mapped, body.outputs) if v is not None]
+
+
+def plain_symbols(values: Iterable[Value]) -> set[str]:
+    """Names of the symbols that stand alone as a size of some value's shape: those a caller's arrays bind."""
+    names: set[str] = set()
+    for value in values:
+        if isinstance(value.type, TensorType):
+            for d in value.type.shape or ():
+                if isinstance(d, SymbolicDim) and len(d.terms) == 1:
+                    monomial, coefficient = d.terms[0]
+                    if coefficient == 1 and len(monomial) == 1 and monomial[0].op == "symbol":
+                        names.add(str(monomial[0].args[0]))
+    return names
+
+
+def estimate(dims: Iterable[Dim], unknown: int = 16) -> int:
+    """A rough number of elements: symbolic sizes count as `unknown`."""
+    total = 1
+    for d in dims:
+        total *= d if isinstance(d, int) else unknown
+    return total
+
+
+def integers(value: Value | None) -> list[int] | None:
+    """The known integers of a value, flattened; None when it is absent, unknown or symbolic."""
+    if value is None or value.content is None or not all(isinstance(v, int) for v in value.content.flat):
+        return None
+    return [int(v) for v in value.content.flat]
+
+
+def axes_of(node: Node, position: int, rank: int) -> list[int] | None:
+    """The axes given by a constant input, non-negative; None when they are left out or unknown."""
+    found = integers(node.inputs[position]) if position < len(node.inputs) else None
+    return None if found is None else [a % rank for a in found]
+
+
+def scalar_of(value: Value | None) -> float | None:
+    """The number in a numeric constant of one element."""
+    if value is None or value.data is None or value.data.size != 1 or value.data.dtype.kind not in "fiub":
+        return None
+    return float(value.data.reshape(())[()])
+
+
+def is_uniform(value: Value | None, number: float) -> bool:
+    """Whether a constant holds one number everywhere (any shape, not empty)."""
+    if value is None or value.data is None or value.data.size == 0 or value.data.size > 1 << 20:
+        return False
+    return bool(np.all(value.data == np.asarray(number).astype(value.data.dtype)))
+
+
+def nbytes(value: Value) -> int | None:
+    """Bytes of a tensor of static shape, else None."""
+    if not isinstance(value.type, TensorType) or value.type.shape is None:
+        return None
+    total = value.type.dtype.bytes
+    for d in value.type.shape:
+        if not isinstance(d, int):
+            return None
+        total *= d
+    return total
+
+
+def frozen(attribute: Any) -> Any:
+    """An attribute as a hashable key; graphs and arrays are compared by identity."""
+    if isinstance(attribute, list | tuple):
+        return tuple(map(frozen, attribute))
+    if isinstance(attribute, Graph | np.ndarray | dict):
+        return id(attribute)
+    return (type(attribute).__name__, attribute)
