@@ -227,7 +227,7 @@ def _clamped(index: Expr, p: AxisPlan) -> Expr:
     return expr_minimum(expr_maximum(index, 0), p.source - 1)
 
 
-def _cubic_weights(t: Any, a: float) -> list[Any]:
+def cubic_weights(t: Any, a: float) -> list[Any]:
     """Weights of the four taps around a position with fraction t (Keys, 1981)."""
     near = [((a + 2) * v - (a + 3)) * v * v + 1 for v in (t, 1 - t)]
     far = [((v * a - 5 * a) * v + 8 * a) * v - 4 * a for v in (t + 1, 2 - t)]
@@ -248,7 +248,7 @@ def _taps(p: AxisPlan, attrs: Mapping[str, Any], index: Expr) -> list[tuple[Expr
         return [(_clamped(low, p), 1 - t), (_clamped(low + 1, p), t)]
     base = unary("floor", x)
     first = cast(base, i64) - 1
-    weights: list[Expr] = _cubic_weights(x - base, attrs["cubic_coeff_a"])
+    weights: list[Expr] = cubic_weights(x - base, attrs["cubic_coeff_a"])
     if attrs["exclude_outside"]:
         inside = [(first + k >= 0) & (first + k < p.source) for k in range(4)]
         weights = [select(i, w, const(0, f32)) for i, w in zip(inside, weights)]
