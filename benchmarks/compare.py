@@ -82,7 +82,7 @@ def difference(rule: Rule, name: str, expected: np.ndarray, actual: np.ndarray) 
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
         return float("inf"), f"{name}: NaN or infinity at different places"
-    absolute = float(np.abs(a - b)[finite].max(initial=0.0))
+    absolute = float(np.abs(a[finite] - b[finite]).max(initial=0.0))
     largest = float(np.abs(a[finite]).max(initial=0.0))
     allowed = _allowed(rule, name, expected.dtype, largest)
     relative = absolute / largest if largest else absolute
