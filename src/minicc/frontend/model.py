@@ -137,8 +137,9 @@ def _first_free(graph: onnx.GraphProto) -> int:
 def _inputs(graph: onnx.GraphProto, scope: Scope) -> tuple[Argument, ...]:
     """Declare the graph's inputs; those with an initializer are constants and no inputs."""
     infos = [info for info in graph.input if info.name not in scope.names]
-    taken = {d.dim_param for info in infos for d in info.type.tensor_type.shape.dim if d.dim_param}
-    names = _identifiers(taken)
+    params = {d.dim_param for info in infos for d in info.type.tensor_type.shape.dim}
+    names = _identifiers(p for p in params if re.search(r"\w", p))  # "?" stands for unknown, not for a name
+    taken = set(names.values())
     found = []
     for info in infos:
         if not info.name or info.name in scope.names:
@@ -154,7 +155,8 @@ def _identifiers(params: Iterable[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     used: set[str] = set()
     for param in sorted(params, key=lambda p: (not p.isidentifier(), p)):
-        name = param if param.isidentifier() else "dim_" + re.sub(r"\W+", "_", param).strip("_")
+        name = re.sub(r"\W+", "_", param).strip("_") if not param.isidentifier() else param
+        name = name if name.isidentifier() else f"dim_{name}"
         while name in used:
             name += "_"
         used.add(name)
@@ -185,8 +187,8 @@ def declared_type(info: onnx.ValueInfoProto, names: Mapping[str, str], taken: se
                     f"input {info.name!r} has a negative size on axis {axis}: {dim.dim_value}"
                 )
             dims.append(dim.dim_value)
-        elif dim.dim_param:
-            dims.append(symbol(names.get(dim.dim_param, dim.dim_param)))
+        elif dim.dim_param in names:
+            dims.append(symbol(names[dim.dim_param]))
         else:
             name = re.sub(r"\W+", "_", f"{info.name}_d{axis}")
             while name in taken:

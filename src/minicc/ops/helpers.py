@@ -230,7 +230,10 @@ def propagate_moves(*moved: int) -> Callable[[Inference], Contents]:
 
     def propagate(n: Inference) -> Contents:
         results = _evaluate(n, moved or None)
-        return [None] * n.n_outputs if results is None else results
+        if results is None:
+            return [None] * n.n_outputs
+        # numpy unwraps single elements: numbers are made plain again
+        return [r if r.dtype == object else content_of(r) for r in map(np.asarray, results)]
 
     return propagate
 
