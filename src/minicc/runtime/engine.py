@@ -126,7 +126,7 @@ class Runner:
                 if isinstance(part, Segment):
                     self._run_segment(part, frame, held)
                 else:
-                    self._run_step(*part, frame)
+                    self.run_step(*part, frame)
             return [self._output(b, frame) for b in program.outputs]
         finally:
             for bound, context in held:
@@ -145,9 +145,14 @@ class Runner:
         bound.patch(context)
         for b, view in context.views:
             values[b] = view
+        self.execute(segment, bound, context)
+
+    def execute(self, segment: Segment, bound: Bound, context: Context) -> None:  # noqa: ARG002  for who measures
+        """Run the rows of a context."""
         self.executor.run(context.rows)
 
-    def _run_step(self, step: Other, run: HostRunner | ControlRunner, frame: Frame) -> None:
+    def run_step(self, step: Other, run: HostRunner | ControlRunner, frame: Frame) -> None:
+        """Run a host or control step and keep its results."""
         results = run([frame.item(b) for b in step.inputs], frame.sizes)
         where = f"{step.op} node '{', '.join(step.origin)}'"
         for b, item, type_ in zip(step.outputs, results, step.types):

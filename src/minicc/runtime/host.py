@@ -37,11 +37,10 @@ class HostCall:
 
 def host_operator(domain: str, name: str, attrs: Mapping[str, Any]) -> OpDef:
     """The registered op of that name, else ONNX's own implementation. Raises UnsupportedOpError when there is none."""
-    import minicc.ops  # noqa: F401  fills the registry; only programs with host steps pay for it
-    from minicc.ops.host import host_op
+    from minicc.ops import host  # fills the registry too; only programs with host steps pay for it
 
     op = find_op(name, domain)
-    return op if op is not None else host_op(domain, name, attrs)
+    return op if op is not None else host.host_op(domain, name, attrs)
 
 
 def _value(buffer: Buffer) -> Value:

@@ -76,6 +76,10 @@ class CompiledModule:
         self.signature.check(arrays)
         return self._own(runner.run(arrays, {}), arrays)
 
+    def prepare(self) -> None:
+        """Load the code now rather than at the first call."""
+        _ = self.runner
+
     @property
     def runner(self) -> Runner:
         """The prepared program; made on first use. Raises TargetError when this machine cannot run the target."""
@@ -104,12 +108,13 @@ class CompiledModule:
         self.machine = Machine(
             self.program.kernels, functions, self.target, threads, self.options.max_bytes, self.options.max_loop_iterations
         )
-        return Runner(self.program, self.machine, executor, self._make_step)
+        return Runner(self.program, self.machine, executor, self.make_step)
 
-    def _make_step(self, step: Other, program: Program, runner: Runner) -> HostCall | ControlCall:
+    def make_step(self, step: Other, program: Program, runner: Runner) -> HostCall | ControlCall:
+        """A host or control step, ready to run; bodies get runners of the same class."""
         if isinstance(step, HostStep):
             return HostCall(step, program, self.options.max_bytes, self.options.max_loop_iterations)
-        bodies = [Runner(body, runner.machine, runner.executor, self._make_step) for body in step.bodies]
+        bodies = [type(runner)(body, runner.machine, runner.executor, self.make_step) for body in step.bodies]
         return ControlCall(step, bodies, runner.machine)
 
     def _ready(self, items: Sequence[Any]) -> Sequence[Any]:

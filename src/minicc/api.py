@@ -1,0 +1,113 @@
+"""`compile`: the walk from an ONNX model to a callable module.
+
+    ONNX file -> frontend -> graph -> passes -> graph -> lower -> program -> kernels -> module
+
+Everything it does is in the packages it calls; loading a saved module is in `minicc.module`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minicc.debug.dump import Dump
+from minicc.errors import MiniccError, PlacementError
+from minicc.frontend.model import ImportedModel, load_model
+from minicc.ir.text import print_graph
+from minicc.lower.lower import lower
+from minicc.lower.program import HostStep, Program
+from minicc.lower.templates import is_anchor
+from minicc.module import CompileReport, Module, Progress, Stages
+from minicc.options import Options
+from minicc.passes import default_pipeline
+from minicc.passes.manager import PassContext, run_passes
+from minicc.runtime.code import build_code
+from minicc.runtime.module import steps_of
+from minicc.runtime.store import Store
+from minicc.targets.cpu import parse_target
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["HostNodesWarning", "Module", "compile"]
+
+
+class HostNodesWarning(UserWarning):
+    """Some nodes of a model run on the host, in numpy."""
+
+
+def compile(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    target: str = "cpu",
+    *,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    **option_overrides: Any,
+) -> Module:
+    """Compile an ONNX model: a path, its bytes, or a ModelProto.
+
+    options: None takes the defaults and the environment; single options may be given as keywords. Whatever is wrong
+    with the model, the options or the target is a MiniccError.
+    """
+    options = (options or Options.from_env()).override(**option_overrides)
+    cpu = parse_target(target)
+    store = Store(options.store_dir)
+    stage = Stages(progress)
+    dump = Dump(options)
+
+    stage("import")
+    imported = load_model(model, options)
+    dump.graph("import", imported.graph)
+
+    stage("passes")
+    context = PassContext(options, is_anchor=is_anchor)
+    report = run_passes(imported.graph, default_pipeline(options), options, [dump.graph], context)
+    if report.stopped_after:
+        _stop(imported, report.stopped_after)
+
+    stage("lower")
+    program = _named(lower(imported.graph, cpu, options), imported)
+    dump.program(program)
+    _check_placement(program, options)
+
+    stage("kernels")
+    code = build_code(program.kernels, cpu, store, stage.kernels)
+    dump.kernels(code, cpu)
+
+    runs = sum(row.runs for row in report.rows)
+    full = CompileReport(report.rows, stage.finish(), imported.warnings)
+    module = Module(program, code, cpu, options, pass_runs=runs, notes={"graph": print_graph(imported.graph)}, report=full)
+    if not cpu.missing_features():
+        module.prepare()
+    dump.report(asdict(full), module)
+    return module
+
+
+def _named(program: Program, imported: ImportedModel) -> Program:
+    """The program under the model's own names."""
+    name = imported.graph.name if imported.name in ("", "model") else Path(imported.name).stem
+    return replace(
+        program, name=name, input_names=tuple(a.name for a in imported.inputs),
+        output_names=tuple(a.name for a in imported.outputs),
+    )  # fmt: skip
+
+
+def _check_placement(program: Program, options: Options) -> None:
+    """Say which nodes have no kernel: an error in strict mode, else one warning."""
+    found = [step for step in steps_of(program) if isinstance(step, HostStep)]
+    if not found:
+        return
+    shown = [f"{s.op} {', '.join(s.origin)}: {s.reason or 'no kernel'}" for s in found[:10]]
+    more = [f"and {len(found) - 10} more"] if len(found) > 10 else []
+    what = f"{len(found)} node(s) of {program.name!r} run on the host, in numpy"
+    if options.strict:
+        raise PlacementError(what, why="; ".join([*shown, *more]), hint="compile without strict=True to accept this")
+    warnings.warn("\n  ".join([what + ":", *shown, *more]), HostNodesWarning, stacklevel=3)
+
+
+def _stop(imported: ImportedModel, name: str) -> None:
+    print(print_graph(imported.graph))
+    raise MiniccError(f"compilation stopped after pass {name!r}", hint="as options.stop_after asks; unset it to go on")

@@ -1,0 +1,124 @@
+"""A compiled model as its user sees it: call it, save it, load it, look inside.
+
+Needs neither onnx nor Numba: loading a saved module brings everything along. Compiling is in `minicc.api`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from minicc.debug import levels
+from minicc.debug.explain import Explanation, explain
+from minicc.debug.profile import Profile, profile
+from minicc.lower.program import Program
+from minicc.options import Options
+from minicc.passes.manager import PassRow
+from minicc.runtime import artifact
+from minicc.runtime.artifact import Saved
+from minicc.runtime.code import Code
+from minicc.runtime.module import CompiledModule
+from minicc.runtime.store import Store
+from minicc.targets.cpu import CpuTarget
+
+# progress(stage, done, of): what is being done; `of` is 0 where the amount of work is not known.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What compilation did: a row per pass, seconds per stage, and what the frontend had to say about the file."""
+
+    passes: tuple[PassRow, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
+        rows = [f"{r.name:<24}{r.changes:>6} changes {r.nodes_before:>6} -> {r.nodes_after} nodes" for r in self.passes]
+        return "\n".join([*rows, stages, *self.warnings])
+
+
+class Module(CompiledModule):
+    """A compiled model: call it, save it, look inside."""
+
+    def __init__(self, program: Program, code: Code, target: CpuTarget, options: Options, *, pass_runs: int = 0,
+                 notes: Mapping[str, Any] | None = None, report: CompileReport | None = None) -> None:  # fmt: skip
+        super().__init__(program, code, target, options, pass_runs=pass_runs, notes=notes)
+        self.report = report or CompileReport()
+
+    def run_items(self, items: Any) -> list[Any]:
+        """All outputs for inputs in order."""
+        if self.options.debug >= levels.RUNS:
+            levels.show(levels.RUNS, self.options, str(profile(self, items, repeats=1, warm=0)))
+        return super().run_items(items)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the module to a file that `minicc.load` reads. Raises ArtifactError."""
+        notes = {"report": asdict(self.report), **self.notes}
+        saved = Saved(self.program, self.code, self.target, self.options, self.pass_runs, notes)
+        artifact.save(path, saved, self.store)
+
+    def explain(self) -> Explanation:
+        """Per kernel: which layers, which tier, why not a faster one, work and traffic."""
+        return explain(self)
+
+    def profile(self, *args: Any, repeats: int = 10, **named: Any) -> Profile:
+        """Per kernel call: time, share, GFLOP/s, GB/s, for the given inputs (random ones when there are none)."""
+        items = self.signature.order(args, named) if args or named else None
+        return profile(self, items, repeats=repeats)
+
+    def source(self, layer: str = "") -> str:
+        """The generated texts of the kernels of a layer, by ONNX node name; of all kernels for the empty name."""
+        return explain(self).source(layer)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    **option_overrides: Any,
+) -> Module:
+    """Load a module written by `Module.save`; no pass runs, and kernels are compiled only where the file's do not fit.
+
+    trust: use the machine code in the file although it is not signed by this user. Only for files from a source that
+    may run code on this machine. Raises ArtifactError for a file that is damaged or not valid.
+    """
+    options = (options or Options.from_env()).override(**option_overrides)
+    store = Store(options.store_dir)
+    stage = Stages(progress)
+    stage("load")
+    saved = artifact.read(path, store, options, trust=trust, progress=stage.kernels)
+    report = CompileReport(seconds=stage.finish())
+    return Module(saved.program, saved.code, saved.target, saved.options, pass_runs=saved.pass_runs, notes=saved.notes,
+                  report=report)  # fmt: skip
+
+
+class Stages:
+    """Times the stages of a compilation and tells who wants to know."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds = progress, dict[str, float]()
+        self.current, self.started = "", 0.0
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        if self.current:
+            self.seconds[self.current] = now - self.started
+        self.current, self.started = name, now
+        if self.progress is not None and name:
+            self.progress(name, 0, 0)
+
+    def kernels(self, done: int, of: int) -> None:
+        """One more kernel is compiled."""
+        if self.progress is not None:
+            self.progress("kernels", done, of)
+
+    def finish(self) -> dict[str, float]:
+        self("")
+        return self.seconds
