@@ -238,10 +238,11 @@ def _shift_eval(x: Array, y: Array, *, direction: str) -> Any:
 
 
 def _shift(x: Expr, y: Expr, *, direction: str) -> Expr:
-    """A shift by the width of the type or more leaves only sign bits or zeros; hardware would wrap the count."""
+    """A negative count, or one of the width of the type or more, leaves only sign bits or zeros (hardware would wrap)."""
     bits = x.dtype.bits
-    shifted = binary("shl" if direction == "LEFT" else "shr", x, expr.minimum(y, bits - 1))
-    return shifted if direction == "RIGHT" and x.dtype.kind == "i" else select(y < bits, shifted, 0)
+    beyond = (y >= bits) | (y < 0) if y.dtype.kind == "i" else y >= bits
+    shifted = binary("shl" if direction == "LEFT" else "shr", x, select(beyond, bits - 1, y))
+    return shifted if direction == "RIGHT" and x.dtype.kind == "i" else select(beyond, 0, shifted)
 
 
 def _shift_infer(n: Inference) -> list[Type]:

@@ -1,8 +1,8 @@
 """Writes updates into an array at indices that are data: ScatterElements and ScatterND, in place.
 
 Updates that may meet in one element differ only in their sequence number, so a unit takes a run of lanes that
-never meet and goes through the sequence in order: the last of several updates stays, as if all were done one
-after another. A negative index counts from the end; one that is still outside is clamped: kernels cannot raise.
+never meet and goes through the sequence in order: the last of several updates stays, as if they were done one
+after another. A negative index counts from the end; one still outside is clamped, as kernels cannot raise.
 
 ScatterND        lanes are the elements of a slice, all at one place of DEPTH index numbers (SHARED)
 ScatterElements  lanes are all positions off the axis, each with its own index; the run lies behind the axis
@@ -59,7 +59,7 @@ def multiply(old, new):
 
 
 # Constants: memory access of the element type (by width where elements only move), pointer of the indices,
-# whether all lanes of a run share their indices, and the reduction: replace, add, multiply, maximum or minimum.
+# whether all lanes of a run share their indices, and the reduction (one of the helpers).
 POINTER = ptr_f32
 LOAD = ld
 LOAD_OLD = ld_out

@@ -2,8 +2,8 @@
 
 A heap of the K best so far, worst at the root, is kept in the result itself; most elements of a long row cost
 one comparison with the root. The heap is then sorted in place (heapsort: no recursion, no memory, n log K in
-the worst case). Equal elements are ordered by position, lower first; NaN counts as larger than every number, as
-in numpy (ONNX leaves it open, ONNX Runtime's order is arbitrary then). One unit is one row.
+the worst case). Equal elements are ordered by position, lower first; NaN counts as larger than every number,
+as in numpy (ONNX leaves it open, ONNX Runtime's order is arbitrary then). One unit is one row.
 """
 
 # ruff: noqa: F401  (constants name what a kernel uses)
