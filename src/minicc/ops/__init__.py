@@ -2,6 +2,7 @@
 
 from minicc.ops import (
     activations,
+    attention,
     cast,
     control,
     conv,
@@ -20,6 +21,7 @@ from minicc.ops import (
     recurrent,
     reduce,
     resize,
+    rotary,
     sample,
     search,
     shape,
@@ -28,6 +30,7 @@ from minicc.ops import (
 
 __all__ = [
     "activations",
+    "attention",
     "cast",
     "control",
     "conv",
@@ -46,6 +49,7 @@ __all__ = [
     "recurrent",
     "reduce",
     "resize",
+    "rotary",
     "sample",
     "search",
     "shape",
