@@ -14,6 +14,7 @@ from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph, Value
 from minicc.ir.types import TensorType, f32
 from minicc.passes.fold_affine import fold_affine
+from minicc.passes.manager import PassContext
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:
@@ -48,7 +49,7 @@ def per_channel(graph: Graph, x: Value, op: str, swap: bool) -> Value:
 
 def agree(graph: Graph, x: np.ndarray) -> int:
     before = evaluate(graph, [x])
-    changes = fold_affine(graph)
+    changes = fold_affine(graph, PassContext())
     for a, b in zip(before, evaluate(graph, [x]), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(np.abs(a).max())))

@@ -6,6 +6,8 @@ loops; otherwise the host, with the reason. The tier of each node is a fact of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minicc.ir.expr import Expr, const, iteration
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
@@ -14,7 +16,7 @@ from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Write
 from minicc.lower.inplace import reuse_in_place
 from minicc.lower.context import KernelTable, Lowering, is_view
-from minicc.lower.program import Buffer, ControlStep, HostStep, Program
+from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
 from minicc.lower.templates import find_template
 from minicc.options import Options
 from minicc.passes.fuse import has_loops
@@ -46,13 +48,28 @@ def lower_graph(graph: Graph, target: CpuTarget, options: Options, table: Kernel
         found = buffers[number]
         if found.kind == "temporary":
             buffers[number] = Buffer(found.name, found.dtype, found.shape, "output")
-    steps = low.steps
+    steps = drop_unread(low.steps, frozenset(outputs))
     if options.opt_level > 0:
         steps = reuse_in_place(steps, buffers, frozenset(outputs), table, tuple(table.index))
     return Program(
         graph.name, tuple(buffers), tuple(steps), tuple(inputs), tuple(outputs),
         tuple(v.type for v in graph.inputs), tuple(v.type for v in graph.outputs),
     )  # fmt: skip
+
+
+def drop_unread(steps: Sequence[Step], kept: frozenset[int]) -> list[Step]:
+    """Steps without kernels whose results nobody reads (operands prepared for a template that refused in the end)."""
+    read: set[int] = set(kept)
+    out: list[Step] = []
+    for step in reversed(steps):
+        if isinstance(step, KernelStep):
+            if not read.intersection(step.writes):
+                continue
+            read.update(step.reads)
+        else:
+            read.update(b for b in step.inputs if b is not None)
+        out.append(step)
+    return out[::-1]
 
 
 def _output(low: Lowering, value: Value, graph: Graph) -> int:

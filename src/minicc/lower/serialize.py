@@ -365,11 +365,9 @@ def _reduction(data: Any, sizes: int) -> tuple[Any, ...]:
     _need(kind in REDUCTIONS, f"unknown reduction {kind!r}")
     checked: list[Any] = []
     for extent in _list(extents):
-        if isinstance(extent, list):
-            _need(len(extent) == 2 and extent[0] == "literal", "not an extent")
-            checked.append(("literal", _integer(extent[1], 0, 1 << 62)))
-        else:
-            checked.append(_integer(extent, 0, sizes - 1))
+        form, number = _list(extent)
+        _need(form in ("literal", "word"), f"unknown extent {form!r}")
+        checked.append((form, _integer(number, 0, 1 << 62 if form == "literal" else sizes - 1)))
     numbers = tuple(_integer(a, 0, 63) for a in _list(axes))
     _need(len(numbers) == len(checked), "a reduction's axes and extents differ in number")
     return kind, numbers, tuple(checked)

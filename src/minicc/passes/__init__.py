@@ -8,9 +8,11 @@ from minicc.options import Options
 from minicc.passes.clean import common_subexpressions, dead_code
 from minicc.passes.expand import expand
 from minicc.passes.fold import fold_constants, fold_shape_values
+from minicc.passes.fold_affine import fold_affine
 from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
 from minicc.passes.manager import Pass, PassContext, Repeat
+from minicc.passes.transposes import sink_transposes
 
 
 def _fuse(graph: Graph, context: PassContext) -> int:
@@ -22,7 +24,9 @@ FOLD_CONSTANTS = Pass("fold-constants", fold_constants)
 DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
+FOLD_AFFINE = Pass("fold-affine", fold_affine)
 LAYOUT = Pass("choose-layout", choose_layout)
+SINK = Pass("sink-transposes", sink_transposes)
 FUSE = Pass("fuse", _fuse, Stage.FUSED)
 
 
@@ -31,8 +35,8 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     if options.opt_level == 0:
         return (FOLD_SHAPES, DEAD_CODE, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
     first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE, MERGE))
-    layout = (LAYOUT, FOLD_CONSTANTS) if options.opt_level >= 2 else ()
-    return (first, EXPAND, first, *layout, MERGE, DEAD_CODE, FUSE)
+    layout = (LAYOUT, SINK, FOLD_CONSTANTS) if options.opt_level >= 2 else ()
+    return (first, FOLD_AFFINE, EXPAND, first, *layout, MERGE, DEAD_CODE, FUSE)
 
 
 __all__ = ["default_pipeline"]

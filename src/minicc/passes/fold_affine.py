@@ -17,14 +17,16 @@ import numpy as np
 
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import TensorType
+from minicc.passes.common import bodies
+from minicc.passes.manager import PassContext
 
 Array = np.ndarray[Any, Any]
 LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
-def fold_affine(graph: Graph) -> int:
+def fold_affine(graph: Graph, context: PassContext) -> int:
     """Apply every fold until none applies, also in bodies of control flow; returns how many were applied."""
-    changes = sum(fold_affine(a) for node in graph.nodes for a in node.attrs.values() if isinstance(a, Graph))
+    changes = sum(fold_affine(body, context) for body in bodies(graph))
     again = True
     while again:
         again = False

@@ -20,17 +20,16 @@ from minicc.ir.dims import Dim
 from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Content, Kind
 from minicc.ir.types import TensorType
+from minicc.passes.common import bodies
+from minicc.passes.manager import PassContext
 
 Perm = tuple[int, ...]
 RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 
 
-def sink_transposes(graph: Graph) -> int:
+def sink_transposes(graph: Graph, context: PassContext) -> int:
     """Sink and cancel to a fixpoint, also in bodies of control flow; returns the number of rewrites."""
-    changes = sum(
-        sink_transposes(a) for node in graph.nodes for a in node.attrs.values()
-        if isinstance(a, Graph) and node.op.name != "Fused"
-    )  # fmt: skip
+    changes = sum(sink_transposes(body, context) for body in bodies(graph))
     again = True
     while again:
         again = False

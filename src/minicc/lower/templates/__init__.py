@@ -14,6 +14,7 @@ from minicc.lower.context import Lowering
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.matmul import lower_matmul
+from minicc.lower.templates.pool import lower_pool
 from minicc.lower.templates.scan import lower_scan
 from minicc.lower.templates.scatter import lower_scatter_elements, lower_scatter_nd
 from minicc.lower.templates.topk import lower_topk
@@ -22,6 +23,8 @@ Lower = Callable[[Lowering, Node, Node | None], str]
 TABLE: dict[tuple[str, str], Lower] = {
     ("", "Conv"): lower_conv,
     ("", "MatMul"): lower_matmul,
+    ("", "MaxPool"): lower_pool,
+    ("", "AveragePool"): lower_pool,
     ("", "ScatterElements"): lower_scatter_elements,
     ("", "ScatterND"): lower_scatter_nd,
     ("", "CumSum"): lower_scan,
@@ -29,7 +32,7 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "TopK"): lower_topk,
 }
 # Templates that end in a generated epilogue.
-FUSED = frozenset((("", "Conv"), ("", "MatMul")))
+FUSED = frozenset((("", "Conv"), ("", "MatMul"), ("", "MaxPool"), ("", "AveragePool")))
 
 
 def find_template(node: Node) -> Lower | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,14 @@ from minicc.ir.types import f32, i64
 from minicc.kernels import packing
 from minicc.kernels.domain import panel_columns
 from minicc.lower.affine import linearise, row_major
-from minicc.lower.body import Write
+from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
+
+Array = np.ndarray[Any, Any]
+Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
 
 
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -63,6 +67,13 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
             space, (buffer, weights), flops, results=results, name="conv_1x1",
         )  # fmt: skip
         return ""
+    if groups == filters and channels == 1 and groups > 1:
+        return _lower_depthwise(low, node, lead, (buffer, offset, strides), w, geometry, spatial, finish, flops)
+    data = w.data
+    if groups > 1 and data is not None:
+        # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
+        data, groups = packing.merge_groups(data, groups, low.target.vector_width)
+        channels = data.shape[1]
     batch, per_group = out[0], filters // groups
     axes = (batch, groups, *pixels, per_group)
     index = image_index(layout, rank, per_group)
@@ -70,7 +81,7 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [pixel], axes, index, finish)
     if isinstance(space, str):
         return space
-    weights, nr = _packed_filters(low, node, w, groups)
+    weights, nr = _packed_filters(low, node, w, data, groups)
     pad = 3 - rank
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "GROUPS": groups, "M": product(pixels),
@@ -80,6 +91,41 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     name = f"conv_{'x'.join(map(str, kernel))}"
     common.emit(low, node, "conv", {"NR": nr}, values, space, (buffer, weights), flops, results=results, name=name)
     return ""
+
+
+def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Dim, tuple[Dim, ...]], w: Value,
+                     geometry: Window, spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
+    """One input and one output channel per group: vectors over channels."""
+    if w.data is None:
+        return "depthwise weights are computed at run time"
+    anchor, _ = common.anchor_of(node, lead)
+    buffer, offset, strides = x
+    out, layout, rank, channels = anchor.output.shape, anchor.attrs["layout"], len(spatial), w.data.shape[0]
+    pixels = [out[a] for a in spatial_axes(layout, len(out))]
+    space = window_space(low, node, lead, pixels, channels, finish)
+    if isinstance(space, str):
+        return space
+    nr = panel_columns(low.target, channels)
+    key = ("pack_depthwise", id(w.data), nr)
+    if key not in low.constants:
+        low.constant(packing.pack_depthwise(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
+    weights = low.constants[key]
+    values: dict[str, Word | Dim] = {
+        "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": 1, "M": product(pixels),
+        "N": channels, "C": 1, "X_IMAGE": strides[0], **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
+    }  # fmt: skip
+    results = node.outputs if lead is not None else (anchor.output,)
+    common.emit(low, node, "depthwise", {"NR": nr}, values, space, (buffer, weights), flops, results=results)
+    return ""
+
+
+def window_space(low: Lowering, node: Node, lead: Node | None, pixels: Sequence[Dim], channels: Dim,
+                 finish: Finish = None) -> Space | str:  # fmt: skip
+    """The epilogue space (image, 1, pixel, channel) of a depthwise convolution or a pool."""
+    anchor, _ = common.anchor_of(node, lead)
+    index = image_index(anchor.attrs["layout"], len(pixels), channels)
+    pixel = {2 + a: s for a, s in enumerate(row_major(pixels))}
+    return common.epilogue(low, node, lead, [pixel], (anchor.output.shape[0], 1, *pixels, channels), index, finish)
 
 
 def spatial_words(spatial: Sequence[Dim], pixels: Sequence[Dim], geometry: Window, pad: int,
@@ -100,7 +146,7 @@ def image_index(layout: str, rank: int, per_group: Dim) -> tuple[Expr, ...]:
     return tuple(activation_shape(layout, iteration(0), channel, pixels))
 
 
-def bias_adder(low: Lowering, bias: Value | None, axis: int) -> Callable[[Expr, tuple[Expr, ...]], Expr] | None:
+def bias_adder(low: Lowering, bias: Value | None, axis: int) -> Finish:
     """Adds the bias of an element's channel to the accumulator."""
     if bias is None:
         return None
@@ -143,13 +189,13 @@ def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     return _packed_at_run_time(low, node, w, nr, 0), nr
 
 
-def _packed_filters(low: Lowering, node: Node, w: Value, groups: int) -> tuple[int, int]:
-    """(panels per tap with the zero row behind them, NR)."""
+def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int) -> tuple[int, int]:
+    """(panels per tap with the zero row behind them, NR) of constant weights `data`, or of weights the model computes."""
     nr = panel_columns(low.target, int(w.shape[0]) // groups)  # type: ignore[arg-type]
-    if w.data is not None:
+    if data is not None:
         key = ("pack_conv", id(w.data), nr, groups)
         if key not in low.constants:
-            low.constant(packing.pack_conv(w.data.astype(np.float32, copy=False), groups, nr), f"{w.name}_packed", key)
+            low.constant(packing.pack_conv(data.astype(np.float32, copy=False), groups, nr), f"{w.name}_packed", key)
         return low.constants[key], nr
     return _packed_at_run_time(low, node, w, nr, w.shape[-1] * w.shape[1]), nr
 
