@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "minicc"
 # A package imports only from itself and from those before it.
 LAYERS = (
     "errors", "options", "ir", "targets", "ops", "frontend", "passes", "kernels", "lower", "codegen",
-    "runtime", "debug", "api", "demo", "__main__",
+    "runtime", "debug", "module", "api", "backend", "demo", "cli", "__main__",
 )
 # Packages that are slow to import or optional: functions may import them when they need them.
 HEAVY = {
@@ -28,6 +28,8 @@ HEAVY = {
 DEFERRED = {
     "codegen/build.py": {"minicc.codegen.objects"},
     "codegen/worker.py": {"minicc.codegen.objects", "minicc.targets.cpu"},
+    "debug/bench_kernel.py": {"minicc.codegen.objects"},
+    "debug/dump.py": {"minicc.codegen.objects"},
     "runtime/host.py": {"minicc.ops"},
 }
 # Not loaded by `import minicc`.

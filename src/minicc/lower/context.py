@@ -13,13 +13,13 @@ import numpy as np
 
 from minicc.errors import CodegenError
 from minicc.ir.dims import Dim, product
-from minicc.ir.expr import Expr, dim, iteration, walk
+from minicc.ir.expr import EXPENSIVE, Expr, dim, iteration, walk
 from minicc.ir.graph import Node, Value
 from minicc.ir.opdef import Kind
-from minicc.ir.types import DType, OpaqueType, TensorType
+from minicc.ir.types import DType, OpaqueType, TensorType, dtype_of
 from minicc.lower.affine import affine, linearise, row_major
 from minicc.lower.body import BodyWord, Write, normalise
-from minicc.lower.compose import RESHAPES, VIEWS, Composer
+from minicc.lower.compose import RESHAPES, VIEWS, Composer, broadcast_index
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Buffer, KernelStep, Step, Word
 from minicc.targets.cpu import CpuTarget
@@ -65,8 +65,6 @@ class Lowering:
         """A constant array, shared by `key` (the identity of the original weights and how they were packed)."""
         if key is not None and key in self.constants:
             return self.constants[key]
-        from minicc.ir.types import dtype_of
-
         number = self.new_buffer(name, dtype_of(data.dtype), data.shape, "constant", data)
         if key is not None:
             self.constants[key] = number
@@ -142,8 +140,6 @@ class Lowering:
 
     def view(self, value: Value, shape: Sequence[Dim]) -> tuple[int, Dim, tuple[Dim, ...]] | None:
         """(buffer, offset, strides over `shape`) when the value, broadcast to `shape`, is an affine view of an array."""
-        from minicc.lower.compose import broadcast_index
-
         index = [iteration(a) for a in range(len(shape))]
         expr = self.composer().element(value, broadcast_index(index, shape, value.shape))
         if expr.op != "load":
@@ -221,8 +217,6 @@ def is_view(node: Node) -> bool:
 
 def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
     """(operations, nanoseconds on one core) of some writes; nanoseconds are scaled to integers per 100 elements."""
-    from minicc.ir.expr import EXPENSIVE
-
     operations, hundredths = 0, 0.0
     repeats: Dim = 1
     for write in writes:

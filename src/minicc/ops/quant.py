@@ -14,7 +14,7 @@ import numpy as np
 
 from minicc.ir.dims import Dim, ceil_divide
 from minicc.ir.opdef import Inference, Kind, OpDef, register
-from minicc.ir.types import DType, TensorType, f32, i8, i16, i32, u8, u16
+from minicc.ir.types import DType, TensorType, dtype_of, f32, i8, i16, i32, u8, u16
 from minicc.ops.cast import convert
 from minicc.ops.conv import CONV_ATTRS, conv_type, convolve
 from minicc.ops.helpers import Array, default_refuse, element_type, widen
@@ -155,8 +155,6 @@ def _quantise_expand(b: Builder, node: Node) -> list[Value]:
 
 def _quantise_eval(x: Array, scale: Array, zero: Array | None = None, *, axis: int, block_size: int, output_dtype: int,
                    precision: int, saturate: int) -> Array:  # fmt: skip
-    from minicc.ir.types import dtype_of
-
     dtype = dtype_of(zero.dtype) if zero is not None else element_type(output_dtype) if output_dtype else u8
     wide_scale = _spread_array(scale, x.shape, axis, block_size)
     wide_zero = None if zero is None else _spread_array(zero, x.shape, axis, block_size)
@@ -285,8 +283,6 @@ def integer_product(a: Array, b: Array, a_zero: Array | None, b_zero: Array | No
 
 def _qlinear_matmul_eval(a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale: Array, b_zero: Array, y_scale: Array,
                          y_zero: Array) -> Array:  # fmt: skip
-    from minicc.ir.types import dtype_of
-
     total = integer_product(a, b, a_zero, b_zero).astype(np.float32)
     scale = a_scale.astype(np.float32).reshape(along_rows(a_scale.shape)) * b_scale.astype(np.float32)
     return requantise_array(total * (scale / y_scale.astype(np.float32)), y_zero, dtype_of(y_zero.dtype))
@@ -339,8 +335,6 @@ def _qlinear_conv_expand(b: Builder, node: Node) -> list[Value]:
 
 def _qlinear_conv_eval(x: Array, x_scale: Array, x_zero: Array, w: Array, w_scale: Array, w_zero: Array, y_scale: Array,
                        y_zero: Array, bias: Array | None = None, **attrs: Any) -> Array:  # fmt: skip
-    from minicc.ir.types import dtype_of
-
     attrs = _layout(attrs)
     channel = (-1, *(1,) * (w.ndim - 1))
     image = to_channels_first(x, attrs["layout"]).astype(np.int32) - np.int32(x_zero.reshape(-1)[0])
