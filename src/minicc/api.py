@@ -19,6 +19,7 @@ from minicc.frontend.model import ImportedModel, load_model
 from minicc.ir.text import print_graph
 from minicc.lower.lower import lower
 from minicc.lower.program import HostStep, Program
+from minicc.lower.prune import prune_kernels
 from minicc.lower.templates import is_anchor
 from minicc.module import CompileReport, Module, Progress, Stages
 from minicc.options import Options
@@ -69,7 +70,7 @@ def compile(
         _stop(imported, report.stopped_after)
 
     stage("lower")
-    program = _named(lower(imported.graph, cpu, options), imported)
+    program = _named(prune_kernels(lower(imported.graph, cpu, options)), imported)
     dump.program(program)
     _check_placement(program, options)
 

@@ -40,7 +40,7 @@ def rich_program() -> Program:
     """Every construct the format knows, not meant to run."""
     body = Body(
         (Operand(f32, (1, None)), Operand(f32, (1, 0), output=True, shared=True)),
-        (Write(1, reduce("sum", (1,), (0,), select(
+        (Write(1, reduce("sum", (1, 2), (("word", 0), ("literal", 3)), select(
             Expr("lt", boolean, (iteration(0), Expr("dim", i64, arg=0))),
             load(0, f32, [iteration(0)]), const(float("-inf"), f32)))),),
         1,
