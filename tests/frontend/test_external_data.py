@@ -15,11 +15,15 @@ WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 def model(location="weights.bin", **entries):
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2, 3], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[2, 3], data_location=TensorProto.EXTERNAL
+    )
     for key, item in {"location": location, **entries}.items():
         tensor.external_data.add(key=key, value=str(item))
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", info[:1], info[1:], initializer=[tensor])
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", info[:1], info[1:], initializer=[tensor]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -127,6 +131,8 @@ def test_model_saved_by_onnx(folder):
     proto = model(offset=16, length=24)
     del proto.graph.initializer[:]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(WEIGHT, "w"))
-    onnx.save(proto, folder / "saved.onnx", save_as_external_data=True, location="saved.data", size_threshold=0)
+    onnx.save(
+        proto, folder / "saved.onnx", save_as_external_data=True, location="saved.data", size_threshold=0
+    )
     (y,) = evaluate(load_model(folder / "saved.onnx").graph, {"x": np.ones((2, 3), np.float32)})
     np.testing.assert_array_equal(y, WEIGHT + 1)

@@ -24,7 +24,9 @@ def value(name, shape=(2, 3), dtype=F):
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def model(nodes, inputs=None, outputs=None, initializers=(), functions=(), opset=17, opsets=None, ir_version=8):
+def model(
+    nodes, inputs=None, outputs=None, initializers=(), functions=(), opset=17, opsets=None, ir_version=8
+):
     graph = helper.make_graph(
         nodes,
         "g",
@@ -89,7 +91,11 @@ def function_chain(depth):
     functions = []
     for i in range(depth):
         last = i == depth - 1
-        inner = node("Relu", ["a"], ["b"]) if last else helper.make_node(f"f{i + 1}", ["a"], ["b"], domain="local")
+        inner = (
+            node("Relu", ["a"], ["b"])
+            if last
+            else helper.make_node(f"f{i + 1}", ["a"], ["b"], domain="local")
+        )
         functions.append(helper.make_function("local", f"f{i}", ["a"], ["b"], [inner], opsets))
     call = helper.make_node("f0", ["x"], ["y"], domain="local")
     return model([call], functions=functions, opsets=opsets)
@@ -101,8 +107,10 @@ def function_tree(depth):
     functions = []
     for i in range(depth):
         name = f"f{i + 1}"
-        calls = [helper.make_node(name, ["a"], ["t"], domain="local"),
-                 helper.make_node(name, ["t"], ["b"], domain="local")]  # fmt: skip
+        calls = [
+            helper.make_node(name, ["a"], ["t"], domain="local"),
+            helper.make_node(name, ["t"], ["b"], domain="local"),
+        ]
         body = [node("Relu", ["a"], ["b"])] if i == depth - 1 else calls
         functions.append(helper.make_function("local", f"f{i}", ["a"], ["b"], body, opsets))
     call = helper.make_node("f0", ["x"], ["y"], domain="local")
@@ -113,10 +121,13 @@ def nested_if(depth):
     graph = helper.make_graph([node("Relu", ["x"], ["leaf"])], "leaf", [], [value("leaf")])
     for i in range(depth):
         graph = helper.make_graph(
-            [node("If", ["c"], [f"o{i}"], then_branch=graph, else_branch=graph)] if i < 1 else
-            [node("If", ["c"], [f"o{i}"], then_branch=graph, else_branch=leaf(f"e{i}"))],
-            f"b{i}", [], [value(f"o{i}")],
-        )  # fmt: skip
+            [node("If", ["c"], [f"o{i}"], then_branch=graph, else_branch=graph)]
+            if i < 1
+            else [node("If", ["c"], [f"o{i}"], then_branch=graph, else_branch=leaf(f"e{i}"))],
+            f"b{i}",
+            [],
+            [value(f"o{i}")],
+        )
     outer = node("If", ["c"], ["y"], then_branch=graph, else_branch=leaf("e"))
     return model([outer], [value("x"), value("c", (), TensorProto.BOOL)])
 
@@ -151,10 +162,11 @@ def nested_bytes(depth):
 def endless_loop():
     trips = numpy_helper.from_array(np.array(1 << 62, dtype=np.int64), "m")
     body = helper.make_graph(
-        [node("Identity", ["c"], ["c2"]), node("Relu", ["a"], ["b"])], "body",
+        [node("Identity", ["c"], ["c2"]), node("Relu", ["a"], ["b"])],
+        "body",
         [value("i", (), TensorProto.INT64), value("c", (), TensorProto.BOOL), value("a")],
         [value("c2", (), TensorProto.BOOL), value("b")],
-    )  # fmt: skip
+    )
     return model([node("Loop", ["m", "", "x"], ["y"], body=body)], initializers=[trips])
 
 
@@ -200,12 +212,18 @@ def zipped():
 
 def convolution(**attrs):
     weight = numpy_helper.from_array(np.zeros((4, 4, 3, 3), np.float32), "w")
-    return model([node("Conv", ["x", "w"], ["y"], **attrs)], [value("x", (1, 4, 8, 8))], [value("y", None)], [weight])
+    return model(
+        [node("Conv", ["x", "w"], ["y"], **attrs)], [value("x", (1, 4, 8, 8))], [value("y", None)], [weight]
+    )
 
 
 def with_constant(op, array, opset=17, **attrs):
-    return model([node(op, ["x", "s"], ["y"], **attrs)], outputs=[value("y", None)],
-                 initializers=[numpy_helper.from_array(array, "s")], opset=opset)  # fmt: skip
+    return model(
+        [node(op, ["x", "s"], ["y"], **attrs)],
+        outputs=[value("y", None)],
+        initializers=[numpy_helper.from_array(array, "s")],
+        opset=opset,
+    )
 
 
 TYPED = {
@@ -213,7 +231,10 @@ TYPED = {
     "garbage": (lambda: bytes(range(256)) * 8, InvalidModelError),
     "zip": (zipped, InvalidModelError),
     "text": (lambda: b"agraph (float[N] x) => (float[N] y) { y = Relu(x) }", InvalidModelError),
-    "truncated": (lambda: model([RELU], initializers=[int64("k", range(99))]).SerializeToString()[:-40], InvalidModelError),
+    "truncated": (
+        lambda: model([RELU], initializers=[int64("k", range(99))]).SerializeToString()[:-40],
+        InvalidModelError,
+    ),
     "zeros": (lambda: bytes(4096), InvalidModelError),
     "wrong kind": (lambda: 42, InvalidModelError),
     "empty proto": (onnx.ModelProto, InvalidModelError),
@@ -224,23 +245,34 @@ TYPED = {
     "no opset": (without_opset, InvalidModelError),
     "two opsets": (two_opsets, InvalidModelError),
     "opset 999": (lambda: model([RELU], opset=999), InvalidModelError),
-    "opset 6": (lambda: model([RELU], opset=6), InvalidModelError),
+    "opset 0": (lambda: model([RELU], opset=0), InvalidModelError),
+    "form of opset 5": (lambda: model([RELU], opset=5), InvalidModelError),
     "ir 99": (lambda: model([RELU], ir_version=99), InvalidModelError),
     "cycle": (lambda: model([node("Add", ["x", "y"], ["a"]), node("Relu", ["a"], ["y"])]), InvalidModelError),
     "self cycle": (lambda: model([node("Add", ["x", "y"], ["y"])]), InvalidModelError),
     "missing input": (lambda: model([node("Add", ["x", "xx"], ["y"])]), InvalidModelError),
     "missing output": (lambda: model([node("Relu", ["x"], ["z"])]), InvalidModelError),
     "duplicate output": (lambda: model([RELU, node("Neg", ["x"], ["y"])]), InvalidModelError),
-    "output shadows input": (lambda: model([node("Relu", ["x"], ["x"])], outputs=[value("x")]), InvalidModelError),
+    "output shadows input": (
+        lambda: model([node("Relu", ["x"], ["x"])], outputs=[value("x")]),
+        InvalidModelError,
+    ),
     "unknown op": (lambda: model([node("Rellu", ["x"], ["y"])]), UnsupportedOpError),
-    "unknown domain": (lambda: model([helper.make_node("Relu", ["x"], ["y"], domain="acme")],
-                                     opsets=[helper.make_opsetid("acme", 1)]), UnsupportedOpError),
+    "unknown domain": (
+        lambda: model(
+            [helper.make_node("Relu", ["x"], ["y"], domain="acme")], opsets=[helper.make_opsetid("acme", 1)]
+        ),
+        UnsupportedOpError,
+    ),
     "bad attribute type": (bad_attribute, InvalidModelError),
     "unknown attribute": (lambda: model([node("Relu", ["x"], ["y"], alpha=1.0)]), InvalidModelError),
     "too many inputs": (lambda: model([node("Relu", ["x", "x"], ["y"])]), InvalidModelError),
     "too many outputs": (lambda: model([node("Relu", ["x"], ["y", "z"])]), InvalidModelError),
     "missing attribute": (lambda: model([node("Concat", ["x", "x"], ["y"])]), InvalidModelError),
-    "axis out of range": (lambda: model([node("Concat", ["x", "x"], ["y"], axis=7)], outputs=[value("y", None)]), ShapeError),
+    "axis out of range": (
+        lambda: model([node("Concat", ["x", "x"], ["y"], axis=7)], outputs=[value("y", None)]),
+        ShapeError,
+    ),
     "recursive function": (recursive_function, InvalidModelError),
     "mutual recursion": (lambda: recursive_function(mutual=True), InvalidModelError),
     "function chain 3000": (lambda: function_chain(3000), ResourceLimitError),
@@ -254,12 +286,23 @@ TYPED = {
     "initializer negative": (lambda: huge_raw([-2, -3]), InvalidModelError),
     "initializer short": (lambda: huge_raw([2, 3], b"\0" * 20), InvalidModelError),
     "initializer long": (lambda: huge_raw([2, 3], b"\0" * 28), InvalidModelError),
-    "initializer of type 99": (lambda: model([RELU], initializers=[raw_tensor("w", 99, [1], b"\0")]), InvalidModelError),
-    "initializer of type 0": (lambda: model([RELU], initializers=[raw_tensor("w", 0, [1], b"\0")]), InvalidModelError),
+    "initializer of type 99": (
+        lambda: model([RELU], initializers=[raw_tensor("w", 99, [1], b"\0")]),
+        InvalidModelError,
+    ),
+    "initializer of type 0": (
+        lambda: model([RELU], initializers=[raw_tensor("w", 0, [1], b"\0")]),
+        InvalidModelError,
+    ),
     "initializer rank 1000": (lambda: huge_raw([1] * 1000, b"\0" * 4), InvalidModelError),
-    "initializer without data": (lambda: model([RELU], initializers=[TensorProto(name="w", data_type=F, dims=[5])]),
-                                 InvalidModelError),
-    "initializer twice": (lambda: model([RELU], initializers=[int64("k", [1]), int64("k", [2])]), InvalidModelError),
+    "initializer without data": (
+        lambda: model([RELU], initializers=[TensorProto(name="w", data_type=F, dims=[5])]),
+        InvalidModelError,
+    ),
+    "initializer twice": (
+        lambda: model([RELU], initializers=[int64("k", [1]), int64("k", [2])]),
+        InvalidModelError,
+    ),
     "sparse index": (lambda: sparse([7], [2, 3]), InvalidModelError),
     "sparse negative index": (lambda: sparse([-1], [2, 3]), InvalidModelError),
     "sparse bomb": (lambda: sparse([0], [1 << 31, 1 << 31]), MiniccError),
@@ -276,9 +319,12 @@ TYPED = {
     "reshape two -1": (lambda: with_constant("Reshape", np.array([-1, -1], np.int64)), MiniccError),
     "reshape wrong size": (lambda: with_constant("Reshape", np.array([7, 7], np.int64)), MiniccError),
     "negative shape": (lambda: constant_of_negative_shape(), MiniccError),
-    "transpose perm": (lambda: model([node("Transpose", ["x"], ["y"], perm=[0, 0])], outputs=[value("y", None)]), MiniccError),
+    "transpose perm": (
+        lambda: model([node("Transpose", ["x"], ["y"], perm=[0, 0])], outputs=[value("y", None)]),
+        MiniccError,
+    ),
     "matmul sizes": (lambda: model([node("MatMul", ["x", "x"], ["y"])]), ShapeError),
-}  # fmt: skip
+}
 
 
 def constant_of_negative_shape():
@@ -297,7 +343,11 @@ def test_hostile_model_gives_typed_error(name):
 
 
 def test_all_unsupported_operators_are_reported_at_once():
-    nodes = [node("Rellu", ["x"], ["a"], name="first"), node("Rellu", ["a"], ["b"]), node("Sofmax", ["b"], ["y"])]
+    nodes = [
+        node("Rellu", ["x"], ["a"], name="first"),
+        node("Rellu", ["a"], ["b"]),
+        node("Sofmax", ["b"], ["y"]),
+    ]
     with pytest.raises(UnsupportedOpError) as caught:
         load_model(model(nodes))
     text = str(caught.value)
@@ -338,7 +388,9 @@ def test_endless_loop_meets_its_limit():
 
 
 def test_shape_bomb_at_run_time_meets_max_bytes():
-    made = model([node("ConstantOfShape", ["s"], ["y"])], [value("s", (2,), TensorProto.INT64)], [value("y", None)])
+    made = model(
+        [node("ConstantOfShape", ["s"], ["y"])], [value("s", (2,), TensorProto.INT64)], [value("y", None)]
+    )
     graph = load_model(made).graph
     (y,) = evaluate(graph, {"s": np.array([2, 3])})
     assert y.shape == (2, 3)
@@ -356,8 +408,12 @@ def _fuzz_seed():
         node("Reshape", ["r", "s"], ["q"]),
         node("Softmax", ["q"], ["y"], axis=-1),
     ]
-    made = model(nodes, [value("x", ("N", 3)), value("c", (), TensorProto.BOOL)], [value("y", None)],
-                 [weight, int64("s", [-1, 2])])  # fmt: skip
+    made = model(
+        nodes,
+        [value("x", ("N", 3)), value("c", (), TensorProto.BOOL)],
+        [value("y", None)],
+        [weight, int64("s", [-1, 2])],
+    )
     return made.SerializeToString()
 
 
@@ -381,7 +437,10 @@ def test_mutated_bytes_give_a_model_or_a_typed_error(edits, how):
             del data[place]
     try:
         imported = load_model(bytes(data), SMALL)
-        feeds = [np.ones([d if isinstance(d, int) else 2 for d in a.type.shape], a.type.dtype.numpy) for a in imported.inputs]
+        feeds = [
+            np.ones([d if isinstance(d, int) else 2 for d in a.type.shape], a.type.dtype.numpy)
+            for a in imported.inputs
+        ]
         evaluate(imported.graph, feeds, max_bytes=1 << 24, max_loop_iterations=100)
     except MiniccError:
         pass

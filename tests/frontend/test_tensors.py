@@ -98,9 +98,10 @@ def test_sparse_initializer(flat):
     graph.sparse_initializer.append(
         onnx.SparseTensorProto(
             values=numpy_helper.from_array(dense[tuple(places.T)], "w"),
-            indices=numpy_helper.from_array(indices.astype(np.int64), "i"), dims=dense.shape,
+            indices=numpy_helper.from_array(indices.astype(np.int64), "i"),
+            dims=dense.shape,
         )
-    )  # fmt: skip
+    )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (y,) = evaluate(load_model(proto).graph, [np.ones((3, 4), np.float32)])
     np.testing.assert_array_equal(y, dense + 1)
@@ -115,14 +116,19 @@ def test_sparse_initializer(flat):
         ("value_floats", [2.5, 1], np.array([2.5, 1], np.float32)),
         ("value_string", "ab", np.array("ab", object)),
         ("value_strings", ["a", "b"], np.array(["a", "b"], object)),
-        ("value", numpy_helper.from_array(np.array([[1, 2]], ml_dtypes.bfloat16)), np.array([[1, 2]], ml_dtypes.bfloat16)),
+        (
+            "value",
+            numpy_helper.from_array(np.array([[1, 2]], ml_dtypes.bfloat16)),
+            np.array([[1, 2]], ml_dtypes.bfloat16),
+        ),
     ],
 )
 def test_constant_forms(form, given, expected):
     node = helper.make_node("Constant", [], ["y"], **{form: given})
     info = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    proto = helper.make_model(helper.make_graph([node], "g", [], [info]), opset_imports=[helper.make_opsetid("", 17)],
-                              ir_version=8)  # fmt: skip
+    proto = helper.make_model(
+        helper.make_graph([node], "g", [], [info]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     (y,) = evaluate(load_model(proto).graph, [])
     assert y.dtype == expected.dtype
     np.testing.assert_array_equal(y, expected)
@@ -131,7 +137,8 @@ def test_constant_forms(form, given, expected):
 def test_constant_of_two_forms_is_refused():
     node = helper.make_node("Constant", [], ["y"], value_int=1, value_float=1.0)
     info = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    proto = helper.make_model(helper.make_graph([node], "g", [], [info]), opset_imports=[helper.make_opsetid("", 17)],
-                              ir_version=8)  # fmt: skip
+    proto = helper.make_model(
+        helper.make_graph([node], "g", [], [info]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     with pytest.raises(InvalidModelError, match="one value"):
         load_model(proto)

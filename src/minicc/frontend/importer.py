@@ -25,7 +25,7 @@ from minicc.frontend.functions import FunctionKey, FunctionTable, schema_functio
 from minicc.frontend.order import MAX_NESTING, node_name, sorted_nodes
 from minicc.frontend.tensors import TensorReader
 from minicc.frontend.unsupported import Unsupported
-from minicc.frontend.upgrade import OnnxNode, upgrade
+from minicc.frontend.upgrade import OLDEST_FORM, OnnxNode, upgrade
 from minicc.ir.dims import product
 from minicc.ir.graph import Builder, Graph, Value
 from minicc.ir.opdef import OpDef, find_op
@@ -175,6 +175,8 @@ class Importer:
             check_node(schema, node, attributes, where)
         elif domain == "" and not opset:
             raise InvalidModelError(f"{node.op_type} belongs to ai.onnx, which is not imported", where=where)
+        if schema is not None and domain == "" and opset < OLDEST_FORM:
+            _check_form(node.op_type, schema, opset, where)
         inputs = self._inputs(node, scope, where)
         values = {name: plain(a, self.tensors, where) for name, a in attributes.items()}
         if domain == "" and node.op_type == "Constant":
@@ -390,6 +392,17 @@ class Importer:
                     f"output {info.name!r} of graph {proto.name!r} is computed nowhere", where=where
                 )
             scope.graph.outputs.append(value)
+
+
+def _check_form(op: str, schema: onnx.defs.OpSchema, opset: int, where: str) -> None:
+    """Below the oldest opset that is upgraded, operators are accepted whose form it still has."""
+    oldest = find_schema(op, "", OLDEST_FORM)
+    if oldest is None or oldest.since_version != schema.since_version:
+        raise InvalidModelError(
+            f"{op} of opset {opset} is not supported, opset {OLDEST_FORM} is",
+            where=where,
+            hint="convert the model with onnx.version_converter",
+        )
 
 
 def constant_value(graph: Graph, attrs: Mapping[str, Any], name: str, where: str) -> Value:

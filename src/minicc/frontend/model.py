@@ -68,7 +68,7 @@ def load_model(
     *,
     base_dir: str | os.PathLike[str] | None = None,
 ) -> ImportedModel:
-    """Import an ONNX model of opset 7 to 28.
+    """Import an ONNX model of opset 6 to 28, or older where its operators did not change until 6.
 
     base_dir: folder of external data for bytes and ModelProto (a path has its own). Raises InvalidModelError,
     UnsupportedOpError (all unknown operators at once), ShapeError, ResourceLimitError; nothing else.

@@ -16,7 +16,7 @@ import onnx
 from minicc.errors import InvalidModelError
 from minicc.ops.host import newest_opset
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
 NEWEST_IR = 14
 # protobuf refuses messages of 2 GiB and more
 _MAX_FILE = (1 << 31) - 1

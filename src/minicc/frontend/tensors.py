@@ -196,7 +196,7 @@ def _unpack(packed: Array, dtype: DType, count: int) -> Array:
     """Elements of 2, 4 or 6 bits, lowest bits first, one per byte of the carrying type."""
     if dtype.bits == 6:  # elements cross bytes
         bits = np.unpackbits(packed, bitorder="little")[: 6 * count].reshape(count, 6)
-        codes = np.packbits(bits, axis=1, bitorder="little").reshape(-1)
+        codes: Array = np.packbits(bits, axis=1, bitorder="little").reshape(-1)
     else:
         shifts = np.arange(0, 8, dtype.bits, dtype=np.uint8)
         codes = ((packed[:, None] >> shifts) & ((1 << dtype.bits) - 1)).reshape(-1)[:count]

@@ -1,4 +1,4 @@
-"""Older forms of ONNX operators, from opset 7 on, turned into the newest form.
+"""Older forms of ONNX operators, from opset 6 on, turned into the newest form.
 
 `UPGRADES` is the whole knowledge: for each operator, functions and the opset below which they apply, run in
 order. A function edits the node in place (attributes, inputs, operator) or returns the values that replace
@@ -17,6 +17,8 @@ import numpy as np
 from minicc.errors import InvalidModelError
 from minicc.ir.graph import Builder, Value
 from minicc.ir.types import TensorType
+
+OLDEST_FORM = 6
 
 
 @dataclass
@@ -57,7 +59,7 @@ def upgrade(node: OnnxNode, b: Builder) -> Sequence[Value] | None:
 
 
 def _int64(b: Builder, items: Any) -> Value:
-    return b.constant(np.array(items, dtype=np.int64))
+    return b.constant(np.array(list(items) if isinstance(items, range) else items, dtype=np.int64))
 
 
 def _attribute_to_input(name: str, position: int) -> Upgrade:
@@ -222,6 +224,27 @@ def _axes(below: int) -> list[tuple[int, Upgrade]]:
     return [(below, _attribute_to_input("axes", 1))]
 
 
+def _broadcast_6(node: OnnxNode, b: Builder) -> None:
+    """Below opset 7 the second operand was aligned at `axis` of the first, by default at its end."""
+    axis = node.attrs.pop("axis", None)
+    if not node.attrs.pop("broadcast", 0) or axis is None:
+        return
+    ranks = [node.input(i).tensor.shape for i in (0, 1)]
+    if ranks[0] is None or ranks[1] is None:
+        raise InvalidModelError(f"{node.op} with axis needs inputs of known rank", where=node.where)
+    rank, inner = len(ranks[0]), len(ranks[1])
+    behind = rank - (axis + rank if axis < 0 else axis) - inner
+    if behind > 0:
+        node.inputs[1] = b.op("Unsqueeze", node.input(1), _int64(b, range(inner, inner + behind)))
+
+
+def _prelu_6(node: OnnxNode, b: Builder) -> None:
+    """Below opset 7 a slope of rank 1 belonged to the channels on axis 1."""
+    x, slope = node.input(0).tensor, node.input(1).tensor
+    if x.shape is not None and slope.shape is not None and len(slope.shape) == 1 and len(x.shape) > 2:
+        node.inputs[1] = b.op("Unsqueeze", node.input(1), _int64(b, range(1, len(x.shape) - 1)))
+
+
 _EVERY = 1 << 30
 
 # operator -> (opset below which it applies, what to do), in order
@@ -231,7 +254,30 @@ UPGRADES: dict[str, list[tuple[int, Upgrade]]] = {
     "Hardmax": [(13, _softmax)],
     "Clip": [(11, _clip)],
     "Dropout": [(12, _dropout), (_EVERY, _drop("seed"))],
-    "BatchNormalization": [(9, _batch_normalization), (14, _batch_normalization_outputs)],
+    "BatchNormalization": [
+        (7, _drop("is_test", "consumed_inputs")),
+        (9, _batch_normalization),
+        (14, _batch_normalization_outputs),
+    ],
+    **{
+        name: [(7, _broadcast_6)]
+        for name in (
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Pow",
+            "And",
+            "Or",
+            "Xor",
+            "Equal",
+            "Greater",
+            "Less",
+        )
+    },
+    "PRelu": [(7, _prelu_6)],
+    "Gemm": [(7, _drop("broadcast"))],
+    **{name: [(7, _drop("output_sequence"))] for name in ("GRU", "LSTM", "RNN")},
     "Upsample": [(10, _upsample)],
     "Resize": [(11, _resize_10), (_EVERY, _resize)],
     "Slice": [(10, _slice)],
