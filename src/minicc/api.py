@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from minicc.debug.dump import Dump
 from minicc.errors import MiniccError, PlacementError
 from minicc.frontend.model import ImportedModel, load_model
+from minicc.ir.graph import Graph
 from minicc.ir.text import print_graph
 from minicc.lower.lower import lower
 from minicc.lower.program import HostStep, Program
@@ -24,7 +26,7 @@ from minicc.lower.templates import is_anchor
 from minicc.module import CompileReport, Module, Progress, Stages
 from minicc.options import Options
 from minicc.passes import default_pipeline
-from minicc.passes.manager import PassContext, run_passes
+from minicc.passes.manager import Observer, PassContext, Report, run_passes
 from minicc.runtime.code import build_code
 from minicc.runtime.module import steps_of
 from minicc.runtime.store import Store
@@ -54,18 +56,20 @@ def compile(
     with the model, the options or the target is a MiniccError.
     """
     options = (options or Options.from_env()).override(**option_overrides)
+    stage = Stages(progress)
+    stage("import")
+    return build(load_model(model, options), target, options, stage)
+
+
+def build(imported: ImportedModel, target: str, options: Options, stage: Stages) -> Module:
+    """The walk from an imported model on."""
     cpu = parse_target(target)
     store = Store(options.store_dir)
-    stage = Stages(progress)
     dump = Dump(options)
-
-    stage("import")
-    imported = load_model(model, options)
     dump.graph("import", imported.graph)
 
     stage("passes")
-    context = PassContext(options, is_anchor=is_anchor)
-    report = run_passes(imported.graph, default_pipeline(options), options, [dump.graph], context)
+    report = optimise(imported.graph, options, [dump.graph])
     if report.stopped_after:
         _stop(imported, report.stopped_after)
 
@@ -78,18 +82,27 @@ def compile(
     code = build_code(program.kernels, cpu, store, stage.kernels)
     dump.kernels(code, cpu)
 
+    stage("load")
     runs = sum(row.runs for row in report.rows)
-    full = CompileReport(report.rows, stage.finish(), imported.warnings)
-    module = Module(program, code, cpu, options, pass_runs=runs, notes={"graph": print_graph(imported.graph)}, report=full)
+    notes = {"graph": print_graph(imported.graph)}
+    full = CompileReport(report.rows, stage.seconds, imported.warnings)
+    module = Module(program, code, cpu, options, pass_runs=runs, notes=notes, report=full)
     if not cpu.missing_features():
         module.prepare()
+    stage.finish()
     dump.report(asdict(full), module)
     return module
 
 
+def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = ()) -> Report:
+    """Run the default passes on a graph, in place."""
+    context = PassContext(options, is_anchor=is_anchor)
+    return run_passes(graph, default_pipeline(options), options, observers, context)
+
+
 def _named(program: Program, imported: ImportedModel) -> Program:
     """The program under the model's own names."""
-    name = imported.graph.name if imported.name in ("", "model") else Path(imported.name).stem
+    name = imported.graph.name if imported.name in ("bytes", "ModelProto") else Path(imported.name).stem
     return replace(
         program, name=name, input_names=tuple(a.name for a in imported.inputs),
         output_names=tuple(a.name for a in imported.outputs),

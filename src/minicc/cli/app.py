@@ -1,0 +1,204 @@
+"""The commands of `minicc`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from minicc import __version__
+from minicc.cli import common, doctor, measure
+from minicc.cli.common import Dims, Inputs, Json, Level, Model, Seed, Target, Threads, Trust, guarded
+from minicc.errors import InputError
+
+app = typer.Typer(
+    name="minicc", help="Compiles ONNX models to fast CPU code.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def main() -> None:
+    """Entry point of the `minicc` script."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Compiles ONNX models to fast CPU code."""
+    if version:
+        print(f"minicc {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo() -> None:
+    """Compile the small model shipped with minicc, run it, and show what happened."""
+    from minicc.demo.run import run_demo
+
+    raise typer.Exit(guarded(lambda: run_demo(common.out)))
+
+
+@app.command()
+def run(
+    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
+    level: Level = 2, trust: Trust = False, json: Json = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="write the outputs to this .npz file")] = None,
+) -> None:  # fmt: skip
+    """Compile and run a model, with random inputs where none are given."""
+
+    def command() -> None:
+        module = common.open_model(model, target, threads, level, trust)
+        results = module.run_items(common.read_inputs(module.inputs, inputs, dim, seed))
+        named = dict(zip((p.name for p in module.outputs), results))
+        if output is not None:
+            _write_arrays(output, named)
+        if json:
+            common.print_json({name: common.describe(item) for name, item in named.items()})
+        else:
+            for name, item in named.items():
+                common.out.print(f"{name}: {common.describe(item)}", markup=False, highlight=False)
+
+    guarded(command)
+
+
+def _write_arrays(path: Path, named: dict[str, Any]) -> None:
+    arrays = {name: item for name, item in named.items() if isinstance(item, np.ndarray) and item.dtype != object}
+    try:
+        np.savez(path, **{name.replace("/", "_"): item for name, item in arrays.items()})
+    except OSError as error:
+        raise InputError(f"{path} cannot be written", why=str(error)) from error
+
+
+@app.command("compile")
+def compile_(
+    model: Model, output: Annotated[Path, typer.Option("-o", "--output", help="the file to write")],
+    target: Target = "cpu", threads: Threads = None, level: Level = 2, json: Json = False,
+    strict: Annotated[bool, typer.Option(help="fail when a node has no compiled kernel")] = False,
+) -> None:  # fmt: skip
+    """Compile a model and save it; `minicc run` and `minicc.load` read the file."""
+
+    def command() -> None:
+        module = common.open_model(model, target, threads, level, strict=strict)
+        module.save(output)
+        stats = {"file": str(output), "bytes": output.stat().st_size, **module.stats()}
+        if json:
+            common.print_json(stats)
+        else:
+            common.out.print(f"{output}: {stats['bytes']} bytes, {stats['kernels']} kernels, "
+                             f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes", highlight=False)  # fmt: skip
+
+    guarded(command)
+
+
+@app.command()
+def inspect(
+    model: Model, json: Json = False,
+    passes: Annotated[bool, typer.Option("--passes", help="show the graph after all passes, and what each did")] = False,
+) -> None:  # fmt: skip
+    """Show a model: signature, opsets, operators, and with --passes what the optimiser makes of it."""
+    from minicc.cli.inspection import inspect as inspect_model
+
+    guarded(lambda: inspect_model(model, passes, json))
+
+
+@app.command()
+def explain(model: Model, target: Target = "cpu", level: Level = 2, json: Json = False, trust: Trust = False,
+            layer: Annotated[str, typer.Option(help="print the kernel texts of this layer instead")] = "") -> None:  # fmt: skip
+    """Show which layers became which kernels, on which tier, and why not a faster one."""
+
+    def command() -> None:
+        module = common.open_model(model, target, None, level, trust)
+        if layer:
+            print(module.source(layer))
+        elif json:
+            common.print_json(module.explain().to_dict())
+        else:
+            print(module.explain())
+
+    guarded(command)
+
+
+@app.command()
+def profile(
+    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
+    level: Level = 2, trust: Trust = False, json: Json = False,
+    repeats: Annotated[int, typer.Option(min=1, help="measured runs")] = 10,
+    trace: Annotated[Path | None, typer.Option(help="write a Chrome trace to this file")] = None,
+) -> None:  # fmt: skip
+    """Show where the time of a run goes, kernel by kernel."""
+
+    def command() -> None:
+        module = common.open_model(model, target, threads, level, trust)
+        found = module.profile(*common.read_inputs(module.inputs, inputs, dim, seed), repeats=repeats)
+        if trace is not None:
+            found.to_chrome_trace(trace)
+        if json:
+            common.print_json(found.to_dict())
+        else:
+            print(found)
+
+    guarded(command)
+
+
+@app.command()
+def bench(
+    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
+    level: Level = 2, trust: Trust = False, json: Json = False,
+    against: Annotated[str, typer.Option(help="also measure these, separated by commas: ort, openvino")] = "",
+    seconds: Annotated[float, typer.Option(min=0.01, help="measuring time")] = 3.0,
+) -> None:  # fmt: skip
+    """Measure latency, side by side and interleaved with other runtimes."""
+
+    def command() -> None:
+        module = common.open_model(model, target, threads, level, trust)
+        items = common.read_inputs(module.inputs, inputs, dim, seed)
+        rows = measure.bench(module, model, items, [a for a in against.split(",") if a], seconds)
+        if json:
+            common.print_json({"model": str(model), "threads": module.stats()["threads"], "results": rows})
+        else:
+            common.out.print(measure.table(rows))
+
+    guarded(command)
+
+
+@app.command()
+def diff(
+    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
+    level: Level = 2, json: Json = False,
+    against: Annotated[str, typer.Option(help="ort: ONNX Runtime; eval: numpy")] = "ort",
+    tolerance: Annotated[float, typer.Option(help="largest difference, relative to the largest element")] = 1e-3,
+) -> None:  # fmt: skip
+    """Compare outputs with another runtime; on a difference, find the first diverging layer. Exit code 1 when they differ."""
+
+    from minicc.cli.compare import diff as compare
+    from minicc.cli.compare import diff_text
+
+    def command() -> bool:
+        module = common.open_model(model, target, threads, level)
+        items = common.read_inputs(module.inputs, inputs, dim, seed)
+        found = compare(module, model, items, against, tolerance, level)
+        if json:
+            common.print_json(found)
+        else:
+            print(diff_text(found))
+        return bool(found["agree"])
+
+    if not guarded(command):
+        raise typer.Exit(1)
+
+
+@app.command("doctor")
+def doctor_(json: Json = False) -> None:
+    """Show what this machine offers: processor, versions, cache, and what is missing."""
+
+    def command() -> None:
+        facts = doctor.facts()
+        if json:
+            common.print_json(facts)
+        else:
+            for name, value in facts.items():
+                common.out.print(f"{name + ':':<22}{value}", markup=False, highlight=False, soft_wrap=True)
+
+    guarded(command)

@@ -1,0 +1,96 @@
+"""`minicc bench`: other runtimes on the same inputs.
+
+Measurements are interleaved, one call of each runtime in turn, so that a change of the machine's load meets all
+of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from minicc.errors import InputError
+from minicc.module import Module
+
+Call = Callable[[], Sequence[Any]]
+_MIN_CALLS = 5
+
+
+def bench(module: Module, path: Path, items: Sequence[Any], against: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """One row per runtime: milliseconds (median, least, 90th percentile), runs per second, ratio to minicc's median."""
+    threads = module.stats()["threads"]
+    names = [p.name for p in module.inputs]
+    calls: dict[str, Call] = {"minicc": lambda: module.run_items(items)}
+    for other in against:
+        calls[other] = other_runtime(other, path, dict(zip(names, items)), threads)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["minicc"]) < _MIN_CALLS:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    base = median(times["minicc"])
+    return [
+        {"runtime": name, "median_ms": median(t) * 1e3, "min_ms": min(t) * 1e3,
+         "p90_ms": float(np.quantile(t, 0.9)) * 1e3, "per_second": 1 / median(t), "runs": len(t),
+         "times_minicc": median(t) / base}
+        for name, t in times.items()
+    ]  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of `bench` for a terminal."""
+    made = Table()
+    for title in ("runtime", "median ms", "min ms", "90 % ms", "runs/s", "time relative to minicc"):
+        made.add_column(title, justify="left" if title == "runtime" else "right")
+    for r in rows:
+        numbers = (f"{r['median_ms']:.3f}", f"{r['min_ms']:.3f}", f"{r['p90_ms']:.3f}", f"{r['per_second']:.1f}")
+        made.add_row(r["runtime"], *numbers, f"{r['times_minicc']:.2f}")
+    return made
+
+
+def other_runtime(name: str, path: Path, feeds: dict[str, Any], threads: int) -> Call:
+    """A call of the same model in another runtime with as many threads. Raises InputError when it is not there."""
+    package = {"ort": "onnxruntime", "openvino": "openvino"}.get(name)
+    if package is None:
+        raise InputError(f"unknown runtime {name!r}", hint="one of ort, openvino")
+    if find_spec(package) is None:
+        raise InputError(f"{package} is not installed", hint=f"pip install {package}")
+    try:
+        return _ort(path, feeds, threads) if name == "ort" else _openvino(path, feeds, threads)
+    except Exception as error:  # theirs, of many kinds
+        raise InputError(f"{package} cannot run {path}", why=str(error)) from error
+
+
+def _ort(path: Path, feeds: dict[str, Any], threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def call() -> Sequence[Any]:
+        return session.run(None, feeds)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _openvino(path: Path, feeds: dict[str, Any], threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
+    return lambda: list(request.infer(feeds).values())
