@@ -145,7 +145,7 @@ class BodyPrinter:
             if expr.op == "reduce":
                 scope.names[expr] = text
             return text
-        name = self.fresh("v" if expr.dtype.is_float or expr.op != "dim" else "n")
+        name = self.fresh("d" if expr.op == "dim" else "v")
         scope.line(f"{name} = {strip(text)}")
         scope.names[expr] = name
         return name
@@ -243,7 +243,7 @@ class BodyPrinter:
                 return text
             key = ("offset", operand)
             if key not in scope.names:
-                name = self.fresh("o")
+                name = self.fresh("at")
                 scope.line(f"{name} = {text}")
                 scope.names[key] = name
             total = scope.names[key]

@@ -25,7 +25,8 @@ class Atom:
         if self.op == "symbol":
             return str(self.args[0])
         if self.op in ("//", "%"):
-            return f"({self.args[0]} {self.op} {self.args[1]})"
+            a, b = (f"({text})" if " " in (text := str(arg)) and not text.startswith("(") else text for arg in self.args)
+            return f"({a} {self.op} {b})"
         return f"{self.op}({', '.join(map(str, self.args))})"
 
 
