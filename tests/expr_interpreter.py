@@ -1,8 +1,8 @@
 """An interpreter of scalar expressions in plain numpy: what an `Expr` means, shared by no code generator.
 
-Every expression is computed at all points of an iteration space at once. Loads are checked to be in bounds, also in
-the untaken side of a `select`, because kernels evaluate both sides. Half types compute in float32 and are rounded
-by `cast` and by the final store only.
+Every expression is computed at all points of an iteration space at once. Loads are checked to be in bounds,
+also in the untaken side of a `select`, because kernels evaluate both sides. Half types compute in float32
+and are rounded by `cast` and by the final store only.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ def compute_type(dtype):
 
 
 _UNARY = {
-    "neg": np.negative, "abs": np.abs, "floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc,
-    "sqrt": np.sqrt, "exp": np.exp, "log": np.log, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin,
-    "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh,
+    "neg": np.negative, "abs": np.abs, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
+    "trunc": np.trunc,
+    "sqrt": np.sqrt, "exp": np.exp, "log": np.log, "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
+    "asinh": np.arcsinh,
     "acosh": np.arccosh, "atanh": np.arctanh, "erf": np.vectorize(math.erf, otypes=[np.float64]),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "sign": np.sign, "not": np.logical_not, "bitnot": np.invert,
 }  # fmt: skip
@@ -36,26 +39,29 @@ _UNARY = {
 def _divide(a, b):
     if a.dtype.kind == "f":
         return a / b
-    quotient = np.array([0 if y == 0 else int(x) // int(y) if (x < 0) == (y < 0) else -(abs(int(x)) // abs(int(y)))
-                         for x, y in zip(a.ravel(), b.ravel())], dtype=object)  # fmt: skip
-    return (
-        np.array([int(q) & (2**64 - 1) for q in quotient], dtype=np.uint64).astype(a.dtype).reshape(a.shape)
-    )
+    pairs = list(zip(a.ravel().tolist(), b.ravel().tolist()))
+    quotients = [0 if y == 0 else abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1) for x, y in pairs]
+    return _wrap(quotients, a)
+
+
+def _wrap(numbers, like):
+    """Python integers cut to the type and shape of an array."""
+    low_bits = np.array([v & (2**64 - 1) for v in numbers], dtype=np.uint64)
+    return low_bits.astype(like.dtype).reshape(like.shape)
 
 
 def _power(a, b):
     if a.dtype.kind == "f":
         return np.power(a, b)
-    out = [
-        int(x) ** int(y) if y >= 0 else int(float(x) ** float(y)) if x else 0
-        for x, y in zip(a.ravel(), b.ravel())
-    ]
-    return np.array([v & (2**64 - 1) for v in out], dtype=np.uint64).astype(a.dtype).reshape(a.shape)
+    pairs = zip(a.ravel().tolist(), b.ravel().tolist())
+    return _wrap([x**y if y >= 0 else int(float(x) ** y) if x else 0 for x, y in pairs], a)
 
 
 _BINARY = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divide, "floordiv": np.floor_divide, "mod": np.mod,
-    "fmod": np.fmod, "pow": _power, "min": np.minimum, "max": np.maximum, "and": np.logical_and, "or": np.logical_or,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divide, "floordiv": np.floor_divide,
+    "mod": np.mod,
+    "fmod": np.fmod, "pow": _power, "min": np.minimum, "max": np.maximum, "and": np.logical_and,
+    "or": np.logical_or,
     "xor": np.logical_xor, "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor,
     "shl": np.left_shift, "shr": np.right_shift, "atan2": np.arctan2, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal,
@@ -106,7 +112,9 @@ class Interpreter:
     def load(self, e, index):
         array = self.arrays[e.arg]
         assert len(index) == array.ndim, f"{len(index)} indices for {array.ndim} axes"
-        if array.size == 0:  # no position is in bounds; the value is never used, only its address must be readable
+        if (
+            array.size == 0
+        ):  # no position is in bounds; the value is never used, only its address must be readable
             return np.zeros((), compute_type(e.dtype))
         for axis, position in enumerate(index):
             inside = (position >= 0) & (position < array.shape[axis])
@@ -131,7 +139,8 @@ class Interpreter:
         if body.dtype == bool:
             return (np.logical_or if kind in ("max", "sum") else np.logical_and).reduce(body, axis=reduced)
         dtype = np.float64 if body.dtype.kind == "f" else body.dtype
-        return _REDUCE[kind].reduce(body, axis=reduced, initial=_identity(kind, body.dtype), dtype=None if kind in (
+        return _REDUCE[kind].reduce(body, axis=reduced, initial=_identity(kind, body.dtype),
+        dtype=None if kind in (
             "max", "min") else dtype)  # fmt: skip
 
 
@@ -204,7 +213,7 @@ def run_compute(node, arrays, sizes=None):
 
 
 def make_node(op, arrays, attrs=None, *, outputs=1, domain="", constants=(), names=()):
-    """A graph with one node; inputs at `constants` (and static inputs) are constants, the others graph inputs."""
+    """A graph with one node; inputs at `constants` (and static ones) are constants, others graph inputs."""
     from minicc.ir.opdef import get_op
     from minicc.ir.types import TensorType, dtype_of
 

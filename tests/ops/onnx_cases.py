@@ -1,7 +1,7 @@
 """ONNX's own node cases as calls of our ops, and the checks every such call goes through.
 
-Only cases with one node on tensors that use the newest version of their operator are collected: older forms are
-the frontend's business, sequences the host tier's.
+Only cases with one node on tensors that use the newest version of their operator are collected: older forms
+are the frontend's business, sequences the host tier's.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _usable(test: Any) -> Case | None:
     expected = dict(zip((v.name for v in graph.output), outputs))
     return Case(
         test.name, node.op_type, node.domain, {a.name: _attribute(a) for a in node.attribute},
-        tuple(_array(given.get(name)) for name in node.input), tuple(_array(expected.get(name)) for name in node.output),
+        tuple(_array(given.get(name)) for name in node.input),
+        tuple(_array(expected.get(name)) for name in node.output),
         test.rtol, test.atol,
     )  # fmt: skip
 
@@ -125,7 +126,8 @@ def check_case(case: Case) -> None:
     )
 
 
-def check_call(op: str, inputs: Any, attrs: dict[str, Any], expected: Any, *, domain: str = "", rtol: float = 1e-5,
+def check_call(op: str, inputs: Any, attrs: dict[str, Any], expected: Any, *, domain: str = "",
+rtol: float = 1e-5,
                atol: float = 1e-6) -> None:  # fmt: skip
     """As check_case, for a call of our own; `expected` None means whatever eval gives."""
     tolerances = {"rtol": rtol, "atol": atol}

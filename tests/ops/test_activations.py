@@ -8,7 +8,28 @@ import numpy as np
 import pytest
 from onnx_cases import Case, cases_of, check_call, check_case
 
-OPS = ["Relu", "LeakyRelu", "Elu", "Celu", "Selu", "ThresholdedRelu", "PRelu", "HardSigmoid", "HardSwish", "Sigmoid", "Softplus", "Softsign", "Mish", "Gelu", "Swish", "SwiGLU", "Shrink", "Cast", "CastLike", "BitCast"]
+OPS = [
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Celu",
+    "Selu",
+    "ThresholdedRelu",
+    "PRelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Sigmoid",
+    "Softplus",
+    "Softsign",
+    "Mish",
+    "Gelu",
+    "Swish",
+    "SwiGLU",
+    "Shrink",
+    "Cast",
+    "CastLike",
+    "BitCast",
+]
 
 
 @pytest.mark.parametrize("case", cases_of(*OPS), ids=lambda c: c.name)

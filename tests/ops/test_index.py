@@ -5,7 +5,22 @@ from __future__ import annotations
 import pytest
 from onnx_cases import Case, cases_of, check_case
 
-OPS = ["Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "TensorScatter", "OneHot", "TopK", "CumSum", "CumProd", "NonZero", "Compress", "Unique", "NonMaxSuppression"]
+OPS = [
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "ScatterElements",
+    "ScatterND",
+    "TensorScatter",
+    "OneHot",
+    "TopK",
+    "CumSum",
+    "CumProd",
+    "NonZero",
+    "Compress",
+    "Unique",
+    "NonMaxSuppression",
+]
 
 
 @pytest.mark.parametrize("case", cases_of(*OPS), ids=lambda c: c.name)

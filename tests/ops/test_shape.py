@@ -5,7 +5,30 @@ from __future__ import annotations
 import pytest
 from onnx_cases import Case, cases_of, check_case
 
-OPS = ["Shape", "Size", "Constant", "ConstantOfShape", "Range", "EyeLike", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Concat", "Split", "Slice", "Pad", "Tile", "CenterCropPad", "DepthToSpace", "SpaceToDepth", "Trilu", "ReverseSequence"]
+OPS = [
+    "Shape",
+    "Size",
+    "Constant",
+    "ConstantOfShape",
+    "Range",
+    "EyeLike",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Expand",
+    "Concat",
+    "Split",
+    "Slice",
+    "Pad",
+    "Tile",
+    "CenterCropPad",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Trilu",
+    "ReverseSequence",
+]
 
 
 @pytest.mark.parametrize("case", cases_of(*OPS), ids=lambda c: c.name)

@@ -1,7 +1,7 @@
 """Shape arithmetic on symbols: what is inferred and propagated once holds for every size.
 
-Each graph is built with symbolic input shapes and evaluated for many sizes. At every node the inferred shape, the
-known content and, where there is one, the compiled form must agree with what numpy computes.
+Each graph is built with symbolic input shapes and evaluated for many sizes. At every node the inferred
+shape, the known content and, where there is one, the compiled form must agree with what numpy computes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from expr_interpreter import run_compute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicc.ops  # noqa: F401  registers the ops
+from expr_interpreter import run_compute
 from minicc.errors import ShapeError
 from minicc.ir.dims import SymbolicDim, symbol
 from minicc.ir.dims import evaluate as evaluate_dim
@@ -66,7 +66,9 @@ def check(graph: Graph, sizes: dict[str, int]) -> None:
             assert value.tensor.dtype.numpy == array.dtype
             if value.content is not None:
                 assert value.content.shape == array.shape
-                found = [evaluate_dim(v, sizes) if isinstance(v, SymbolicDim) else v for v in value.content.flat]
+                found = [
+                    evaluate_dim(v, sizes) if isinstance(v, SymbolicDim) else v for v in value.content.flat
+                ]
                 assert found == array.reshape(-1).tolist(), f"{node}: {value.content}"
         if node.op.kind in COMPUTED and node.op.refuse is not None and node.op.refuse(node) is None:
             for computed, array in zip(run_compute(node, inputs, sizes), outputs):
@@ -215,10 +217,12 @@ def flags(b: Builder, g: Graph) -> Value:
 
 CASES = {
     view: ((N, S, 24),), merge: ((N, S, 3),), expand_as: ((N, 1, 2), (N, S, 2)), halve: ((N, S, T),),
-    truncate: ((N, S, 2),), positions: ((N, S, 1), (N, T, 1)), split_rest: ((N, S, 2),), split_even: ((N, S, 6),),
+    truncate: ((N, S, 2),), positions: ((N, S, 1), (N, T, 1)), split_rest: ((N, S, 2),), split_even: ((N,
+    S, 6),),
     causal_mask: ((N, S, 1),), tail: ((N, S, 2), (1, T, 1)), window: ((N, S, 2), (1, T, 1)),
     backwards: ((N, S, 2),), strided: ((N, S, 4),), repeat: ((N, S, 2), (1, T, 1)), pad_to: ((N, S, 2),),
-    crop: ((N, S, T), (1, T, 1)), count: ((N, S, 2), (1, T, 1)), limits: ((N, S, 2), (1, T, 1)), flags: ((N, S, 2),),
+    crop: ((N, S, T), (1, T, 1)), count: ((N, S, 2), (1, T, 1)), limits: ((N, S, 2), (1, T, 1)),
+    flags: ((N, S, 2),),
 }  # fmt: skip
 # A free size (-1) of an empty tensor is anything, so nothing can be compared.
 FREE_SIZE = {view, merge}
@@ -247,7 +251,8 @@ def test_integers_are_all_known(build: Callable) -> None:
     unknown = [
         node for node in graph.nodes
         for v in node.outputs
-        if v.tensor.dtype in (i64, boolean) and v.tensor.rank < 2 and v.content is None and v is not graph.outputs[0]
+        if v.tensor.dtype in (i64,
+        boolean) and v.tensor.rank < 2 and v.content is None and v is not graph.outputs[0]
     ]  # fmt: skip
     assert not unknown
 
@@ -292,7 +297,9 @@ def test_unknown_shapes_get_fresh_symbols_and_run_on_the_host() -> None:
 def test_what_does_not_fit_is_a_shape_error(op: str, inputs: tuple, attrs: dict, message: str) -> None:
     graph = Graph()
     values = [
-        graph.constant(np.array(shape)) if isinstance(shape, list) else graph.input(f"x{i}", TensorType(f32, shape))
+        graph.constant(np.array(shape))
+        if isinstance(shape, list)
+        else graph.input(f"x{i}", TensorType(f32, shape))
         for i, shape in enumerate(inputs)
     ]
     with pytest.raises(ShapeError, match=message) as caught:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 
 def _activation(name: str, evaluate: Callable[..., Any], compute: Callable[..., Expr], *, domain: str = "",
-                infer: Callable[[Inference], list[Type]] = same_as_float_input, **attrs: Any) -> None:  # fmt: skip
+                infer: Callable[[Inference], list[Type]] = same_as_float_input,
+                **attrs: Any) -> None:  # fmt: skip
     register(OpDef(
         name, Kind.POINTWISE, infer=infer, eval=computed_in_f32(evaluate), compute=compute, attrs=attrs,
         propagate=propagate_by_eval, refuse=default_refuse, domain=domain,
@@ -80,7 +81,8 @@ def _prelu_infer(n: Inference) -> list[Type]:
     return [n.type(0)]
 
 
-_activation("PRelu", lambda x, slope: np.where(x < 0, x * slope, x), lambda x, slope: select(x < 0, x * slope, x),
+_activation("PRelu", lambda x, slope: np.where(x < 0, x * slope, x), lambda x, slope: select(x < 0,
+x * slope, x),
             infer=_prelu_infer)  # fmt: skip
 
 

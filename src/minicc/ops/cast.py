@@ -1,7 +1,7 @@
 """Conversions between element types.
 
-Numbers convert as in C (floats truncate towards zero, integers keep their low bits); strings and the 8-bit float
-formats are converted on the host.
+Numbers convert as in C (floats truncate towards zero, integers keep their low bits); strings and the 8-bit
+float formats are converted on the host.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _from_strings(x: Array, to: DType) -> Array:
 
 
 def _to_exponent(x: Array, saturate: bool, round_mode: str) -> Array:
-    """The biased exponents (uint8) of f8e8m0: powers of two from 2**-127 to 2**127, 255 for NaN and infinity."""
+    """The biased exponents (uint8) of f8e8m0: powers of two from 2**-127 on, 255 for NaN and infinity."""
     bits = np.ascontiguousarray(x.astype(np.float32)).view(np.uint32)
     exponent = ((bits >> 23) & 0xFF).astype(np.int32)
     mantissa = bits & 0x7FFFFF

@@ -1,7 +1,7 @@
 """Gathers and scatters: positions that come from data.
 
-Kernels wrap negative positions and clamp the rest into the axis, so that no input makes them touch foreign memory;
-`eval` raises for a position out of range. Searches and sorts are in search.
+Kernels wrap negative positions and clamp the rest into the axis, so that no input makes them touch foreign
+memory; `eval` raises for a position out of range. Searches and sorts are in search.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from minicc.ir import expr
-from minicc.ir.dims import Dim, SymbolicDim
+from minicc.ir.dims import Dim, SymbolicDim, maximum, minimum
 from minicc.ir.expr import Expr, cast, equal, select
 from minicc.ir.opdef import Content, Indexing, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, Type, i64
@@ -32,6 +32,9 @@ Indices = tuple[Expr, ...]
 def safe_position(value: Expr, size: Dim) -> Expr:
     """A position read from data: negative ones count from the end, what is out of range is clamped."""
     position = cast(value, i64)
+    if position.op == "const":  # a position that is the same for all elements stays affine
+        known = int(position.arg)  # type: ignore[call-overload]
+        return expr.dim(maximum(minimum(known + size if known < 0 else known, size - 1), 0) if known else 0)
     wrapped = select(position < 0, position + size, position)
     return expr.maximum(expr.minimum(wrapped, size - 1), 0)
 
@@ -61,7 +64,8 @@ def _gather(c: Indexing, index: Indices, *, axis: int) -> Expr:
 
 register(OpDef(
     "Gather", Kind.INDEX, infer=_gather_infer, propagate=propagate_moves(0), refuse=default_refuse,
-    eval=lambda x, indices, *, axis: np.asarray(np.take(x, indices, axis=axis)), compute=_gather, attrs={"axis": 0},
+    eval=lambda x, indices, *, axis: np.asarray(np.take(x, indices, axis=axis)), compute=_gather,
+    attrs={"axis": 0},
 ))  # fmt: skip
 
 
@@ -87,7 +91,8 @@ def _gather_elements(c: Indexing, index: Indices, *, axis: int) -> Expr:
 
 
 register(OpDef(
-    "GatherElements", Kind.INDEX, infer=_gather_elements_infer, propagate=propagate_moves(0), refuse=default_refuse,
+    "GatherElements", Kind.INDEX, infer=_gather_elements_infer, propagate=propagate_moves(0),
+    refuse=default_refuse,
     eval=lambda x, indices, *, axis: x[_element_grid(indices, axis)],
     compute=_gather_elements, attrs={"axis": 0},
 ))  # fmt: skip
@@ -167,7 +172,8 @@ def _scatter_content(n: Inference) -> Contents:
 
 register(OpDef(
     "ScatterElements", Kind.TEMPLATE, infer=_scatter_elements_infer, propagate=_scatter_content,
-    refuse=default_refuse, eval=computed_in_f32(_scatter_elements_eval), attrs={"axis": 0, "reduction": "none"},
+    refuse=default_refuse, eval=computed_in_f32(_scatter_elements_eval), attrs={"axis": 0,
+    "reduction": "none"},
 ))  # fmt: skip
 
 
@@ -221,7 +227,8 @@ def _tensor_scatter(c: Indexing, index: Indices, *, axis: int, mode: str) -> Exp
 
 
 register(OpDef(
-    "TensorScatter", Kind.INDEX, infer=_tensor_scatter_infer, refuse=default_refuse, eval=_tensor_scatter_eval,
+    "TensorScatter", Kind.INDEX, infer=_tensor_scatter_infer, refuse=default_refuse,
+    eval=_tensor_scatter_eval,
     compute=_tensor_scatter, attrs={"axis": -2, "mode": "linear"},
 ))  # fmt: skip
 

@@ -34,7 +34,7 @@ Indices = tuple[Expr, ...]
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """Padding of one axis: `crop` positions cut at the front, then `before` added; `inner` are left in between."""
+    """Padding of one axis: `crop` are cut at the front, `before` added there; `inner` are left in between."""
 
     axis: int
     crop: Dim
@@ -188,6 +188,7 @@ def _center_crop_pad_eval(x: Array, shape: Array, *, axes: Sequence[int] | None)
 
 
 register(OpDef(
-    "CenterCropPad", Kind.EXPAND, infer=_center_crop_pad_infer, eval=_center_crop_pad_eval, expand=_center_crop_pad,
+    "CenterCropPad", Kind.EXPAND, infer=_center_crop_pad_infer, eval=_center_crop_pad_eval,
+    expand=_center_crop_pad,
     refuse=default_refuse, attrs={"axes": None}, static_inputs=(1,),
 ))  # fmt: skip

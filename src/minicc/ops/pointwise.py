@@ -1,7 +1,7 @@
 """Arithmetic, logic and comparison, element by element, with numpy broadcasting.
 
-Activation functions are in activations, conversions in cast. `compute` sees operands of the node's own element types;
-half types are printed in float32 and rounded where they are stored.
+Activation functions are in activations, conversions in cast. `compute` sees operands of the node's own
+element types; half types are printed in float32 and rounded where they are stored.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ _unary("Tanh", np.tanh, "tanh")
 _unary("Asinh", np.arcsinh, "asinh")
 _unary("Acosh", np.arccosh, "acosh")
 _unary("Atanh", np.arctanh, "atanh")
-_unary("Erf", lambda x: erf(x).astype(x.dtype), "erf", only_float=False)
 _unary("Floor", np.floor, "floor", propagate=propagate_rounding(Ratio.floor))
 _unary("Ceil", np.ceil, "ceil", propagate=propagate_rounding(Ratio.ceil))
 _unary("Round", np.rint, "round", propagate=propagate_rounding(Ratio.whole))
@@ -87,7 +86,14 @@ _unary("BitwiseNot", np.bitwise_not, "bitnot", only_float=False)
 _unary("Not", np.logical_not, "not", only_float=False)
 
 register(OpDef(
-    "Reciprocal", Kind.POINTWISE, infer=same_as_float_input, propagate=propagate_by_eval, refuse=default_refuse,
+    "Erf", Kind.POINTWISE, infer=same_as_input, propagate=propagate_by_eval, refuse=default_refuse,
+    eval=computed_in_f32(lambda x: erf(x).astype(x.dtype)),
+    compute=lambda x: unary("erf", x) if x.dtype.is_float else cast(unary("erf", cast(x, f64)), x.dtype),
+))  # fmt: skip
+
+register(OpDef(
+    "Reciprocal", Kind.POINTWISE, infer=same_as_float_input, propagate=propagate_by_eval,
+    refuse=default_refuse,
     eval=computed_in_f32(lambda x: np.divide(np.ones((), x.dtype), x)),
     compute=lambda x: const(1, x.dtype) / x,
 ))  # fmt: skip
@@ -135,7 +141,7 @@ register(OpDef(
 
 def _binary(name: str, evaluate: Callable[[Array, Array], Any], scalar: str,
             rule: Callable[[Dim, Dim], Any] | None = None) -> None:  # fmt: skip
-    """Register a function of two operands of one type that the scalar expressions have by the name `scalar`."""
+    """Register a function of two operands of one type that scalar expressions have by the name `scalar`."""
     register(OpDef(
         name, Kind.POINTWISE, infer=broadcast_infer, refuse=default_refuse,
         propagate=propagate_by_eval if rule is None else propagate_dims(rule),
@@ -162,7 +168,7 @@ def _div_eval(x: Array, y: Array) -> Any:
 
 
 def _divide_content(n: Inference) -> Contents:
-    """Integers truncate, which is flooring when neither operand is negative; floats divide when that is exact."""
+    """Integers truncate, which is flooring of what is not negative; floats divide when that is exact."""
     if n.dtype(0).is_float:
         return propagate_dims(exact_quotient)(n)
     return propagate_dims(
@@ -214,9 +220,22 @@ def _pow_eval(x: Array, y: Array) -> Any:
     return np.where(y < 0, inverse, power).astype(x.dtype)
 
 
+# Exponents that are cheaper as something else.
+_POWERS: dict[float, Callable[[Expr], Expr]] = {
+    1.0: lambda x: x,
+    2.0: lambda x: x * x,
+    3.0: lambda x: x * x * x,
+    -1.0: lambda x: const(1, x.dtype) / x,
+    0.5: lambda x: unary("sqrt", x),
+    -0.5: lambda x: const(1, x.dtype) / unary("sqrt", x),
+}
+
+
 def _pow(x: Expr, y: Expr) -> Expr:
     if x.dtype.is_float:
-        return binary("pow", x, cast(y, x.dtype))
+        exponent = cast(y, x.dtype)
+        cheaper = _POWERS.get(exponent.arg) if exponent.op == "const" else None  # type: ignore[call-overload]
+        return binary("pow", x, exponent) if cheaper is None else cheaper(x)
     if y.dtype.is_float:
         return cast(binary("pow", cast(x, f64), cast(y, f64)), x.dtype)
     wide = y.dtype if y.dtype.bits > x.dtype.bits else x.dtype
@@ -238,7 +257,7 @@ def _shift_eval(x: Array, y: Array, *, direction: str) -> Any:
 
 
 def _shift(x: Expr, y: Expr, *, direction: str) -> Expr:
-    """A negative count, or one of the width of the type or more, leaves only sign bits or zeros (hardware would wrap)."""
+    """A negative count, or one of the type's width or more, leaves sign bits or zeros; hardware wraps it."""
     bits = x.dtype.bits
     beyond = (y >= bits) | (y < 0) if y.dtype.kind == "i" else y >= bits
     shifted = binary("shl" if direction == "LEFT" else "shr", x, select(beyond, bits - 1, y))

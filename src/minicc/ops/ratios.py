@@ -1,8 +1,8 @@
 """Dimensions times simple fractions: `Cast -> Mul(0.5) -> Floor -> Cast` on sizes, as exporters write it.
 
-A value that is no whole number never gets a content. The op that makes it whole again (Floor, Ceil, Round, a cast
-to integers) looks back through the few element-wise ops before it instead. Only fractions whose float arithmetic
-is exact are followed, so that the answer is what the model would have computed.
+A value that is no whole number never gets a content. The op that makes it whole again (Floor, Ceil, Round, a
+cast to integers) looks back through the few element-wise ops before it instead. Only fractions whose float
+arithmetic is exact are followed, so that the answer is what the model would have computed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _combine(op: str, a: Ratio, b: Ratio) -> Ratio | None:
 
 
 def ratios(value: Value | None, depth: int = 0) -> Content | None:
-    """The elements of a value as Ratios, through its producers; None when one of them is not known to be one."""
+    """The elements of a value as Ratios, through its producers; None when one is not known to be one."""
     if value is None or depth > _MAX_DEPTH or not isinstance(value.type, TensorType):
         return None
     if value.content is not None:

@@ -1,7 +1,7 @@
 """Ops that join, cut or reorder elements at positions known from shapes.
 
-Pads are in pad, positions that come from data (gathers, scatters) in index. Slices may have symbolic bounds: what
-cannot be decided at compile time becomes a minimum or maximum of sizes.
+Pads are in pad, positions that come from data (gathers, scatters) in index. Slices may have symbolic bounds:
+what cannot be decided at compile time becomes a minimum or maximum of sizes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _concat_infer(n: Inference) -> list[Type]:
 
 
 def _concat(c: Indexing, index: Indices, *, axis: int) -> Expr:
-    """Picks the part by position; each part is read at a clamped position, also where another one is picked."""
+    """Picks the part by position; each part is read at a clamped position, also where another is picked."""
     axis %= len(index)
     parts: list[tuple[int, Dim, Dim]] = []  # operand, where it starts, its size
     start: Dim = 0
@@ -131,7 +131,8 @@ def _split(c: Indexing, index: Indices, *, axis: int, num_outputs: int | None) -
 
 
 register(OpDef(
-    "Split", Kind.INDEX, infer=_split_infer, propagate=propagate_moves(0), refuse=default_refuse, eval=_split_eval,
+    "Split", Kind.INDEX, infer=_split_infer, propagate=propagate_moves(0), refuse=default_refuse,
+    eval=_split_eval,
     compute=_split, attrs={"axis": 0, "num_outputs": None}, static_inputs=(1,),
 ))  # fmt: skip
 
@@ -153,7 +154,7 @@ _FAR = 2**31 - 1  # exporters write this or more for "to the end"
 
 
 def _wrapped(position: Dim, size: Dim) -> Dim:
-    """A slice bound counted from the front: negative ones count from the end; -1 for one before the beginning."""
+    """A slice bound counted from the front (negative ones count from the end); -1 is before the beginning."""
     if isinstance(position, int):
         if position >= _FAR:
             return size
@@ -231,7 +232,8 @@ def _slice(c: Indexing, index: Indices) -> Expr:
 
 
 register(OpDef(
-    "Slice", Kind.INDEX, infer=_slice_infer, propagate=propagate_moves(0), refuse=default_refuse, eval=_slice_eval,
+    "Slice", Kind.INDEX, infer=_slice_infer, propagate=propagate_moves(0), refuse=default_refuse,
+    eval=_slice_eval,
     compute=_slice, static_inputs=(1, 2, 3, 4),
 ))  # fmt: skip
 
@@ -268,7 +270,8 @@ def _depth_to_space(c: Indexing, index: Indices, *, blocksize: int, mode: str) -
 
 
 register(OpDef(
-    "DepthToSpace", Kind.INDEX, infer=_depth_to_space_infer, eval=_depth_to_space_eval, compute=_depth_to_space,
+    "DepthToSpace", Kind.INDEX, infer=_depth_to_space_infer, eval=_depth_to_space_eval,
+    compute=_depth_to_space,
     refuse=default_refuse, attrs={"blocksize": 1, "mode": "DCR"},
 ))  # fmt: skip
 
@@ -302,7 +305,8 @@ def _space_to_depth(c: Indexing, index: Indices, *, blocksize: int, mode: str) -
 
 
 register(OpDef(
-    "SpaceToDepth", Kind.INDEX, infer=_space_to_depth_infer, eval=_space_to_depth_eval, compute=_space_to_depth,
+    "SpaceToDepth", Kind.INDEX, infer=_space_to_depth_infer, eval=_space_to_depth_eval,
+    compute=_space_to_depth,
     refuse=default_refuse, attrs={"blocksize": 1, "mode": "DCR"},
 ))  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Reductions over axes, and the positions of extrema.
 
-Half types accumulate in float32 and are rounded once, at the end. Reductions of integers that need a root or a
-logarithm compute in float64.
+Half types accumulate in float32 and are rounded once, at the end. Reductions of integers that need a root or
+a logarithm compute in float64.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _compute_type(dtype: DType, exact: bool) -> DType:
     return dtype if exact or dtype.is_float else f64
 
 
-def _reduction(name: str, evaluate: Callable[..., Any], finish: Callable[[Fold, Expr], Expr], *, exact: bool = False,
+def _reduction(name: str, evaluate: Callable[..., Any], finish: Callable[[Fold, Expr], Expr], *,
+exact: bool = False,
                propagate: Callable[[Inference], Contents] = propagate_by_eval) -> None:  # fmt: skip
     """Register a reduction; `evaluate(x, axis=, keepdims=)` is numpy's, on float64 for inexact integers."""
 
@@ -199,7 +200,7 @@ def _log_sum_exp_eval(x: Array, *, axis: tuple[int, ...], keepdims: bool) -> Any
 
 
 def _log_sum_exp(fold: Fold, count: Expr) -> Expr:
-    """log(sum(exp(x - m))) + m with the maximum m, so that exp does not overflow; m = 0 for infinite maxima."""
+    """log(sum(exp(x - m))) + m with the maximum m, so that exp does not overflow; m = 0 if infinite."""
     top = fold("max", _same)
     shift = select(unary("abs", top) < float("inf"), top, const(0, top.dtype))
     return unary("log", fold("sum", lambda x: unary("exp", x - shift))) + shift
@@ -236,7 +237,8 @@ def _arg_extremum(name: str, function: Any, kind: str) -> None:
 
     register(OpDef(
         name, Kind.REDUCE, infer=_arg_infer, propagate=propagate_by_eval, refuse=default_refuse,
-        eval=computed_in_f32(eval_), compute=compute, attrs={"axis": 0, "keepdims": 1, "select_last_index": 0},
+        eval=computed_in_f32(eval_), compute=compute, attrs={"axis": 0, "keepdims": 1,
+        "select_last_index": 0},
     ))  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Sorting, running sums, and ops whose output size depends on the data.
 
-TopK and the running ops have kernels of their own; the others run on the host, and their sizes are fresh symbols.
+TopK and the running ops have kernels of their own; the others run on the host, and their sizes are fresh
+symbols.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _top_k_eval(x: Array, k: Array, *, axis: int, largest: int, sorted: int) -> 
 
 
 register(OpDef(
-    "TopK", Kind.TEMPLATE, infer=_top_k_infer, propagate=propagate_by_eval, refuse=default_refuse, eval=_top_k_eval,
+    "TopK", Kind.TEMPLATE, infer=_top_k_infer, propagate=propagate_by_eval, refuse=default_refuse,
+    eval=_top_k_eval,
     attrs={"axis": -1, "largest": 1, "sorted": 1}, static_inputs=(1,),
 ))  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Shapes as values, tensors made from shapes, and ops that give the same elements another shape or axis order.
+"""Shapes as values, tensors made from shapes, and ops that give the same elements another shape or axis
+order.
 
 Ops that pick, join or pad elements are in rearrange.
 """
@@ -113,7 +114,8 @@ def _constant(b: Builder, node: Node) -> list[Value]:
 
 
 register(OpDef(
-    "Constant", Kind.EXPAND, infer=_constant_infer, propagate=propagate_by_eval, eval=_constant_eval, expand=_constant,
+    "Constant", Kind.EXPAND, infer=_constant_infer, propagate=propagate_by_eval, eval=_constant_eval,
+    expand=_constant,
     attrs=dict.fromkeys(
         ("value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings")),
 ))  # fmt: skip
@@ -133,7 +135,8 @@ def _constant_of_shape(c: Indexing, index: Indices, *, value: Array | None) -> E
 
 
 register(OpDef(
-    "ConstantOfShape", Kind.INDEX, infer=_constant_of_shape_infer, propagate=propagate_by_eval, refuse=default_refuse,
+    "ConstantOfShape", Kind.INDEX, infer=_constant_of_shape_infer, propagate=propagate_by_eval,
+    refuse=default_refuse,
     eval=lambda shape, *, value: np.full(shape.tolist(), _filler(value)),
     compute=_constant_of_shape, attrs={"value": None}, static_inputs=(0,),
 ))  # fmt: skip
@@ -200,7 +203,8 @@ def _range(c: Indexing, index: Indices, *, stash_type: int) -> Expr:
 
 
 register(OpDef(
-    "Range", Kind.INDEX, infer=_range_infer, propagate=_range_content, refuse=default_refuse, eval=_range_eval,
+    "Range", Kind.INDEX, infer=_range_infer, propagate=_range_content, refuse=default_refuse,
+    eval=_range_eval,
     compute=_range, attrs={"stash_type": 1}, static_inputs=(0, 1, 2),
 ))  # fmt: skip
 
@@ -370,7 +374,8 @@ def _unsqueeze_infer(n: Inference) -> list[Type]:
 
 register(OpDef(
     "Unsqueeze", Kind.INDEX, infer=_unsqueeze_infer, propagate=propagate_moves(0), refuse=default_refuse,
-    eval=lambda x, axes: np.expand_dims(x, tuple(axes.reshape(-1).tolist())), compute=_view, static_inputs=(1,),
+    eval=lambda x, axes: np.expand_dims(x, tuple(axes.reshape(-1).tolist())), compute=_view,
+    static_inputs=(1,),
 ))  # fmt: skip
 
 
@@ -399,7 +404,8 @@ def _transpose(c: Indexing, index: Indices, *, perm: Any) -> Expr:
 
 register(OpDef(
     "Transpose", Kind.INDEX, infer=_transpose_infer, propagate=propagate_moves(0), refuse=default_refuse,
-    eval=lambda x, *, perm: np.transpose(x, permutation(perm, x.ndim)), compute=_transpose, attrs={"perm": None},
+    eval=lambda x, *, perm: np.transpose(x, permutation(perm, x.ndim)), compute=_transpose,
+    attrs={"perm": None},
 ))  # fmt: skip
 
 
