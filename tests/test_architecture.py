@@ -26,6 +26,8 @@ HEAVY = {
 }
 # Our own modules that pull a heavy package in, imported late by those that must start without it.
 DEFERRED = {
+    "cli/app.py": {"minicc.cli.compare", "minicc.cli.inspection", "minicc.demo.run"},
+    "cli/common.py": {"minicc.api"},
     "codegen/build.py": {"minicc.codegen.objects"},
     "codegen/worker.py": {"minicc.codegen.objects", "minicc.targets.cpu"},
     "debug/bench_kernel.py": {"minicc.codegen.objects"},
