@@ -18,7 +18,7 @@ from minicc.kernels.cpu.intrinsics import (
     stack_f32,
     stack_i64,
 )
-from minicc.kernels.cpu.tiles import max_window, sum_window
+from minicc.kernels.cpu.tiles import max_tile, sum_tile
 from minicc.kernels.cpu.windows import (
     DD, DH, DW, ID, IH, IW, KD, KH, KW, OH, OW, PD, PH, PW, SD, SH, SW, X_IMAGE, M, N, W, X, fill_table,
 )  # fmt: skip
@@ -112,7 +112,6 @@ def kernel(args, begin, end):
     panels = (n + NR - 1) // NR
     row_blocks = (m + block_rows - 1) // block_rows
     panel_blocks = (panels + block_panels - 1) // block_panels
-    weights = ptr_f32(arg(args, W))  # not used by these tiles
     factors = stack_f32(FACTORS)
     table = stack_i64(TABLE)
     tile = stack_f32(TILE)
@@ -135,9 +134,9 @@ def kernel(args, begin, end):
                 entries = off(table, (i - i_begin) * count)
                 for p in range(p_begin, p_end):
                     if AVERAGE:
-                        sum_window(MR, NR, VW, entries, p * NR, n - p * NR, weights, tile, count, first == 0)
+                        sum_tile(MR, NR, VW, entries, p * NR, n - p * NR, tile, count, first == 0)
                     else:
-                        max_window(MR, NR, VW, entries, p * NR, n - p * NR, weights, tile, count, first == 0)
+                        max_tile(MR, NR, VW, entries, p * NR, n - p * NR, tile, count, first == 0)
                     if first + count == taps:
                         store_tile(args, b0, i, p * NR, min(i_end - i, MR), n - p * NR, tile, off(factors, i - i_begin))
             first += count

@@ -173,15 +173,14 @@ def _masked_load(builder, pointer, width, mask):
     return builder.call(function, operands)
 
 
-def _window_tile(kind):
+def _pool_tile(kind):
     @intrinsic
-    def tile(typing_context, rows, columns, width, addresses, column, valid, weights, tile, taps, first):
-        """tile[r, j] = reduction over t < taps of row(t, r)[column + j], times weights[t][j] when weighted.
+    def tile(typing_context, rows, columns, width, addresses, column, valid, tile, taps, first):
+        """tile[r, j] = sum or maximum over t < taps of row(t, r)[column + j].
 
-        rows, columns, width: literals MR, NR and VW. All MR rows are computed; of the columns the first `valid` are
-        read, the others are undefined.
+        rows, columns, width: literals MR, NR and VW. All MR rows are computed; of the columns the first
+        `valid` are read, the others are undefined.
         addresses: int64 table [taps][MR] of the byte addresses of float32 rows.
-        weights:   float32 [taps][NR]; not read unless weighted.
         tile:      float32 scratch [MR][NR]; continued from when not `first`.
         """
         if not _literals(rows, columns, width):
@@ -189,47 +188,128 @@ def _window_tile(kind):
         shape = rows.literal_value, columns.literal_value, width.literal_value
 
         def emit(context, builder, signature, values):
-            table, column, valid, weights, buffer, taps, first = values[3:]
+            table, column, valid, buffer, taps, first = values[3:]
+            rows = _TableRows(builder, table, column, shape[0])
+            operands = None, buffer, taps, first
             whole = builder.icmp_signed(">=", valid, I64(shape[1]))
-            operands = table, column, weights, buffer, taps, first
             with builder.if_else(whole) as (then, otherwise):
                 with then:
-                    _emit_window(builder, kind, shape, operands, None)
+                    _emit_window(builder, kind, shape, rows, operands, None)
                 with otherwise:
-                    _emit_window(builder, kind, shape, operands, valid)
+                    _emit_window(builder, kind, shape, rows, operands, _masks(builder, shape, valid))
             return context.get_dummy_value()
 
         literals = [types.literal(value) for value in shape]
         size = types.int64
-        return types.void(*literals, _WORDS, size, size, _FLOATS, _FLOATS, size, types.boolean), emit
+        return types.void(*literals, _WORDS, size, size, _FLOATS, size, types.boolean), emit
 
     return tile
 
 
-def _emit_window(builder, kind, shape, operands, valid):
-    table, column, weights, buffer, taps, first = operands
+@intrinsic
+def depthwise_tile(typing_context, rows, columns, width, line, taps_at, valid, weights, tile, taps, first):
+    """tile[r, j] = sum over t < taps of (pixel r under tap t)[j] * weights[t][j], for pixels of one line.
+
+    rows, columns, width: literals MR, NR and VW; all MR rows are computed, of the columns `valid` are read.
+    line:     tuple (address of pixel 0 at tap offset 0, bytes between pixels; position of pixel 0 along the
+              line, positions between pixels; extent of the line; address of zeros; all pixels inside).
+    taps_at:  int64 [taps][2]: offset in bytes and position along the line of each tap. Taps outside the line
+              read the zeros.
+    weights:  float32 [taps][NR].
+    tile:     float32 scratch [MR][NR]; continued from when not `first`.
+    """
+    if not _literals(rows, columns, width) or not isinstance(line, types.BaseTuple):
+        return None
+    shape = rows.literal_value, columns.literal_value, width.literal_value
+
+    def emit(context, builder, signature, values):
+        line, taps_at, valid, weights, buffer, taps, first = values[3:]
+        *facts, inside = [builder.extract_value(line, i) for i in range(7)]
+        operands = weights, buffer, taps, first
+        whole = builder.icmp_signed(">=", valid, I64(shape[1]))
+        with builder.if_else(whole) as (then, otherwise):
+            with then, builder.if_else(builder.icmp_signed("!=", inside, I64(0))) as (free, checked):
+                with free:
+                    rows = _LineRows(builder, facts, taps_at, shape[0], check=False)
+                    _emit_window(builder, "weighted", shape, rows, operands, None)
+                with checked:
+                    rows = _LineRows(builder, facts, taps_at, shape[0], check=True)
+                    _emit_window(builder, "weighted", shape, rows, operands, None)
+            with otherwise:
+                rows = _LineRows(builder, facts, taps_at, shape[0], check=True)
+                _emit_window(builder, "weighted", shape, rows, operands, _masks(builder, shape, valid))
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in shape]
+    size = types.int64
+    facts = types.UniTuple(size, 7)
+    return types.void(*literals, facts, _WORDS, size, _FLOATS, _FLOATS, size, types.boolean), emit
+
+
+class _TableRows:
+    """Rows whose addresses are in a table [taps][MR]."""
+
+    def __init__(self, builder, table, column, mr):
+        self.builder, self.table, self.column, self.mr = builder, table, column, mr
+
+    def at_tap(self, t):
+        """Pointers to the MR rows under tap t."""
+        builder, pointers = self.builder, []
+        entry = builder.gep(self.table, [builder.mul(t, I64(self.mr))])
+        for r in range(self.mr):
+            address = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(r)])), "scratch")
+            pointers.append(builder.gep(builder.inttoptr(address, F32.as_pointer()), [self.column]))
+        return pointers
+
+
+class _LineRows:
+    """Rows at even distances on one line, moved by an offset per tap; zeros outside the line when checked."""
+
+    def __init__(self, builder, facts, taps_at, mr, check):
+        x, step, position, stride, self.extent, self.zeros = facts
+        self.builder, self.taps_at, self.check = builder, taps_at, check
+        self.rows = [builder.add(x, builder.mul(step, I64(r))) for r in range(mr)]
+        self.positions = [builder.add(position, builder.mul(stride, I64(r))) for r in range(mr)]
+
+    def at_tap(self, t):
+        """Pointers to the MR rows under tap t."""
+        builder, pointers = self.builder, []
+        entry = builder.gep(self.taps_at, [builder.mul(t, I64(2))])
+        offset = set_memory_kind(builder, builder.load(entry), "scratch")
+        moved = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(1)])), "scratch")
+        for row, position in zip(self.rows, self.positions):
+            address = builder.add(row, offset)
+            if self.check:
+                # Unsigned, so that negative positions are too large.
+                inside = builder.icmp_unsigned("<", builder.add(position, moved), self.extent)
+                address = builder.select(inside, address, self.zeros)
+            pointers.append(builder.inttoptr(address, F32.as_pointer()))
+        return pointers
+
+
+def _masks(builder, shape, valid):
+    """Per vector of a panel, which lanes are among its first `valid` columns."""
+    lanes = ir.Constant(vector(I64, shape[2]), [I64(lane) for lane in range(shape[2])])
+    limits = [builder.sub(valid, I64(at)) for at in range(0, shape[1], shape[2])]
+    return [builder.icmp_signed("<", lanes, splat(builder, limit, shape[2])) for limit in limits]
+
+
+def _emit_window(builder, kind, shape, rows, operands, masks):
+    weights, buffer, taps, first = operands
     mr, nr, vw = shape
     vectors = range(nr // vw)
     type_ = vector(F32, vw)
     start = constant(type_, _STARTS[kind])
-    masks = None
-    if valid is not None:
-        lanes = ir.Constant(vector(I64, vw), [I64(lane) for lane in range(vw)])
-        limits = [splat(builder, builder.sub(valid, I64(v * vw)), vw) for v in vectors]
-        masks = [builder.icmp_signed("<", lanes, limit) for limit in limits]
     sums = [[stack_array(builder, type_, 1) for _ in vectors] for _ in range(mr)]
     places = [(r, v, builder.gep(buffer, [I64(r * nr + v * vw)])) for r in range(mr) for v in vectors]
     for r, v, place in places:
         earlier = load_vector(builder, place, vw, "scratch", 64)
         builder.store(builder.select(first, start, earlier), sums[r][v])
     with counted_loop(builder, I64(0), taps) as t:
-        entry = builder.gep(table, [builder.mul(t, I64(mr))])
         if kind == "weighted":
             at = builder.gep(weights, [builder.mul(t, I64(nr))])
             factors = [load_vector(builder, builder.gep(at, [I64(v * vw)]), vw, "input") for v in vectors]
-        for r in range(mr):
-            address = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(r)])), "scratch")
-            row = builder.gep(builder.inttoptr(address, F32.as_pointer()), [column])
+        for r, row in enumerate(rows.at_tap(t)):
             for v in vectors:
                 at = builder.gep(row, [I64(v * vw)])
                 x = load_vector(builder, at, vw) if masks is None else _masked_load(builder, at, vw, masks[v])
@@ -246,6 +326,5 @@ def _emit_window(builder, kind, shape, operands, valid):
         store_vector(builder, builder.load(sums[r][v]), place, "scratch", 64)
 
 
-weighted_window = _window_tile("weighted")
-sum_window = _window_tile("sum")
-max_window = _window_tile("max")
+sum_tile = _pool_tile("sum")
+max_tile = _pool_tile("max")
