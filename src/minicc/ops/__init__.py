@@ -8,7 +8,9 @@ from minicc.ops import (
     conv,
     einsum,
     fused,
+    image,
     index,
+    losses,
     matmul,
     norm,
     pad,
@@ -25,6 +27,7 @@ from minicc.ops import (
     sample,
     search,
     shape,
+    signal,
     softmax,
 )
 
@@ -36,7 +39,9 @@ __all__ = [
     "conv",
     "einsum",
     "fused",
+    "image",
     "index",
+    "losses",
     "matmul",
     "norm",
     "pad",
@@ -53,5 +58,6 @@ __all__ = [
     "sample",
     "search",
     "shape",
+    "signal",
     "softmax",
 ]
