@@ -158,7 +158,7 @@ def table(results: list[Result]) -> Table:
         for case in result.cases:
             mark = "green" if not case.problem else "red"
             ratio = f"{case.minicc_ms / case.ort_ms:.2f}" if case.ort_ms else ""
-            times = [f"{case.minicc_ms:.3f}", f"{case.ort_ms:.3f}", ratio]
+            times = [f"{ms:.3f}" if ms else "" for ms in (case.minicc_ms, case.ort_ms)] + [ratio]
             error = f"[{mark}]{case.error:.1e}[/]"
             view.add_row(result.name if case is result.cases[0] else "", case.shapes, error, *head, *times)
             head = ["", "", "", ""]
