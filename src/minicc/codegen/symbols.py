@@ -13,7 +13,7 @@ _MEMORY = ("memset", "memcpy", "memmove")
 # Called once per element, so only ever used by operators that have no vector polynomial.
 _MATH = (
     *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh"),
-    *("cos", "cosh", "sin", "sinh", "tan", "tanh"),
+    *("cos", "cosh", "sin", "sincos", "sinh", "tan", "tanh"),  # LLVM makes sincos of sin and cos
     *("erf", "erfc", "exp", "exp2", "expm1", "fmod", "log", "log10", "log1p", "log2", "pow"),
 )
 # The executor's own: futex, clock, preemption counter.

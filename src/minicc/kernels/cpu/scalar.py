@@ -90,7 +90,7 @@ def minimum(a, b):
 @helper
 def sign(x):
     """-1, 0 or 1 of the type of x; NaN for NaN."""
-    zero = x - x
+    zero = type_one(x) - type_one(x)  # x - x is NaN for infinities
     if x > zero:
         return type_one(x)
     if x < zero:
