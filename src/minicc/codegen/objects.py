@@ -7,6 +7,7 @@ private Numba names, and the reason why pyproject.toml pins numba exactly. It ne
 
 from __future__ import annotations
 
+import ctypes
 import linecache
 from functools import lru_cache
 from typing import Any
@@ -19,11 +20,17 @@ from numba.core.registry import cpu_target
 
 from minicc.codegen.symbols import ALLOWED, undefined_symbols
 from minicc.errors import CodegenError
-from minicc.kernels.cpu.intrinsics import FASTMATH
+from minicc.kernels.cpu.intrinsics import EPILOGUE_SYMBOL, FASTMATH
+from minicc.kernels.template import split_epilogue
 from minicc.targets.cpu import CpuTarget
 
 # void kernel(int64 *args, int64 begin, int64 end)
 SIGNATURE = (types.CPointer(types.int64), types.int64, types.int64)
+
+Signature = tuple[Any, ...]
+# void epilogue(int64 *args, int64 b0, int64 b1, int64 i, int64 j, float acc)
+EPILOGUE_SIGNATURE = (types.CPointer(types.int64), *([types.int64] * 4), types.float32)
+_TEMPLATE = "minicc.template"  # symbol of a template's kernel until it gets its own
 
 # Called by the entry when the kernel reports an error. It is never defined: when nothing in the kernel can
 # raise, optimisation removes the call, and a call that remains fails the check of undefined symbols.
@@ -65,7 +72,11 @@ def _optimised_module(source: str, symbol: str, target: CpuTarget) -> tuple[Any,
     """(optimised LLVM module whose only external function is `symbol`, target machine)."""
     machine = _target_machine(target.triple, target.cpu, target.features)
     with global_compiler_lock:
-        module = _lower(_load_function(source, symbol), symbol, target.triple)
+        parts = split_epilogue(source)
+        if parts is None:
+            module = _lower(_load_function(source, symbol), symbol, target.triple)
+        else:
+            module = _with_epilogue(*parts, symbol, target.triple)
     module.triple = target.triple
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -73,6 +84,27 @@ def _optimised_module(source: str, symbol: str, target: CpuTarget) -> tuple[Any,
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
     return module, machine
+
+
+def _with_epilogue(template: str, epilogue: str, symbol: str, triple: str) -> Any:
+    """A template's module, lowered once per process for all its epilogues, with one epilogue linked in."""
+    module = llvm.parse_bitcode(_template_bitcode(template, triple))
+    module.get_function(_TEMPLATE).name = symbol
+    function = _load_function(epilogue, symbol, "epilogue")
+    module.link_in(_lower(function, EPILOGUE_SYMBOL, triple, EPILOGUE_SIGNATURE))
+    inlined = module.get_function(EPILOGUE_SYMBOL)
+    inlined.linkage = "internal"
+    inlined.add_function_attribute("alwaysinline")
+    return module
+
+
+@lru_cache(maxsize=64)
+def _template_bitcode(template: str, triple: str) -> bytes:
+    # Numba loads the template's helper functions into its own JIT, where the epilogue must resolve to something. That
+    # code is never run, so any function will do.
+    llvm.add_symbol(EPILOGUE_SYMBOL, ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value)
+    data: bytes = _lower(_load_function(template, _TEMPLATE), _TEMPLATE, triple).as_bitcode()
+    return data
 
 
 @lru_cache(maxsize=8)
@@ -84,8 +116,8 @@ def _target_machine(triple: str, cpu_name: str, features: str) -> Any:
     )
 
 
-def _load_function(source: str, symbol: str) -> Any:
-    """Execute the module text and take its `kernel`."""
+def _load_function(source: str, symbol: str, name: str = "kernel") -> Any:
+    """Execute the module text and take its function `name`."""
     if config.DISABLE_JIT:
         raise CodegenError(
             "Numba's compiler is switched off", where=symbol, hint="unset the variable NUMBA_DISABLE_JIT"
@@ -96,7 +128,7 @@ def _load_function(source: str, symbol: str) -> Any:
     namespace: dict[str, Any] = {"__name__": f"minicc.generated.{symbol}"}
     try:
         exec(compile(source, file, "exec"), namespace)
-        return namespace["kernel"]
+        return namespace[name]
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error
@@ -111,13 +143,13 @@ def _flags() -> Any:
     return flags
 
 
-def _lower(function: Any, symbol: str, triple: str) -> Any:
+def _lower(function: Any, symbol: str, triple: str, signature: Signature = SIGNATURE) -> Any:
     """Numba's unoptimised LLVM module of the function and its helpers, with a C entry named `symbol`."""
     context, typing = cpu_target.target_context, cpu_target.typing_context
     context.refresh()  # makes intrinsics known that were defined since the last call
     typing.refresh()
     try:
-        result = compiler.compile_extra(typing, context, function, SIGNATURE, types.void, _flags(), {})
+        result = compiler.compile_extra(typing, context, function, signature, types.void, _flags(), {})
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""
@@ -126,7 +158,7 @@ def _lower(function: Any, symbol: str, triple: str) -> Any:
     finally:
         linecache.cache.pop(f"<kernel {symbol}>", None)
     library, description = result.library, result.fndesc
-    library.add_ir_module(_entry(context, description, symbol, triple))
+    library.add_ir_module(_entry(context, description, symbol, triple, signature))
     module = library._final_module.clone()
     for linked in library._linking_libraries:
         module.link_in(linked._get_module_for_linking(), preserve=True)
@@ -136,7 +168,7 @@ def _lower(function: Any, symbol: str, triple: str) -> Any:
     return module
 
 
-def _entry(context: Any, description: Any, symbol: str, triple: str) -> ir.Module:
+def _entry(context: Any, description: Any, symbol: str, triple: str, signature: Signature) -> ir.Module:
     """The C function that calls Numba's function and reports its status through `_RAISED`."""
     convention = context.call_conv
     result, operands = description.restype, description.argtypes
@@ -144,7 +176,7 @@ def _entry(context: Any, description: Any, symbol: str, triple: str) -> ir.Modul
     module.triple = triple
     inner_type = convention.get_function_type(result, operands)
     inner = ir.Function(module, inner_type, description.llvm_func_name)
-    arguments = [context.get_value_type(argument) for argument in SIGNATURE]
+    arguments = [context.get_value_type(argument) for argument in signature]
     entry = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), symbol)
     builder = ir.IRBuilder(entry.append_basic_block("entry"))
     status, _ = convention.call_function(builder, inner, result, operands, entry.args)

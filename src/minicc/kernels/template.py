@@ -49,6 +49,21 @@ pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][
   B0 B1           batch extents
   TAIL            zeros written behind each batch's panels (a matrix: 0)
 
+recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL and COUNT: lstm 4, gru 3, rnn 1;
+          ACT_F ACT_G ACT_H: sigmoid tanh relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu softsign
+          softplus, with ALPHA_x and BETA_x; CLIP (3.0e38 for none), INPUT_FORGET, LINEAR_BEFORE_RESET
+  GATES           x * W + biases [D][T][B][COUNT * H], made by gemm; strides G_D G_T G_B (the last axis contiguous)
+  R R2            R^T packed by pack_b per direction, R_D and R2_D floats each: lstm, rnn: R [H, COUNT * H]; gru:
+                  R [H, 2 * H] (z, r) and R2 [H, H]
+  RB              [D][H]: with LINEAR_BEFORE_RESET the recurrent bias of the hidden gate (else in GATES), or 0
+  P               peepholes [D][3 * H], or 0
+  H0 C0           initial states, strides S_D S_B, or 0
+  LENGTHS         int32 [B], or 0
+  Y Y_H Y_C       results, or 0 each; strides of Y: Y_D Y_T Y_B, of the others S_D S_B
+  SCRATCH         float32 memory of at least D * (B + 8) * 7 * H elements
+  T B H DIRECTIONS  extents; REVERSE: 1 when the only direction runs backwards (a second one always does)
+  ROWS            (bind)
+
 scatter   target[index(s), lane] = combine(itself, updates[s, lane]) for s in order, in place (no epilogue)
   TARGET INDICES UPDATES   addresses
   COUNT I_STEP U_STEP      the sequence s: its length, its strides in indices and updates
@@ -79,6 +94,9 @@ from pathlib import Path
 
 from minicc.kernels import domain, sequential
 from minicc.targets.cpu import CpuTarget
+
+# Lines around a generated epilogue in the text of a kernel.
+EPILOGUE_BEGIN, EPILOGUE_END = "# -- generated epilogue", "# -- end of the epilogue"
 
 _FOLDER = Path(__file__).parent / "cpu"
 
@@ -143,6 +161,15 @@ TEMPLATES: dict[str, Template] = {
             "SOURCE TARGET N C TAPS S_N S_C S_TAP S_B0 S_B1 T_B0 T_B1 B0 B1 TAIL",
             "NR",
             domain.pack_domain,
+            fused=False,
+        ),
+        _template(
+            "recurrent",
+            "GATES R R2 RB P H0 C0 LENGTHS Y Y_H Y_C SCRATCH T B H DIRECTIONS REVERSE G_D G_T G_B R_D R2_D Y_D Y_T Y_B"
+            " S_D S_B ROWS",
+            "NR CELL COUNT ACT_F ACT_G ACT_H ALPHA_F BETA_F ALPHA_G BETA_G ALPHA_H BETA_H CLIP INPUT_FORGET"
+            " LINEAR_BEFORE_RESET",
+            domain.recurrent_domain,
             fused=False,
         ),
         _template(
@@ -221,7 +248,21 @@ def render(name: str, constants: Mapping[str, object], epilogue: str, target: Cp
 
 
 def _decorated(epilogue: str) -> str:
-    return epilogue.strip("\n").replace("def epilogue(", "@helper\ndef epilogue(", 1)
+    text = epilogue.strip("\n").replace("def epilogue(", "@helper\ndef epilogue(", 1)
+    return f"{EPILOGUE_BEGIN}\n{text}\n\n{EPILOGUE_END}"
+
+
+def split_epilogue(source: str) -> tuple[str, str] | None:
+    """(the template around a generated epilogue, the epilogue as a module of its own), or None for another kernel.
+
+    Kernels that differ only in their epilogue share the first part, which is much the longer one to compile.
+    """
+    before, begin, rest = source.partition(EPILOGUE_BEGIN + "\n")
+    epilogue, end, after = rest.partition(EPILOGUE_END + "\n")
+    if not begin or not end:
+        return None
+    called = "from minicc.kernels.cpu.intrinsics import external_epilogue as epilogue\n"
+    return before + called + after, epilogue.replace("@helper\n", "", 1)
 
 
 @lru_cache(maxsize=32)

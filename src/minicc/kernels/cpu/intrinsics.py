@@ -115,6 +115,24 @@ def address(typing_context, pointer):
     return types.int64(pointer), emit
 
 
+EPILOGUE_SYMBOL = "minicc.epilogue"
+
+
+@intrinsic
+def external_epilogue(typing_context, args, b0, b1, i, j, acc):
+    """A call of an epilogue compiled on its own and linked in later (see codegen/objects.py)."""
+    if acc != types.float32:
+        return None
+
+    def emit(context, builder, signature, values):
+        kind = ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64, I64, I64, I64, F32])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, EPILOGUE_SYMBOL), values)
+        return context.get_dummy_value()
+
+    index = types.int64
+    return types.void(types.CPointer(index), index, index, index, index, types.float32), emit
+
+
 # --------------------------------------------------------------------------------------- loads and stores
 
 _KINDS = ("input", "output", "scratch")
