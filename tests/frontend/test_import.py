@@ -1,4 +1,4 @@
-"""Models with functions, bodies, sequences and unknown sizes: imported, evaluated, compared with ONNX Runtime."""
+"""Models with functions, bodies, sequences and unknown sizes: evaluated, and compared with ONNX Runtime."""
 
 import numpy as np
 import onnx
@@ -90,7 +90,8 @@ def test_branches_of_different_sizes(condition):
 
 LOOP = """agraph (float[N,4] x, int64 n, bool go) => (float[M,4] y, float[T,4] s) {
   one = Constant<value = float[1,4] {1.0, 2.0, 3.0, 4.0}>()
-  y, s = Loop(n, go, x) <body = b (int64 i, bool cin, float[K,4] acc) => (bool cout, float[L,4] more, float[4] row4) {
+  y, s = Loop(n, go, x) <
+    body = b (int64 i, bool cin, float[K,4] acc) => (bool cout, float[L,4] more, float[4] row4) {
     cout = Identity(cin)
     f = Cast<to = 1>(i)
     row = Add(one, f)
@@ -117,7 +118,8 @@ def test_loop_with_constant_trip_count_has_a_static_shape():
     imported = check(
         """agraph (float[N,4] x) => (float[N,4] y, float[T,N,4] s) {
       n = Constant<value = int64 {3}>()
-      y, s = Loop(n, , x) <body = b (int64 i, bool cin, float[N,4] v) => (bool cin, float[N,4] w, float[N,4] u) {
+      y, s = Loop(n, , x) <
+        body = b (int64 i, bool cin, float[N,4] v) => (bool cin, float[N,4] w, float[N,4] u) {
         w = Add(v, x)
         u = Neg(w)
       }>
@@ -167,7 +169,8 @@ def test_loop_in_loop_with_captures_of_both():
 def test_scan(attributes):
     imported = check(
         f"""agraph (float[4] h, float[N,4] x) => (float[4] y, float[A,B] s) {{
-      y, s = Scan(h, x) <num_scan_inputs = 1{attributes}, body = b (float[4] a, float[4] e) => (float[4] a2, float[4] o) {{
+      y, s = Scan(h, x) <num_scan_inputs = 1{attributes},
+        body = b (float[4] a, float[4] e) => (float[4] a2, float[4] o) {{
         a2 = Add(a, e)
         o = Mul(a2, h)
       }}>
@@ -180,7 +183,8 @@ def test_scan(attributes):
 def test_scan_over_another_axis():
     check(
         """agraph (float[N,4] x) => (float[4,N] s) {
-      s = Scan(x) <num_scan_inputs = 1, scan_input_axes = [-1], body = b (float[N] e) => (float[N] o) { o = Neg(e) }>
+      s = Scan(x) <num_scan_inputs = 1, scan_input_axes = [-1],
+        body = b (float[N] e) => (float[N] o) { o = Neg(e) }>
     }""",
         {"x": X},
     )

@@ -38,6 +38,9 @@ FAILING = {
 }
 
 
+HALF = {"bfloat16": 2.0**-8, "float16": 2.0**-10}  # distance of neighbours, relative
+
+
 def _items(proto):
     if isinstance(proto, onnx.SequenceProto):
         return numpy_helper.to_list(proto)
@@ -101,10 +104,11 @@ def compare(ours, theirs, rtol, atol):
         np.testing.assert_array_equal(ours, theirs)
     elif theirs.dtype.kind == "c":
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
-    elif (
-        theirs.dtype.name == "bfloat16"
-    ):  # ONNX rounds after each step, we round once: two units in the last place
-        np.testing.assert_allclose(ours.astype(np.float64), theirs.astype(np.float64), rtol=2**-7, atol=2**-7)
+    elif theirs.dtype.name in HALF:  # ONNX rounds after each step: two units in the last place
+        unit = HALF[theirs.dtype.name]
+        np.testing.assert_allclose(
+            ours.astype(np.float64), theirs.astype(np.float64), rtol=2 * unit, atol=2 * unit
+        )
     else:  # numpy cannot compare the small floats itself
         np.testing.assert_allclose(ours.astype(np.float64), theirs.astype(np.float64), rtol=rtol, atol=atol)
 
