@@ -57,7 +57,7 @@ NAMES = tuple(SOURCES)
 def code() -> Code:
     """Code of all the kernels above; kernel numbers are positions in `NAMES`."""
     sources = {name: _HEAD + text for name, text in SOURCES.items()}
-    objects = build_objects(sources, host_target(), Store(Options().store_dir))
+    objects = build_objects(sources, host_target(), Store(Options.from_env().store_dir))
     return Code(NAMES, sources, objects)
 
 
@@ -108,7 +108,7 @@ class Sketch:
 
 
 def module(program: Program, **options: Any) -> CompiledModule:
-    return CompiledModule(program, code(), host_target(), Options(**options))
+    return CompiledModule(program, code(), host_target(), Options.from_env().override(**options))
 
 
 def chain(length: int = 3) -> Program:

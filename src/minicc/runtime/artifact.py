@@ -21,7 +21,7 @@ import re
 import secrets
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
     data["weights"] = table
     data["symbols"] = list(saved.code.symbols)
     objects = {s: saved.code.objects[s] for s in saved.code.symbols}
-    if objects:
-        objects |= executor_objects(saved.target, store)
+    if objects and saved.target.triple.split("-")[0] == host_target().triple.split("-")[0]:
+        objects |= executor_objects(saved.target, store)  # its system calls are those of this architecture
     members: dict[str, bytes] = {"program.json": json.dumps(data, separators=(",", ":")).encode(), "weights.bin": weights}
     members |= {f"objects/{symbol}.o": code for symbol, code in objects.items()}
     members |= {f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()}
@@ -118,7 +118,9 @@ def read(path: str | os.PathLike[str], store: Store, options: Options, *, trust:
     code = _code_of(data, members, program) if trusted and _fits(manifest, target) else None
     if code is None:
         if target.missing_features():
-            target = host_target()
+            # Packed weights and tiles keep the shape they were lowered for, on this machine's instructions.
+            shape = {"vector_width": target.vector_width, "vector_registers": target.vector_registers}
+            target = replace(host_target(), **shape)
         code = build_code(program.kernels, target, store, progress)
     notes = _json(bytes(members.get("report.json", b"{}")), "report.json")
     notes["graph"] = bytes(members.get("graph.txt", b"")).decode(errors="replace")
@@ -153,9 +155,9 @@ def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program
     symbols = data.get("symbols")
     if not isinstance(symbols, list) or len(symbols) != len(program.kernels) or not all(isinstance(s, str) for s in symbols):
         return None
-    wanted = [*symbols, *executor_sources()] if symbols else []
-    if any(f"objects/{s}.o" not in members for s in wanted):
+    if any(f"objects/{s}.o" not in members for s in symbols):
         return None
+    wanted = [*symbols, *(s for s in executor_sources() if f"objects/{s}.o" in members)]
     objects = {s: bytes(members[f"objects/{s}.o"]) for s in dict.fromkeys(wanted)}
     texts = {s: bytes(members.get(f"kernels/{s}.py", b"")).decode(errors="replace") for s in dict.fromkeys(symbols)}
     return Code(tuple(symbols), texts, objects)
