@@ -32,7 +32,7 @@ from minicc.ir.opdef import OpDef, find_op
 from minicc.ir.types import TensorType, Type
 from minicc.ops.host import host_op, newest_opset
 
-MAX_NODES = 200_000
+MAX_NODES = 100_000
 MAX_CALL_DEPTH = 512
 CONTROL = frozenset(("If", "Loop", "Scan"))
 
