@@ -175,3 +175,10 @@ def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, thr
         block_panels, panel_blocks = 1, panels
     w["ROW_TILES"], w["PANELS"] = row_tiles, block_panels
     return units * row_blocks * panel_blocks
+
+
+def recurrent_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill ROWS of a recurrent layer; one unit is a block of so many sequences of one direction."""
+    sequences = w["B"] * w["DIRECTIONS"]
+    w["ROWS"] = max(1, min(tile_rows(target), w["B"], ceil_divide(sequences, threads)))
+    return w["DIRECTIONS"] * ceil_divide(w["B"], w["ROWS"])

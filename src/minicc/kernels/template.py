@@ -51,7 +51,7 @@ pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][
 
 recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL and COUNT: lstm 4, gru 3, rnn 1;
           ACT_F ACT_G ACT_H: sigmoid tanh relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu softsign
-          softplus, with ALPHA_x and BETA_x; CLIP (3.0e38 for none), INPUT_FORGET, LINEAR_BEFORE_RESET
+          softplus, with ALPHA_x and BETA_x; CLIP (0.0 for none), INPUT_FORGET, LINEAR_BEFORE_RESET
   GATES           x * W + biases [D][T][B][COUNT * H], made by gemm; strides G_D G_T G_B (the last axis contiguous)
   R R2            R^T packed by pack_b per direction, R_D and R2_D floats each: lstm, rnn: R [H, COUNT * H]; gru:
                   R [H, 2 * H] (z, r) and R2 [H, H]
