@@ -145,10 +145,12 @@ def _axes(node: Node, position: int, rank: int) -> list[int] | None:
 
 
 def _cost(value: Value) -> int:
-    """Elements moved by transposing a value; nothing for constants and where only axes of size 1 move."""
+    """Elements moved by transposing a value; nothing for constants, and next to nothing where only axes of size 1 move."""
     rank = _rank(value)
-    if rank is None or rank < 3 or value.is_constant or moves_nothing(value.shape, to_last(rank)):
+    if rank is None or rank < 3 or value.is_constant:
         return 0
+    if moves_nothing(value.shape, to_last(rank)):
+        return 1
     return max(estimate(value.shape), 1)
 
 
