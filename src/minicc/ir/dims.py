@@ -51,6 +51,8 @@ class SymbolicDim:
         return self._hash
 
     def __add__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return _sum(_terms(self) + _terms(other))
 
     __radd__ = __add__
@@ -59,26 +61,40 @@ class SymbolicDim:
         return _sum([(m, -c) for m, c in self.terms])
 
     def __sub__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return self + (-other)
 
     def __rsub__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return (-self) + other
 
     def __mul__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return _sum([(_merge(a, b), c * d) for a, c in _terms(self) for b, d in _terms(other)])
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return floor_divide(self, other)
 
     def __rfloordiv__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return floor_divide(other, self)
 
     def __mod__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return modulo(self, other)
 
     def __rmod__(self, other: Dim) -> Dim:
+        if not isinstance(other, DIM):
+            return NotImplemented
         return modulo(other, self)
 
     def __str__(self) -> str:
@@ -94,6 +110,7 @@ class SymbolicDim:
 
 
 Dim = int | SymbolicDim
+DIM = (int, SymbolicDim)  # operators leave other operands (expressions) to those
 
 
 def symbol(name: str) -> SymbolicDim:
