@@ -3,6 +3,7 @@
 from minicc.ops import (
     activations,
     attention,
+    attention_microsoft,
     cast,
     control,
     conv,
@@ -34,6 +35,7 @@ from minicc.ops import (
 __all__ = [
     "activations",
     "attention",
+    "attention_microsoft",
     "cast",
     "control",
     "conv",

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicc.errors import ShapeError
 from minicc.ir.dims import Dim, broadcast, exact_quotient
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
-from minicc.ir.types import DType, TensorType, boolean, f32, i64
+from minicc.ir.types import TensorType, boolean, i64
 from minicc.ops.helpers import Array, computed_in_f32, default_refuse, element_type, require_same_dtype, widen
-from minicc.ops.norm import as_type, axes_of, optional, required, reshaped, widened
 from minicc.ops.matmul import scaled
+from minicc.ops.norm import as_type, axes_of, optional, required, reshaped, widened
 
 if TYPE_CHECKING:
     from minicc.ir.graph import Builder, Node, Value
@@ -31,7 +30,9 @@ def head_axis_out(b: Builder, x: Value, heads: int) -> Value:
     """[B, S, H * D] as [B, H, S, D]."""
     batch, length, hidden = x.shape
     size = exact_quotient(hidden, heads)
-    return b.op("Transpose", reshaped(b, x, (batch, length, heads, -1 if size is None else size)), perm=[0, 2, 1, 3])
+    return b.op(
+        "Transpose", reshaped(b, x, (batch, length, heads, -1 if size is None else size)), perm=[0, 2, 1, 3]
+    )
 
 
 def head_axis_in(b: Builder, x: Value) -> Value:
@@ -62,7 +63,9 @@ def band(b: Builder, queries: Dim, keys: Dim, offset: Value, left: int, right: i
     keys_at = counted(b, keys)
     out: Value | None = None
     if right >= 0:
-        out = b.op("LessOrEqual", keys_at, b.op("Add", position, b.constant(np.int64(right))) if right else position)
+        out = b.op(
+            "LessOrEqual", keys_at, b.op("Add", position, b.constant(np.int64(right))) if right else position
+        )
     if left >= 0:
         low = b.op("GreaterOrEqual", keys_at, b.op("Sub", position, b.constant(np.int64(left))))
         out = low if out is None else b.op("And", out, low)
@@ -102,7 +105,11 @@ def transposed_keys(b: Builder, k: Value) -> Value:
 def _heads_check(n: Inference, q: Sequence[Dim], k: Sequence[Dim], v: Sequence[Dim]) -> None:
     if not len(q) == len(k) == len(v) == 4:
         raise n.error("q, k and v must be [batch, heads, length, size]")
-    for what, a, b in (("head sizes of q and k", q[3], k[3]), ("lengths of k and v", k[2], v[2]), ("heads of k and v", k[1], v[1])):
+    for what, a, b in (
+        ("head sizes of q and k", q[3], k[3]),
+        ("lengths of k and v", k[2], v[2]),
+        ("heads of k and v", k[1], v[1]),
+    ):
         if isinstance(a, int) and isinstance(b, int) and a != b:
             raise n.error(f"{what} differ: {a} and {b}")
     if isinstance(q[1], int) and isinstance(k[1], int) and (k[1] == 0 or q[1] % k[1]):
@@ -247,7 +254,9 @@ def _onnx_bias(b: Builder, node: Node, like: Value, keys: Dim) -> list[Value]:
     out: list[Value] = []
     if mask is not None:
         missing = _mask_padding(node)
-        bias = mask_bias(b, mask, like) if mask.tensor.dtype == boolean else as_type(b, mask, like.tensor.dtype)
+        bias = (
+            mask_bias(b, mask, like) if mask.tensor.dtype == boolean else as_type(b, mask, like.tensor.dtype)
+        )
         if missing:
             pads = [0] * (2 * mask.tensor.rank - 1) + [missing]
             bias = b.op("Pad", bias, b.shape(pads), b.scalar(-np.inf, like))
@@ -261,7 +270,9 @@ def _onnx_bias(b: Builder, node: Node, like: Value, keys: Dim) -> list[Value]:
             offset = reshaped(b, offset, (lengths.shape[0], 1, 1, 1))
         out.append(mask_bias(b, band(b, queries, keys, offset, left, right), like))
     if lengths is not None:
-        valid = b.op("Less", counted(b, keys), reshaped(b, as_type(b, lengths, i64), (lengths.shape[0], 1, 1, 1)))
+        valid = b.op(
+            "Less", counted(b, keys), reshaped(b, as_type(b, lengths, i64), (lengths.shape[0], 1, 1, 1))
+        )
         out.append(mask_bias(b, valid, like))
     return out
 
@@ -273,7 +284,10 @@ def _onnx_expand(b: Builder, node: Node) -> list[Value]:
     scale = _scale(attrs, _head_size(node))
     assert scale is not None
     if flat:
-        q, k, v = (head_axis_out(b, x, attrs[h]) for x, h in ((q, "q_num_heads"), (k, "kv_num_heads"), (v, "kv_num_heads")))
+        q, k, v = (
+            head_axis_out(b, x, attrs[h])
+            for x, h in ((q, "q_num_heads"), (k, "kv_num_heads"), (v, "kv_num_heads"))
+        )
     if optional(node, 4) is not None:
         k = b.op("Concat", required(node, 4), k, axis=2)
         v = b.op("Concat", required(node, 5), v, axis=2)
@@ -310,7 +324,10 @@ def _onnx_eval(q: Array, k: Array, v: Array, mask: Array | None = None, past_key
     dtype, flat = q.dtype, q.ndim == 3
     if flat:
         heads, groups = attrs["q_num_heads"], attrs["kv_num_heads"]
-        q, k, v = (x.reshape(*x.shape[:2], h, -1).transpose(0, 2, 1, 3) for x, h in ((q, heads), (k, groups), (v, groups)))
+        q, k, v = (
+            x.reshape(*x.shape[:2], h, -1).transpose(0, 2, 1, 3)
+            for x, h in ((q, heads), (k, groups), (v, groups))
+        )
     if past_key is not None and past_value is not None:
         k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
     present = (k, v)
@@ -324,12 +341,16 @@ def _onnx_eval(q: Array, k: Array, v: Array, mask: Array | None = None, past_key
     if mask is not None:
         bias = np.where(mask, 0, -np.inf) if mask.dtype == np.bool_ else widen(mask)
         if 1 < bias.shape[-1] < keys:
-            bias = np.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(0, keys - bias.shape[-1])], constant_values=-np.inf)
+            bias = np.pad(
+                bias, [(0, 0)] * (bias.ndim - 1) + [(0, keys - bias.shape[-1])], constant_values=-np.inf
+            )
         scores = scores + bias
     offset: Any = 0 if past_key is None else past_key.shape[2]
     if past_key is None and lengths is not None:
         offset = lengths.reshape(-1, 1, 1, 1) - queries
-    ahead = np.arange(keys)[None, :] - np.arange(queries)[:, None] - offset  # how far a key lies after its query
+    ahead = (
+        np.arange(keys)[None, :] - np.arange(queries)[:, None] - offset
+    )  # how far a key lies after its query
     allowed = np.ones((queries, keys), dtype=bool) & (ahead == ahead)
     if attrs["is_causal"]:
         allowed = allowed & (ahead <= 0)

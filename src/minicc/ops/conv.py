@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicc.errors import ShapeError
-from minicc.ir.dims import Dim, SymbolicDim
-from minicc.ir.expr import Expr, cast, const, dim, equal, select, unary
+from minicc.ir.dims import Dim
+from minicc.ir.expr import Expr, cast, const, equal, select, unary
 from minicc.ir.expr import maximum as expr_maximum
 from minicc.ir.expr import minimum as expr_minimum
 from minicc.ir.opdef import Indexing, Inference, Kind, OpDef, register
@@ -105,7 +105,9 @@ def conv_sum(c: Indexing, index: tuple[Expr, ...], attrs: Mapping[str, Any], dty
     def term(k: Expr, *taps: Expr) -> Expr:
         found = [tap_position(geometry, a, p, t, sizes[a]) for a, (p, t) in enumerate(zip(positions, taps))]
         inside = all_of([condition for _, condition in found])
-        left, right = factors(activation_shape(layout, batch, k + first, [p for p, _ in found]), (channel, k, *taps))
+        left, right = factors(
+            activation_shape(layout, batch, k + first, [p for p, _ in found]), (channel, k, *taps)
+        )
         value = left * right
         return value if inside is None else select(inside, value, const(0, dtype))
 
@@ -135,10 +137,16 @@ def convolve(x: Array, w: Array, attrs: Mapping[str, Any]) -> Array:
             total: Any = 0
             for tap in cartesian(*map(range, w.shape[2:])):
                 factor = taps[(slice(None), slice(None), 0, *tap)]
-                total = total + windows[(slice(None), None, *(slice(None),) * rank, *tap)] * factor[(..., *(None,) * rank)]
+                total = (
+                    total
+                    + windows[(slice(None), None, *(slice(None),) * rank, *tap)]
+                    * factor[(..., *(None,) * rank)]
+                )
             out[image] = total.reshape(out.shape[1:])
             continue
-        columns = np.moveaxis(windows.reshape(group, w.shape[1], *windows.shape[1:]), range(2, 2 + rank), range(-rank, 0))
+        columns = np.moveaxis(
+            windows.reshape(group, w.shape[1], *windows.shape[1:]), range(2, 2 + rank), range(-rank, 0)
+        )
         columns = columns.reshape(group, depth, -1)
         out[image] = np.matmul(weights, columns).reshape(out.shape[1:])
     return out
@@ -228,13 +236,17 @@ def _conv_integer_compute(c: Indexing, index: tuple[Expr, ...], **attrs: Any) ->
     return conv_sum(c, index, attrs, i32, factors)
 
 
-def _conv_integer_eval(x: Array, w: Array, x_zero: Array | None = None, w_zero: Array | None = None, **attrs: Any) -> Array:
+def _conv_integer_eval(
+    x: Array, w: Array, x_zero: Array | None = None, w_zero: Array | None = None, **attrs: Any
+) -> Array:
     left, right = x.astype(np.int32), w.astype(np.int32)
     if x_zero is not None:
         left = left - x_zero.astype(np.int32).reshape(-1)[0]
     if w_zero is not None:
         right = right - w_zero.astype(np.int32).reshape(-1, *(1,) * (w.ndim - 1))
-    return from_channels_first(convolve(to_channels_first(left, attrs["layout"]), right, attrs), attrs["layout"])
+    return from_channels_first(
+        convolve(to_channels_first(left, attrs["layout"]), right, attrs), attrs["layout"]
+    )
 
 
 CONV_INTEGER = register(OpDef(
@@ -361,7 +373,9 @@ def bilinear(load: Any, y: Expr, x: Expr, height: Dim, width: Dim) -> Expr:
                            (1, 0, down * (1 - right)), (1, 1, down * right)):  # fmt: skip
         row, column = top + dy, left + dx
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pixel = load(expr_minimum(expr_maximum(row, 0), height - 1), expr_minimum(expr_maximum(column, 0), width - 1))
+        pixel = load(
+            expr_minimum(expr_maximum(row, 0), height - 1), expr_minimum(expr_maximum(column, 0), width - 1)
+        )
         part = select(inside, pixel * weight, const(0, y.dtype))
         total = part if total is None else total + part
     assert total is not None
@@ -382,7 +396,10 @@ def _deform_compute(c: Indexing, index: tuple[Expr, ...], **attrs: Any) -> Expr:
         tap = part * (w[2] * w[3]) + ky * w[3] + kx
         base = [p * geometry.strides[a] + t * geometry.dilations[a] - geometry.begin[a]
                 for a, (p, t) in enumerate(((row, ky), (column, kx)))]  # fmt: skip
-        at = [cast(p, wide) + cast(c.load(2, (batch, tap * 2 + a, row, column)), wide) for a, p in enumerate(base)]
+        at = [
+            cast(p, wide) + cast(c.load(2, (batch, tap * 2 + a, row, column)), wide)
+            for a, p in enumerate(base)
+        ]
         value = bilinear(lambda i, j: cast(c.load(0, (batch, source, i, j)), wide), at[0], at[1], x[2], x[3])
         value = value * cast(c.load(1, (channel, k, ky, kx)), wide)
         return value * cast(c.load(4, (batch, tap, row, column)), wide) if c.has(4) else value
@@ -399,7 +416,9 @@ def sample_bilinear(image: Array, y: Array, x: Array) -> Array:
     grids = np.indices(image.shape[:-2], sparse=True)
     grids = tuple(g.reshape(*g.shape, *(1,) * (y.ndim - lead)) for g in grids)
     top, left = np.floor(y), np.floor(x)
-    total = np.zeros(np.broadcast_shapes(y.shape, (*image.shape[:-2], *(1,) * (y.ndim - lead))), dtype=image.dtype)
+    total = np.zeros(
+        np.broadcast_shapes(y.shape, (*image.shape[:-2], *(1,) * (y.ndim - lead))), dtype=image.dtype
+    )
     for dy, dx in cartesian((0, 1), (0, 1)):
         row, column = top + dy, left + dx
         weight = (1 - np.abs(y - row)) * (1 - np.abs(x - column))
@@ -411,7 +430,9 @@ def sample_bilinear(image: Array, y: Array, x: Array) -> Array:
 
 
 @computed_in_f32
-def _deform_eval(x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None, **attrs: Any) -> Array:
+def _deform_eval(
+    x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None, **attrs: Any
+) -> Array:
     geometry = window(attrs, w.shape[2:], x.shape[2:])
     (batch, channels), (kh, kw), (oh, ow) = x.shape[:2], w.shape[2:], geometry.output
     parts, group = attrs["offset_group"], attrs["group"]

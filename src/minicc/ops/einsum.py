@@ -42,7 +42,9 @@ def parse(equation: str, ranks: Sequence[int]) -> Equation:
     operands = tuple(_labels(term, n, equation) for term, n in zip(terms, covered))
     for labels, rank in zip(operands, ranks):
         if len(labels) != rank:
-            raise ShapeError(f"Einsum equation {equation!r} gives {len(labels)} labels to an operand of rank {rank}")
+            raise ShapeError(
+                f"Einsum equation {equation!r} gives {len(labels)} labels to an operand of rank {rank}"
+            )
     used = [label for labels in operands for label in labels]
     if arrow:
         output = _labels(right, widest if "..." in right else 0, equation)
@@ -50,14 +52,18 @@ def parse(equation: str, ranks: Sequence[int]) -> Equation:
         letters = sorted({label for label in used if label.isalpha() and used.count(label) == 1})
         output = (*_labels("..." if any("..." in t for t in terms) else "", widest, equation), *letters)
     if len(set(output)) < len(output) or not set(output) <= set(used):
-        raise ShapeError(f"Einsum equation {equation!r} has an output label that is repeated or in no operand")
+        raise ShapeError(
+            f"Einsum equation {equation!r} has an output label that is repeated or in no operand"
+        )
     return Equation(operands, output)
 
 
 def _labels(term: str, covered: int, equation: str) -> tuple[str, ...]:
     before, dots, after = term.partition("...")
-    if covered < 0 or not (before + after).isalpha() and before + after:
-        raise ShapeError(f"Einsum equation {equation!r} is malformed or does not fit the ranks of its operands")
+    if covered < 0 or (not (before + after).isalpha() and before + after):
+        raise ShapeError(
+            f"Einsum equation {equation!r} is malformed or does not fit the ranks of its operands"
+        )
     return (*before, *(str(i) for i in reversed(range(covered)) if dots), *after)
 
 
@@ -131,7 +137,9 @@ def _multiplied(b: Builder, x: _Term, y: _Term) -> _Term:
     labels = x.labels + tuple(label for label in y.labels if label not in x.labels)
     left = _reshaped(b, x.value, [x.size(label) if label in x.labels else 1 for label in labels])
     order = [label for label in labels if label in y.labels]
-    right = _reshaped(b, _arranged(b, y, order), [y.size(label) if label in y.labels else 1 for label in labels])
+    right = _reshaped(
+        b, _arranged(b, y, order), [y.size(label) if label in y.labels else 1 for label in labels]
+    )
     return _Term(b.op("Mul", left, right), labels)
 
 
@@ -151,7 +159,9 @@ def _contracted(b: Builder, x: _Term, y: _Term, wanted: set[str]) -> _Term:
         left_batch = right_batch = [product(left_batch)]
     row_sizes, column_sizes = [x.size(label) for label in rows], [y.size(label) for label in columns]
     left = _reshaped(b, _arranged(b, x, batch + rows + inner), [*left_batch, product(row_sizes), depth])
-    right = _reshaped(b, _arranged(b, y, batch + inner + columns), [*right_batch, depth, product(column_sizes)])
+    right = _reshaped(
+        b, _arranged(b, y, batch + inner + columns), [*right_batch, depth, product(column_sizes)]
+    )
     out = _reshaped(b, b.op("MatMul", left, right), [*out_batch, *row_sizes, *column_sizes])
     return _Term(out, tuple(batch + rows + columns))
 
@@ -174,7 +184,9 @@ def _expand(b: Builder, node: Node) -> list[Value]:
 @computed_in_f32
 def _eval(*arrays: Array, equation: str) -> Array:
     optimise: Any = len(arrays) > 1
-    return np.asarray(np.einsum(equation.replace(" ", ""), *arrays, optimize=optimise)).astype(arrays[0].dtype)
+    return np.asarray(np.einsum(equation.replace(" ", ""), *arrays, optimize=optimise)).astype(
+        arrays[0].dtype
+    )
 
 
 EINSUM = register(OpDef(

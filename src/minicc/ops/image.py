@@ -66,7 +66,10 @@ def _compute(c: Indexing, index: tuple[Expr, ...], **attrs: Any) -> Expr:
         for axis, (position, tap) in enumerate(zip(positions, taps)):
             scaled = position + geometry.begin[axis] - tap * geometry.dilations[axis]
             place = scaled // geometry.strides[axis]
-            conditions += [(place >= 0) & (place < geometry.output[axis]), equal(place * geometry.strides[axis], scaled)]
+            conditions += [
+                (place >= 0) & (place < geometry.output[axis]),
+                equal(place * geometry.strides[axis], scaled),
+            ]
             row = row * block[axis] + tap
             clamped = expr_minimum(expr_maximum(place, 0), geometry.output[axis] - 1)
             column = column * geometry.output[axis] + clamped

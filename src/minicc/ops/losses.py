@@ -69,7 +69,9 @@ def _cross_entropy_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _nll_eval(logs: Array, labels: Array, weight: Array | None = None, *, ignore_index: int | None, reduction: str) -> Array:
+def _nll_eval(
+    logs: Array, labels: Array, weight: Array | None = None, *, ignore_index: int | None, reduction: str
+) -> Array:
     kept = np.ones(labels.shape, dtype=bool) if ignore_index is None else labels != ignore_index
     safe = np.where(kept, labels, 0).astype(np.int64)
     scale = np.where(kept, 1 if weight is None else weight[safe], 0).astype(logs.dtype)
@@ -81,7 +83,9 @@ def _nll_eval(logs: Array, labels: Array, weight: Array | None = None, *, ignore
 
 
 @computed_in_f32
-def _cross_entropy_eval(x: Array, labels: Array, weight: Array | None = None, **attrs: Any) -> tuple[Array, Array]:
+def _cross_entropy_eval(
+    x: Array, labels: Array, weight: Array | None = None, **attrs: Any
+) -> tuple[Array, Array]:
     shifted = x - x.max(axis=1, keepdims=True)
     logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return _nll_eval(logs, labels, weight, **attrs), logs

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicc.errors import ShapeError
-from minicc.ir.dims import Dim, broadcast, product
+from minicc.ir.dims import Dim
 from minicc.ir.expr import Expr, cast
 from minicc.ir.opdef import REQUIRED, Indexing, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, bf16, broadcast_shapes, f16, f32, i32
@@ -127,7 +127,9 @@ def _matmul_integer_refuse(node: Node) -> str | None:
     return default_refuse(node)
 
 
-def _matmul_integer_eval(a: Array, b: Array, a_zero: Array | None = None, b_zero: Array | None = None) -> Array:
+def _matmul_integer_eval(
+    a: Array, b: Array, a_zero: Array | None = None, b_zero: Array | None = None
+) -> Array:
     left, right = a.astype(np.int32), b.astype(np.int32)
     if a_zero is not None:
         zero = a_zero.astype(np.int32)
@@ -181,13 +183,17 @@ def _gemm_expand(b: Builder, node: Node) -> list[Value]:
 
 
 def _gemm_refuse(node: Node) -> str | None:
-    if node.output.tensor.dtype.is_integer and not all(float(node.attrs[k]).is_integer() for k in ("alpha", "beta")):
+    if node.output.tensor.dtype.is_integer and not all(
+        float(node.attrs[k]).is_integer() for k in ("alpha", "beta")
+    ):
         return "fractional alpha or beta with integers"
     return default_refuse(node)
 
 
 @computed_in_f32
-def _gemm_eval(a: Array, b: Array, c: Array | None = None, *, alpha: float, beta: float, transA: int, transB: int) -> Array:  # noqa: N803
+def _gemm_eval(
+    a: Array, b: Array, c: Array | None = None, *, alpha: float, beta: float, transA: int, transB: int
+) -> Array:
     out = np.matmul(a.T if transA else a, b.T if transB else b)
     if alpha != 1:
         out = alpha * out
@@ -278,7 +284,9 @@ def _fused_matmul_expand(b: Builder, node: Node) -> list[Value]:
     for i, side in enumerate("AB"):
         x = node.inputs[i]
         assert x is not None
-        perm = _operand_permutation(x.tensor.rank, node.attrs[f"trans{side}"], node.attrs[f"transBatch{side}"])
+        perm = _operand_permutation(
+            x.tensor.rank, node.attrs[f"trans{side}"], node.attrs[f"transBatch{side}"]
+        )
         operands.append(x if perm == sorted(perm) else b.op("Transpose", x, perm=perm))
     return [scaled(b, b.op("MatMul", *operands), node.attrs["alpha"])]
 
@@ -353,7 +361,9 @@ def _matmul_nbits_expand(b: Builder, node: Node) -> list[Value]:
 def _matmul_nbits_eval(a: Array, b: Array, scales: Array, zero: Array | None = None, g_idx: Array | None = None,
                        bias: Array | None = None, **attrs: Any) -> Array:  # fmt: skip
     if g_idx is not None:
-        raise ShapeError("MatMulNBits with g_idx is not supported", hint="export the weights without act_order")
+        raise ShapeError(
+            "MatMulNBits with g_idx is not supported", hint="export the weights without act_order"
+        )
     out = np.matmul(a, dequantise_blocks(b, scales, zero, attrs).astype(a.dtype))
     return np.asarray(out if bias is None else out + bias)
 

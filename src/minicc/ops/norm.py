@@ -16,14 +16,13 @@ from minicc.ir.expr import Expr, binary, cast, const, select, unary
 from minicc.ir.expr import maximum as expr_maximum
 from minicc.ir.expr import minimum as expr_minimum
 from minicc.ir.opdef import REQUIRED, Indexing, Inference, Kind, OpDef, register
-from minicc.ir.types import BY_NAME, DType, TensorType, bf16, boolean, f16, f32, i32
+from minicc.ir.types import DType, TensorType, bf16, f16, f32, i32
 from minicc.ops.helpers import (
     Array,
     computed_in_f32,
     default_refuse,
     element_type,
     same_as_float_input,
-    same_as_input,
     widen,
 )
 
@@ -124,7 +123,9 @@ def _layer_expand(b: Builder, node: Node) -> list[Value]:
     return out[: len(node.outputs)]
 
 
-def _layer_eval(x: Array, scale: Array, bias: Array | None = None, *, axis: int, epsilon: float, stash_type: int) -> Any:
+def _layer_eval(
+    x: Array, scale: Array, bias: Array | None = None, *, axis: int, epsilon: float, stash_type: int
+) -> Any:
     wide = widen(x)
     mean, variance = _moments(wide, tuple(range(axis % x.ndim, x.ndim)))
     inverse = 1 / np.sqrt(variance + wide.dtype.type(epsilon))
@@ -155,13 +156,18 @@ def _rms_infer(n: Inference) -> list[TensorType]:
 
 
 def _simplified_infer(n: Inference) -> list[TensorType]:
-    return [*_rms_infer(n), TensorType(element_type(n.attr("stash_type")), _row_statistics_shape(n, n.shape(0)))]
+    return [
+        *_rms_infer(n),
+        TensorType(element_type(n.attr("stash_type")), _row_statistics_shape(n, n.shape(0))),
+    ]
 
 
 def _rms_expand(b: Builder, node: Node) -> list[Value]:
     x = required(node, 0)
     wide = widened(b, x)
-    inverse = _inverse_rms(b, wide, range(node.attrs["axis"] % x.tensor.rank, x.tensor.rank), node.attrs["epsilon"])
+    inverse = _inverse_rms(
+        b, wide, range(node.attrs["axis"] % x.tensor.rank, x.tensor.rank), node.attrs["epsilon"]
+    )
     y = scaled_and_shifted(b, b.op("Mul", wide, inverse), required(node, 1), None)
     out = [as_type(b, y, x.tensor.dtype), as_type(b, inverse, element_type(node.attrs["stash_type"]))]
     return out[: len(node.outputs)]
@@ -207,13 +213,17 @@ def _skip_layer_expand(b: Builder, node: Node) -> list[Value]:
     y, mean, inverse = normalised(b, total, [x.tensor.rank - 1], node.attrs["epsilon"])
     y = scaled_and_shifted(b, y, required(node, 2), optional(node, 3))
     dtype = x.tensor.dtype
-    return [as_type(b, y, dtype), as_type(b, mean, f32), as_type(b, inverse, f32), as_type(b, total, dtype)][: len(node.outputs)]
+    return [as_type(b, y, dtype), as_type(b, mean, f32), as_type(b, inverse, f32), as_type(b, total, dtype)][
+        : len(node.outputs)
+    ]
 
 
 def _skip_layer_eval(x: Array, skip: Array, gamma: Array, beta: Array | None = None, bias: Array | None = None, *,
                      epsilon: float) -> tuple[Array, ...]:  # fmt: skip
     total = widen(x) + widen(skip) + (0 if bias is None else widen(bias))
-    y, mean, inverse = _layer_eval(total, widen(gamma), None if beta is None else widen(beta), axis=-1, epsilon=epsilon, stash_type=1)
+    y, mean, inverse = _layer_eval(
+        total, widen(gamma), None if beta is None else widen(beta), axis=-1, epsilon=epsilon, stash_type=1
+    )
     return y.astype(x.dtype), mean, inverse, total.astype(x.dtype)
 
 
@@ -229,7 +239,9 @@ def _skip_simplified_expand(b: Builder, node: Node) -> list[Value]:
     return out[: len(node.outputs)]
 
 
-def _skip_simplified_eval(x: Array, skip: Array, gamma: Array, bias: Array | None = None, *, epsilon: float) -> tuple[Array, ...]:
+def _skip_simplified_eval(
+    x: Array, skip: Array, gamma: Array, bias: Array | None = None, *, epsilon: float
+) -> tuple[Array, ...]:
     total = widen(x) + widen(skip) + (0 if bias is None else widen(bias))
     y, inverse = _rms_eval(total, widen(gamma), axis=-1, epsilon=epsilon, stash_type=1)
     return y.astype(x.dtype), np.zeros_like(inverse), inverse, total.astype(x.dtype)
@@ -320,11 +332,15 @@ def _batch_expand(b: Builder, node: Node) -> list[Value]:
         currents = [reshaped(b, v, mean.shape) for v in (now, spread)]
         for old, new in zip((mean, variance), currents):
             mixed = b.op("Mul", old, b.scalar(kept, old))
-            extra.append(b.op("Add", mixed, b.op("Mul", as_type(b, new, old.tensor.dtype), b.scalar(1 - kept, old))))
+            extra.append(
+                b.op("Add", mixed, b.op("Mul", as_type(b, new, old.tensor.dtype), b.scalar(1 - kept, old)))
+            )
         mean, variance = currents
     scale, bias, mean, variance = (as_type(b, v, wide.tensor.dtype) for v in (scale, bias, mean, variance))
     # Everything that depends on channels only becomes one factor and one term, constants in most models.
-    factor = b.op("Div", scale, b.op("Sqrt", b.op("Add", variance, b.scalar(node.attrs["epsilon"], variance))))
+    factor = b.op(
+        "Div", scale, b.op("Sqrt", b.op("Add", variance, b.scalar(node.attrs["epsilon"], variance)))
+    )
     term = b.op("Sub", bias, b.op("Mul", mean, factor))
     if rank > 1:
         factor, term = _per_channel(b, factor, rank), _per_channel(b, term, rank)
@@ -347,8 +363,12 @@ def _batch_eval(x: Array, scale: Array, bias: Array, mean: Array, variance: Arra
     if training_mode:
         used_mean, used_variance = _moments(wide, tuple(a for a in range(x.ndim) if a != 1))
         new_mean = (widen(mean) * momentum + used_mean.reshape(-1) * (1 - momentum)).astype(mean.dtype)
-        new_variance = (widen(variance) * momentum + used_variance.reshape(-1) * (1 - momentum)).astype(variance.dtype)
-    y = (wide - used_mean) / np.sqrt(used_variance + epsilon) * widen(scale).reshape(shape) + widen(bias).reshape(shape)
+        new_variance = (widen(variance) * momentum + used_variance.reshape(-1) * (1 - momentum)).astype(
+            variance.dtype
+        )
+    y = (wide - used_mean) / np.sqrt(used_variance + epsilon) * widen(scale).reshape(shape) + widen(
+        bias
+    ).reshape(shape)
     return y.astype(x.dtype), new_mean, new_variance
 
 
@@ -365,7 +385,9 @@ def _instance_expand(b: Builder, node: Node) -> list[Value]:
     x = required(node, 0)
     rank = x.tensor.rank
     y, _, _ = normalised(b, widened(b, x), range(2, rank), node.attrs["epsilon"])
-    y = scaled_and_shifted(b, y, _per_channel(b, required(node, 1), rank), _per_channel(b, required(node, 2), rank))
+    y = scaled_and_shifted(
+        b, y, _per_channel(b, required(node, 1), rank), _per_channel(b, required(node, 2), rank)
+    )
     return [as_type(b, y, x.tensor.dtype)]
 
 
@@ -373,7 +395,9 @@ def _instance_expand(b: Builder, node: Node) -> list[Value]:
 def _instance_eval(x: Array, scale: Array, bias: Array, *, epsilon: float) -> Array:
     mean, variance = _moments(x, tuple(range(2, x.ndim)))
     shape = (-1, *(1,) * (x.ndim - 2))
-    return ((x - mean) / np.sqrt(variance + epsilon) * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+    return ((x - mean) / np.sqrt(variance + epsilon) * scale.reshape(shape) + bias.reshape(shape)).astype(
+        x.dtype
+    )
 
 
 def _instance_infer(n: Inference) -> list[TensorType]:
@@ -394,7 +418,9 @@ def _group_infer(n: Inference) -> list[TensorType]:
         raise n.error(f"{groups} groups do not fit")
     for i in (1, 2):
         size = n.shape(i)
-        if len(size) != 1 or (isinstance(size[0], int) and isinstance(x[1], int) and size[0] not in (x[1], groups)):
+        if len(size) != 1 or (
+            isinstance(size[0], int) and isinstance(x[1], int) and size[0] not in (x[1], groups)
+        ):
             raise n.error(f"input {i} must be a vector over channels or groups")
     return same_as_float_input(n)  # type: ignore[return-value]
 
@@ -416,7 +442,9 @@ def _group_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _group_eval(x: Array, scale: Array, bias: Array, *, num_groups: int, epsilon: float, stash_type: int) -> Array:
+def _group_eval(
+    x: Array, scale: Array, bias: Array, *, num_groups: int, epsilon: float, stash_type: int
+) -> Array:
     rows = x.reshape(x.shape[0], num_groups, -1)
     mean, variance = _moments(rows, (2,))
     y = ((rows - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
@@ -444,7 +472,9 @@ def _lp_infer(n: Inference) -> list[TensorType]:
 def _lp_expand(b: Builder, node: Node) -> list[Value]:
     x = required(node, 0)
     wide = widened(b, x)
-    length = b.op(f"ReduceL{node.attrs['p']}", wide, axes_of(b, [node.attrs["axis"] % x.tensor.rank]), keepdims=1)
+    length = b.op(
+        f"ReduceL{node.attrs['p']}", wide, axes_of(b, [node.attrs["axis"] % x.tensor.rank]), keepdims=1
+    )
     zero = b.scalar(0, wide)
     y = b.op("Where", b.op("Equal", length, zero), zero, b.op("Div", wide, length))
     return [as_type(b, y, x.tensor.dtype)]
@@ -452,7 +482,11 @@ def _lp_expand(b: Builder, node: Node) -> list[Value]:
 
 @computed_in_f32
 def _lp_eval(x: Array, *, axis: int, p: int) -> Array:
-    length = np.abs(x).sum(axis=axis, keepdims=True) if p == 1 else np.sqrt(np.square(x).sum(axis=axis, keepdims=True))
+    length = (
+        np.abs(x).sum(axis=axis, keepdims=True)
+        if p == 1
+        else np.sqrt(np.square(x).sum(axis=axis, keepdims=True))
+    )
     return np.asarray(np.where(length == 0, 0, x / length)).astype(x.dtype)
 
 
@@ -487,7 +521,9 @@ register(OpDef(
 # -- LRN (Krizhevsky et al., 2012)
 
 
-def _lrn_compute(c: Indexing, index: tuple[Expr, ...], *, alpha: float, beta: float, bias: float, size: int) -> Expr:
+def _lrn_compute(
+    c: Indexing, index: tuple[Expr, ...], *, alpha: float, beta: float, bias: float, size: int
+) -> Expr:
     dtype = c.type(0).dtype
     wide = f32 if dtype in (f16, bf16) else dtype
     channels = c.type(0).dims[1]

@@ -18,7 +18,7 @@ from minicc.ir.expr import minimum as expr_minimum
 from minicc.ir.opdef import REQUIRED, Indexing, Inference, Kind, OpDef, register
 from minicc.ir.types import DType, TensorType, i64
 from minicc.ops.conv import split_index, wide_dtype
-from minicc.ops.helpers import Array, computed_in_f32, default_refuse, same_as_input
+from minicc.ops.helpers import Array, computed_in_f32, default_refuse
 from minicc.ops.spatial import (
     Window,
     activation_shape,
@@ -55,17 +55,28 @@ def pool_type(n: Inference) -> TensorType:
         geometry = pool_window(n.attrs, x)
     except ShapeError as error:
         raise n.error(error.what) from error
-    return TensorType(n.dtype(0), activation_shape(layout, x[0], x[channel_axis(layout, len(x))], geometry.output))
+    return TensorType(
+        n.dtype(0), activation_shape(layout, x[0], x[channel_axis(layout, len(x))], geometry.output)
+    )
 
 
 def _needs_clamp(w: Window, attrs: Mapping[str, Any]) -> Window:
     """The window with padding marked where a rounded-up output size makes taps leave the input."""
     if not attrs["ceil_mode"]:
         return w
-    return Window(w.kernel, w.strides, w.dilations, w.begin, tuple(e if e != 0 else w.strides[a] for a, e in enumerate(w.end)), w.output)
+    return Window(
+        w.kernel,
+        w.strides,
+        w.dilations,
+        w.begin,
+        tuple(e if e != 0 else w.strides[a] for a, e in enumerate(w.end)),
+        w.output,
+    )
 
 
-def _tap(c: Indexing, index: tuple[Expr, ...], attrs: Mapping[str, Any], taps: Sequence[Expr]) -> tuple[Expr, Expr | None, list[Expr]]:
+def _tap(
+    c: Indexing, index: tuple[Expr, ...], attrs: Mapping[str, Any], taps: Sequence[Expr]
+) -> tuple[Expr, Expr | None, list[Expr]]:
     """(element under the taps, condition that it is inside, its spatial position) for an output index."""
     x, layout = c.type(0).dims, attrs["layout"]
     geometry = _needs_clamp(pool_window(attrs, x), attrs)
@@ -137,7 +148,9 @@ def _max_pool_eval(x: Array, *, storage_order: int, **attrs: Any) -> tuple[Array
     flat: Any = 0
     axes = list(range(rank))
     for axis in reversed(axes) if storage_order else axes:
-        start = np.arange(w.output[axis]).reshape(-1, *(1,) * (rank - 1 - axis)) * w.strides[axis] - w.begin[axis]
+        start = (
+            np.arange(w.output[axis]).reshape(-1, *(1,) * (rank - 1 - axis)) * w.strides[axis] - w.begin[axis]
+        )
         where = np.clip(start + taps[axis] * w.dilations[axis], 0, array.shape[2 + axis] - 1)
         flat = flat * array.shape[2 + axis] + where
     planes = np.arange(array.shape[0] * array.shape[1]).reshape(*array.shape[:2], *(1,) * rank)
@@ -163,7 +176,9 @@ def _taps_inside(w: Window, axis: int, position: Expr, low: Dim, high: Dim) -> E
     return expr_maximum(last - first + 1, 1)
 
 
-def _average_pool_compute(c: Indexing, index: tuple[Expr, ...], *, count_include_pad: int, **attrs: Any) -> Expr:
+def _average_pool_compute(
+    c: Indexing, index: tuple[Expr, ...], *, count_include_pad: int, **attrs: Any
+) -> Expr:
     dtype = c.type(0).dtype
     wide = wide_dtype(dtype)
     x, layout = c.type(0).dims, attrs["layout"]
@@ -176,7 +191,9 @@ def _average_pool_compute(c: Indexing, index: tuple[Expr, ...], *, count_include
         return value if inside is None else select(inside, value, const(0, wide))
 
     total = c.reduce("sum", geometry.kernel, element)
-    fixed = attrs["ceil_mode"] == 0 and (count_include_pad or not any(map(geometry.padded, range(geometry.rank))))
+    fixed = attrs["ceil_mode"] == 0 and (
+        count_include_pad or not any(map(geometry.padded, range(geometry.rank)))
+    )
     if fixed:
         return cast(total / float(np.prod(attrs["kernel_shape"])), dtype)
     counts = []
@@ -329,7 +346,9 @@ def _unpool_expand(b: Builder, node: Node) -> list[Value]:
     natural = _unpooled_shape(node.attrs, x.shape)
     minus_one = b.constant(np.array([-1], dtype=np.int64))
     zeros = b.op("Expand", b.scalar(0, x), b.shape([product(natural)]))
-    flat = b.op("ScatterElements", zeros, b.op("Reshape", positions, minus_one), b.op("Reshape", x, minus_one), axis=0)
+    flat = b.op(
+        "ScatterElements", zeros, b.op("Reshape", positions, minus_one), b.op("Reshape", x, minus_one), axis=0
+    )
     out = b.op("Reshape", flat, b.shape(natural))
     wanted = node.output.shape
     if wanted == natural:

@@ -88,11 +88,16 @@ def _check_granularity(n: Inference, scale: int, zero: int) -> None:
 # -- building blocks of expansions
 
 
-def quantised(b: Builder, ratio: Value, zero: Value | None, dtype: DType) -> Value:
-    """saturate(round(ratio) + zero) as `dtype`; the ratio is a float."""
+def quantised(b: Builder, ratio: Value, zero: Value | None, dtype: DType, *, zero_first: bool = False) -> Value:
+    """saturate(round(ratio) + zero) as `dtype`; the ratio is a float.
+
+    zero_first: round(ratio + zero) instead, which rounds halves the other way for odd zero points.
+    """
     low, high = range_of(dtype)
+    if zero is not None and zero_first:
+        ratio = b.op("Add", ratio, as_type(b, zero, ratio.tensor.dtype))
     out = b.op("Round", ratio)
-    if zero is not None:
+    if zero is not None and not zero_first:
         out = b.op("Add", out, as_type(b, zero, out.tensor.dtype))
     return b.op("Cast", b.op("Clip", out, b.scalar(low, out), b.scalar(high, out)), to=dtype)
 
@@ -106,14 +111,20 @@ def centred(b: Builder, x: Value, zero: Value | None) -> Value:
     return b.op("Sub", as_type(b, x, f32), as_type(b, zero, f32))
 
 
-def quantise_array(x: Array, scale: Array, zero: Array | None, dtype: DType) -> Array:
-    """saturate(round(x / scale) + zero) of arrays that broadcast."""
+def quantise_array(
+    x: Array, scale: Array, zero: Array | None, dtype: DType, *, zero_first: bool = False
+) -> Array:
+    """saturate(round(x / scale) + zero) of arrays that broadcast; zero_first as in `quantised`."""
     with np.errstate(all="ignore"):
-        rounded = np.rint(widen(x) / widen(scale))
-        if zero is not None:
-            rounded = rounded + zero.astype(np.int32).astype(rounded.dtype)
+        ratio = widen(x) / widen(scale)
+        point = np.float32(0) if zero is None else zero.astype(np.int32).astype(ratio.dtype)
+        rounded = np.rint(ratio + point) if zero_first else np.rint(ratio) + point
         low, high = range_of(dtype)
-        return np.asarray(np.clip(np.nan_to_num(rounded, nan=0.0), low, high)).astype(np.int64).astype(dtype.numpy)
+        return (
+            np.asarray(np.clip(np.nan_to_num(rounded, nan=0.0), low, high))
+            .astype(np.int64)
+            .astype(dtype.numpy)
+        )
 
 
 def dequantise_array(x: Array, scale: Array, zero: Array | None) -> Array:
@@ -150,7 +161,9 @@ def _quantise_expand(b: Builder, node: Node) -> list[Value]:
     axis, block = node.attrs["axis"], node.attrs["block_size"]
     spread_scale = as_type(b, spread(b, scale, x, axis, block), f32)
     spread_zero = None if zero is None else spread(b, zero, x, axis, block)
-    return [quantised(b, b.op("Div", as_type(b, x, f32), spread_scale), spread_zero, node.output.tensor.dtype)]
+    return [
+        quantised(b, b.op("Div", as_type(b, x, f32), spread_scale), spread_zero, node.output.tensor.dtype)
+    ]
 
 
 def _quantise_eval(x: Array, scale: Array, zero: Array | None = None, *, axis: int, block_size: int, output_dtype: int,
@@ -160,7 +173,10 @@ def _quantise_eval(x: Array, scale: Array, zero: Array | None = None, *, axis: i
     wide_zero = None if zero is None else _spread_array(zero, x.shape, axis, block_size)
     if precision:
         compute = element_type(precision).numpy
-        x, wide_scale = (x.astype(compute) / wide_scale.astype(compute)).astype(np.float32), np.ones((), np.float32)
+        x, wide_scale = (
+            (x.astype(compute) / wide_scale.astype(compute)).astype(np.float32),
+            np.ones((), np.float32),
+        )
     if dtype.is_float:
         with np.errstate(all="ignore"):
             number = widen(x) / widen(wide_scale)
@@ -187,7 +203,9 @@ def _dequantise_expand(b: Builder, node: Node) -> list[Value]:
     return [as_type(b, b.op("Mul", centred(b, x, spread_zero), spread_scale), node.output.tensor.dtype)]
 
 
-def _dequantise_eval(x: Array, scale: Array, zero: Array | None = None, *, axis: int, block_size: int, output_dtype: int) -> Array:
+def _dequantise_eval(
+    x: Array, scale: Array, zero: Array | None = None, *, axis: int, block_size: int, output_dtype: int
+) -> Array:
     wide_scale = _spread_array(scale, x.shape, axis, block_size)
     wide_zero = None if zero is None else _spread_array(zero, x.shape, axis, block_size)
     out = dequantise_array(x, wide_scale, wide_zero)
@@ -223,7 +241,9 @@ def _dynamic_expand(b: Builder, node: Node) -> list[Value]:
     scale = b.op("Where", b.op("Equal", extent, zero), b.scalar(1, x), b.op("Div", extent, b.scalar(255, x)))
     point = b.op("Clip", b.op("Div", b.op("Neg", low), scale), zero, b.scalar(255, x))
     point = b.op("Round", point)
-    return [quantised(b, b.op("Div", x, scale), point, u8), scale, b.op("Cast", point, to=u8)][: len(node.outputs)]
+    return [quantised(b, b.op("Div", x, scale), point, u8), scale, b.op("Cast", point, to=u8)][
+        : len(node.outputs)
+    ]
 
 
 def dynamic_quantise_array(x: Array) -> tuple[Array, Array, Array]:
@@ -256,7 +276,11 @@ def flat_scalar(shape: Sequence[Dim]) -> tuple[Dim, ...]:
 def multiplier(b: Builder, left: Value, right: Value, out: Value | None) -> Value:
     """left * right / out in float32: what turns an integer sum into the result."""
     product = b.op("Mul", as_type(b, left, f32), as_type(b, right, f32))
-    return product if out is None else b.op("Div", product, as_type(b, reshaped(b, out, flat_scalar(out.shape)), f32))
+    return (
+        product
+        if out is None
+        else b.op("Div", product, as_type(b, reshaped(b, out, flat_scalar(out.shape)), f32))
+    )
 
 
 def _qlinear_matmul_infer(n: Inference) -> list[TensorType]:
@@ -266,7 +290,10 @@ def _qlinear_matmul_infer(n: Inference) -> list[TensorType]:
 def _qlinear_matmul_expand(b: Builder, node: Node) -> list[Value]:
     a, a_scale, a_zero, w, w_scale, w_zero, y_scale, y_zero = (required(node, i) for i in range(8))
     total = b.op("Cast", b.op("MatMulInteger", a, w, a_zero, w_zero), to=f32)
-    left, right = reshaped(b, a_scale, along_rows(a_scale.shape)), reshaped(b, w_scale, flat_scalar(w_scale.shape))
+    left, right = (
+        reshaped(b, a_scale, along_rows(a_scale.shape)),
+        reshaped(b, w_scale, flat_scalar(w_scale.shape)),
+    )
     ratio = b.op("Mul", total, multiplier(b, left, right, y_scale))
     return [quantised(b, ratio, reshaped(b, y_zero, flat_scalar(y_zero.shape)), node.output.tensor.dtype)]
 
@@ -342,7 +369,11 @@ def _qlinear_conv_eval(x: Array, x_scale: Array, x_zero: Array, w: Array, w_scal
     if bias is not None:
         total = total + bias.reshape(channel[:-1])
     scale = x_scale.reshape(()) * w_scale / y_scale.reshape(())
-    out = requantise_array(total.astype(np.float32) * scale.astype(np.float32).reshape(channel[:-1]), y_zero, dtype_of(y_zero.dtype))
+    out = requantise_array(
+        total.astype(np.float32) * scale.astype(np.float32).reshape(channel[:-1]),
+        y_zero,
+        dtype_of(y_zero.dtype),
+    )
     return from_channels_first(out, attrs["layout"])
 
 

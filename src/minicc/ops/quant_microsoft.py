@@ -48,11 +48,12 @@ def _real(b: Builder, node: Node, first: int) -> Value:
     return b.op("Mul", centred(b, required(node, first), _number(b, optional(node, first + 2))), scale)
 
 
-def _rounded(b: Builder, node: Node, real: Value, scale: int, dtype: DType) -> Value:
+def _rounded(b: Builder, node: Node, real: Value, scale: int, *, zero_first: bool = False) -> Value:
     """A float32 value quantised with the parameters at inputs scale and scale + 1."""
     step = _number(b, required(node, scale))
     assert step is not None
-    return quantised(b, b.op("Div", real, step), _number(b, optional(node, scale + 1)), dtype)
+    ratio, zero = b.op("Div", real, step), _number(b, optional(node, scale + 1))
+    return quantised(b, ratio, zero, node.output.tensor.dtype, zero_first=zero_first)
 
 
 def _scalar(x: Array | None) -> Array | None:
@@ -69,7 +70,7 @@ def _pair_infer(n: Inference) -> list[TensorType]:
 def _pair_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
     def expand(b: Builder, node: Node) -> list[Value]:
         real = b.op(operator, _real(b, node, 0), _real(b, node, 3))
-        return [_rounded(b, node, real, 6, node.output.tensor.dtype)]
+        return [_rounded(b, node, real, 6, zero_first=True)]
 
     return expand
 
@@ -79,7 +80,7 @@ def _pair_eval(function: Any) -> Any:
                  y_scale: Array, y_zero: Array | None = None) -> Array:  # fmt: skip
         real = function(dequantise_array(a, a_scale.reshape(()), _scalar(a_zero)),
                         dequantise_array(b, b_scale.reshape(()), _scalar(b_zero)))  # fmt: skip
-        return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype_of(a.dtype))
+        return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype_of(a.dtype), zero_first=True)
 
     return evaluate
 
@@ -100,16 +101,19 @@ def _same(n: Inference) -> list[TensorType]:
 
 def _single_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
     def expand(b: Builder, node: Node) -> list[Value]:
-        return [_rounded(b, node, b.op(operator, _real(b, node, 0), **node.attrs), 3, node.output.tensor.dtype)]
+        return [
+            _rounded(b, node, b.op(operator, _real(b, node, 0), **node.attrs), 3)
+        ]
 
     return expand
 
 
-def _single_eval(function: Any) -> Any:
+def _single_eval(function: Any, *, zero_first: bool = False) -> Any:
     def evaluate(x: Array, x_scale: Array, x_zero: Array | None, y_scale: Array, y_zero: Array | None = None,
                  **attrs: Any) -> Array:  # fmt: skip
         real = function(dequantise_array(x, x_scale.reshape(()), _scalar(x_zero)), **attrs)
-        return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype_of(x.dtype))
+        dtype = dtype_of(x.dtype)
+        return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype, zero_first=zero_first)
 
     return evaluate
 
@@ -138,12 +142,12 @@ def _average_pool_infer(n: Inference) -> list[TensorType]:
 
 def _average_pool_expand(b: Builder, node: Node) -> list[Value]:
     real = b.op("AveragePool", _real(b, node, 0), **_pool_attrs(node.attrs))
-    return [_rounded(b, node, real, 3, node.output.tensor.dtype)]
+    return [_rounded(b, node, real, 3, zero_first=True)]
 
 
 register(OpDef(
     "QLinearAveragePool", Kind.EXPAND, infer=_average_pool_infer, expand=_average_pool_expand, refuse=default_refuse,
-    eval=_single_eval(lambda x, **attrs: average_pool_array(x, **_pool_attrs(attrs))), domain=_DOMAIN,
+    eval=_single_eval(lambda x, **attrs: average_pool_array(x, **_pool_attrs(attrs)), zero_first=True), domain=_DOMAIN,
     attrs={**POOL_ATTRS, "count_include_pad": 0, "channels_last": 0},
 ))  # fmt: skip
 
@@ -154,7 +158,9 @@ def _global_axes(attrs: Any, rank: int) -> range:
 
 def _global_infer(n: Inference) -> list[TensorType]:
     x = n.shape(0)
-    return [TensorType(n.dtype(0), tuple(1 if a in _global_axes(n.attrs, len(x)) else d for a, d in enumerate(x)))]
+    return [
+        TensorType(n.dtype(0), tuple(1 if a in _global_axes(n.attrs, len(x)) else d for a, d in enumerate(x)))
+    ]
 
 
 def _global_expand(b: Builder, node: Node) -> list[Value]:
@@ -177,7 +183,9 @@ def _global_eval(x: Array, x_scale: Array, x_zero: Array | None, y_scale: Array,
     whole = x.astype(np.int32) - (0 if x_zero is None else np.int32(x_zero.reshape(())))
     count = np.float32(np.prod([x.shape[a] for a in axes]))
     total = whole.sum(axis=axes, keepdims=True).astype(np.float32)
-    return requantise_array(total * (x_scale.reshape(()) / (y_scale.reshape(()) * count)), _scalar(y_zero), dtype_of(x.dtype))
+    return requantise_array(
+        total * (x_scale.reshape(()) / (y_scale.reshape(()) * count)), _scalar(y_zero), dtype_of(x.dtype)
+    )
 
 
 register(OpDef(
@@ -199,13 +207,21 @@ def _concat_infer(n: Inference) -> list[TensorType]:
 
 
 def _concat_expand(b: Builder, node: Node) -> list[Value]:
-    parts = [_rounded(b, node, _real(b, node, i), 0, node.output.tensor.dtype) for i in range(2, len(node.inputs), 3)]
+    parts = [
+        _rounded(b, node, _real(b, node, i), 0)
+        for i in range(2, len(node.inputs), 3)
+    ]
     return [b.op("Concat", *parts, axis=node.attrs["axis"])]
 
 
 def _concat_eval(y_scale: Array, y_zero: Array, *parts: Array, axis: int) -> Array:
-    reals = [dequantise_array(parts[i], parts[i + 1].reshape(()), parts[i + 2].reshape(())) for i in range(0, len(parts), 3)]
-    return quantise_array(np.concatenate(reals, axis=axis), y_scale.reshape(()), y_zero.reshape(()), dtype_of(y_zero.dtype))
+    reals = [
+        dequantise_array(parts[i], parts[i + 1].reshape(()), parts[i + 2].reshape(()))
+        for i in range(0, len(parts), 3)
+    ]
+    return quantise_array(
+        np.concatenate(reals, axis=axis), y_scale.reshape(()), y_zero.reshape(()), dtype_of(y_zero.dtype)
+    )
 
 
 register(OpDef(
@@ -232,7 +248,9 @@ def _qgemm_expand(b: Builder, node: Node) -> list[Value]:
     if bias is not None:
         total = b.op("Add", total, bias)
     w_scale = required(node, 4)
-    scale = multiplier(b, reshaped(b, required(node, 1), ()), reshaped(b, w_scale, flat_scalar(w_scale.shape)), None)
+    scale = multiplier(
+        b, reshaped(b, required(node, 1), ()), reshaped(b, w_scale, flat_scalar(w_scale.shape)), None
+    )
     if node.attrs["alpha"] != 1:
         scale = b.op("Mul", scale, b.scalar(node.attrs["alpha"], scale))
     out = optional(node, 7)
@@ -244,7 +262,7 @@ def _qgemm_expand(b: Builder, node: Node) -> list[Value]:
 
 def _qgemm_eval(a: Array, a_scale: Array, a_zero: Array | None, w: Array, w_scale: Array, w_zero: Array | None,
                 c: Array | None = None, y_scale: Array | None = None, y_zero: Array | None = None, *, alpha: float,
-                transA: int, transB: int) -> Array:  # fmt: skip  # noqa: N803
+                transA: int, transB: int) -> Array:  # fmt: skip
     total = integer_product(a.T if transA else a, w.T if transB else w, _scalar(a_zero), w_zero)
     if c is not None:
         total = total + c
@@ -265,7 +283,11 @@ register(OpDef(
 
 
 def _scaled_product(b: Builder, total: Value, a_scale: Value, w_scale: Value, bias: Value | None) -> Value:
-    scale = b.op("Mul", reshaped(b, a_scale, flat_scalar(a_scale.shape)), reshaped(b, w_scale, flat_scalar(w_scale.shape)))
+    scale = b.op(
+        "Mul",
+        reshaped(b, a_scale, flat_scalar(a_scale.shape)),
+        reshaped(b, w_scale, flat_scalar(w_scale.shape)),
+    )
     out = b.op("Mul", as_type(b, total, f32), as_type(b, scale, f32))
     return out if bias is None else b.op("Add", out, as_type(b, bias, f32))
 
@@ -303,7 +325,9 @@ def _dynamic_expand(b: Builder, node: Node) -> list[Value]:
     return [_scaled_product(b, total, scale, required(node, 2), optional(node, 4))]
 
 
-def _dynamic_eval(a: Array, w: Array, w_scale: Array, w_zero: Array | None = None, bias: Array | None = None) -> Array:
+def _dynamic_eval(
+    a: Array, w: Array, w_scale: Array, w_zero: Array | None = None, bias: Array | None = None
+) -> Array:
     numbers, scale, zero = dynamic_quantise_array(a)
     return _to_float_eval(numbers, w, scale, w_scale, zero, w_zero, bias)
 

@@ -52,9 +52,13 @@ class Activation:
 
 def directions_of(attrs: Any) -> tuple[bool, ...]:
     """For each direction, whether it runs backwards. Raises ShapeError for an unknown direction."""
-    found = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}.get(attrs["direction"].lower())
+    found = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}.get(
+        attrs["direction"].lower()
+    )
     if found is None:
-        raise ShapeError(f"direction {attrs['direction']!r} is unknown", hint="forward, reverse or bidirectional")
+        raise ShapeError(
+            f"direction {attrs['direction']!r} is unknown", hint="forward, reverse or bidirectional"
+        )
     return found
 
 
@@ -141,7 +145,9 @@ def _clipped(clip: float | None) -> Function:
     return (lambda x: x) if not clip else (lambda x: np.clip(x, -clip, clip))
 
 
-def _inputs(x: Array, initial: Sequence[Array | None], directions: int, hidden: int, layout: int) -> tuple[Array, list[Array]]:
+def _inputs(
+    x: Array, initial: Sequence[Array | None], directions: int, hidden: int, layout: int
+) -> tuple[Array, list[Array]]:
     """X as [T, B, I] and initial states as [D, B, H]."""
     x = x.transpose(1, 0, 2) if layout == 1 else x
     states = []
@@ -181,7 +187,9 @@ def _rnn_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Arr
         projected = x @ w[d].T + (wb + rb)
         (f,) = activations[d]
 
-        def step(t: Any, states: list[Array], projected: Array = projected, f: Function = f, d: int = d) -> list[Array]:
+        def step(
+            t: Any, states: list[Array], projected: Array = projected, f: Function = f, d: int = d
+        ) -> list[Array]:
             return [f(clip(projected[t, np.arange(x.shape[1])] + states[0] @ r[d].T))]
 
         parts.append(_run(x, lengths, [h0[d]], backwards, step))
@@ -237,7 +245,7 @@ def _lstm_directions(x: Array, hidden: int, product: Callable[[int, Array], Arra
             forget = 1 - i if attrs["input_forget"] else f(clip(forget + peep[2] * c))
             c = forget * c + i * g(clip(new))
             o = f(clip(o + peep[1] * c))
-            return [o * last(c if not attrs["clip"] else clip(c)), c]
+            return [o * last(c), c]
 
         parts.append(_run(x, lengths, [states[0][d], states[1][d]], backwards, step))
     return _assemble(parts, attrs["layout"])
@@ -288,7 +296,9 @@ def _quantised_infer(n: Inference) -> list[TensorType]:
 def dequantised_weight(weight: Array, scale: Array, zero: Array) -> Array:
     """Float32 weights [D, K, 4H] from 8-bit ones with a scale for each direction, or for each direction and column."""
     shape = (weight.shape[0], 1, -1)
-    return np.asarray((weight.astype(np.float32) - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape))
+    return np.asarray(
+        (weight.astype(np.float32) - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape)
+    )
 
 
 def fake_quantised(x: Array) -> Array:
@@ -311,8 +321,12 @@ def _quantised_eval(x: Array, w: Array, r: Array, b: Array | None, lengths: Arra
     w_float, r_float = dequantised_weight(w, w_scale, w_zero), dequantised_weight(r, r_scale, r_zero)
     rounded = fake_quantised(x)
     with np.errstate(all="ignore"):
-        projections = [rounded @ w_float[d] + np.add(*_bias(b, d, 4 * hidden, x.dtype)) for d in range(directions)]
-        return _lstm_directions(x, hidden, lambda d, h: fake_quantised(h) @ r_float[d], projections, states, lengths, p, attrs)
+        projections = [
+            rounded @ w_float[d] + np.add(*_bias(b, d, 4 * hidden, x.dtype)) for d in range(directions)
+        ]
+        return _lstm_directions(
+            x, hidden, lambda d, h: fake_quantised(h) @ r_float[d], projections, states, lengths, p, attrs
+        )
 
 
 def _quantised_expand(b: Builder, node: Node) -> list[Value]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import product as cartesian
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicc.errors import ShapeError
 from minicc.ir.dims import Dim, SymbolicDim, exact_quotient
-from minicc.ir.expr import Expr, cast, compare, const, dim, select, unary
+from minicc.ir.expr import Expr, cast, const, dim, select, unary
 from minicc.ir.expr import maximum as expr_maximum
 from minicc.ir.expr import minimum as expr_minimum
 from minicc.ir.opdef import Content, Indexing, Inference, Kind, OpDef, register
@@ -28,7 +27,14 @@ if TYPE_CHECKING:
     from minicc.ir.graph import Node
 
 MODES = ("nearest", "linear", "cubic")
-COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize")
+COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+)
 NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -45,7 +51,9 @@ class AxisPlan:
 
     @property
     def unchanged(self) -> bool:
-        return self.source == self.target and self.scale in (None, 1.0) and (self.start, self.end) == (0.0, 1.0)
+        return (
+            self.source == self.target and self.scale in (None, 1.0) and (self.start, self.end) == (0.0, 1.0)
+        )
 
     @property
     def target_width(self) -> float:
@@ -151,7 +159,10 @@ def _refuse(node: Node) -> str | None:
     if node.attrs["antialias"] and node.attrs["mode"] != "nearest":
         if any(not p.unchanged and (p.scale is None or p.scale < 1) for p in plans):
             return "antialiased downscaling"
-    needs_width = node.attrs["coordinate_transformation_mode"] in ("half_pixel_symmetric", "tf_crop_and_resize")
+    needs_width = node.attrs["coordinate_transformation_mode"] in (
+        "half_pixel_symmetric",
+        "tf_crop_and_resize",
+    )
     if needs_width and any(p.scale is None or not isinstance(p.source, int) for p in plans):
         return "coordinate mode with sizes known only at run time"
     return None
@@ -177,7 +188,11 @@ def _source_position(p: AxisPlan, attrs: Mapping[str, Any], index: Expr) -> Expr
             return const(0, f32)
         if isinstance(p.source, int) and p.scale is not None:
             width = p.target_width
-            return const(0, f32) if width == 1 else position * (np.float32(p.source - 1) / np.float32(width - 1)).item()
+            return (
+                const(0, f32)
+                if width == 1
+                else position * (np.float32(p.source - 1) / np.float32(width - 1)).item()
+            )
         return position * (_number(p.source - 1) / expr_maximum(_number(p.target) - 1.0, 1.0))
     if mode == "asymmetric":
         return position / _scale(p)
@@ -187,15 +202,22 @@ def _source_position(p: AxisPlan, attrs: Mapping[str, Any], index: Expr) -> Expr
             return const(0.5 * (p.start + p.end) * (p.source - 1), f32)
         step = (p.end - p.start) * (p.source - 1) / (p.target - 1)  # type: ignore[operator]
         return position * step + p.start * (p.source - 1)
-    centre = (position + 0.5) / _scale(p) - 0.5
+    centre = (position + 0.5) / _scale(p)
+    if mode == "half_pixel_symmetric":
+        centre = centre + _symmetric_offset(p)
+    x = centre - 0.5
     if mode == "pytorch_half_pixel":
         if isinstance(p.target, int):
-            return const(0, f32) if p.target == 1 else centre
-        return select(dim(p.target) > 1, centre, const(0, f32))
-    if mode == "half_pixel_symmetric":
-        assert isinstance(p.source, int) and isinstance(p.target, int)
-        return centre + p.source / 2 * (1 - p.target / p.target_width)
-    return centre
+            return const(0, f32) if p.target == 1 else x
+        return select(dim(p.target) > 1, x, const(0, f32))
+    return x
+
+
+def _symmetric_offset(p: AxisPlan) -> float:
+    """How far half_pixel_symmetric moves positions because the size was rounded down; in float32."""
+    assert isinstance(p.source, int) and isinstance(p.target, int)
+    width = np.float32(p.scale) * np.float32(p.source)
+    return float(np.float32(p.source) / np.float32(2) * (np.float32(1) - np.float32(p.target) / width))
 
 
 def _whole_factor(p: AxisPlan, attrs: Mapping[str, Any]) -> int | None:
@@ -278,7 +300,9 @@ def _compute(c: Indexing, index: tuple[Expr, ...], **attrs: Any) -> Expr:
     return out
 
 
-def _weighted(per_axis: Sequence[Sequence[tuple[Expr, Expr | None]]], load: Callable[[list[Expr]], Expr], dtype: Any) -> Expr:
+def _weighted(
+    per_axis: Sequence[Sequence[tuple[Expr, Expr | None]]], load: Callable[[list[Expr]], Expr], dtype: Any
+) -> Expr:
     """The sum over all combinations of taps, innermost axes first so that products are shared."""
 
     def along(axis: int, where: list[Expr]) -> Expr:
@@ -315,10 +339,8 @@ def _positions(p: AxisPlan, attrs: Mapping[str, Any]) -> Array:
         return o * step + np.float32(p.start * (p.source - 1))  # type: ignore[operator]
     if mode == "pytorch_half_pixel" and target == 1:
         return np.zeros(1, np.float32)
-    x = (o + np.float32(0.5)) / scale - np.float32(0.5)
-    if mode == "half_pixel_symmetric":
-        x = x + np.float32(source / 2 * (1 - target / width))
-    return x
+    offset = source / np.float32(2) * (1 - np.float32(target) / width) if mode == "half_pixel_symmetric" else 0
+    return np.asarray((np.float32(offset) + (o + np.float32(0.5)) / scale) - np.float32(0.5))
 
 
 def _table(p: AxisPlan, attrs: Mapping[str, Any]) -> tuple[Array, Array]:
@@ -354,7 +376,9 @@ def _table(p: AxisPlan, attrs: Mapping[str, Any]) -> tuple[Array, Array]:
     return np.clip(where, 0, p.source - 1), weights
 
 
-def _eval(x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, **attrs: Any) -> Array:
+def _eval(
+    x: Array, roi: Array | None = None, scales: Array | None = None, sizes: Array | None = None, **attrs: Any
+) -> Array:
     contents = [None if v is None else v.astype(object) for v in (roi, scales, sizes)]
     if contents[2] is not None:
         contents[2] = np.array([int(v) for v in contents[2].reshape(-1)], dtype=object)
@@ -372,7 +396,10 @@ def _eval(x: Array, roi: Array | None = None, scales: Array | None = None, sizes
         else:
             out = out if out.dtype == np.float64 else widen(out).astype(np.float64)
             shape = (-1, *(1,) * (x.ndim - p.axis - 1))
-            parts = (np.take(out, where[:, k], axis=p.axis) * weights[:, k].reshape(shape) for k in range(weights.shape[1]))
+            parts = (
+                np.take(out, where[:, k], axis=p.axis) * weights[:, k].reshape(shape)
+                for k in range(weights.shape[1])
+            )
             out = np.asarray(sum(parts))
         if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
             position = _positions(p, attrs)

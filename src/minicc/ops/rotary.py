@@ -38,7 +38,9 @@ def rotated(b: Builder, x: Value, cos: Value, sin: Value, half: int, interleaved
     imaginary = b.op("Add", b.op("Mul", first, sin), b.op("Mul", second, cos))
     if interleaved:
         shape = (*real.shape, 1)
-        out = reshaped(b, b.op("Concat", reshaped(b, real, shape), reshaped(b, imaginary, shape), axis=4), turned.shape)
+        out = reshaped(
+            b, b.op("Concat", reshaped(b, real, shape), reshaped(b, imaginary, shape), axis=4), turned.shape
+        )
     else:
         out = b.op("Concat", real, imaginary, axis=3)
     if turned is x:
@@ -51,7 +53,11 @@ def rotate_array(x: Array, cos: Array, sin: Array, interleaved: int) -> Array:
     """As `rotated`; the number of rotated elements is twice the last size of cos."""
     half = cos.shape[-1]
     out = x.copy()
-    places = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
+    places = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if interleaved
+        else (slice(0, half), slice(half, 2 * half))
+    )
     first, second = x[..., places[0]], x[..., places[1]]
     out[..., places[0]] = first * cos - second * sin
     out[..., places[1]] = first * sin + second * cos

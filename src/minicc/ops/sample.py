@@ -5,7 +5,7 @@ GridSample follows PyTorch: positions in [-1, 1], last coordinate first. Interpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product as cartesian
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,9 @@ def _reflected(x: Expr, low: Any, high: Any) -> Expr:
     return select(even, rest + low, (rest * -1.0) + high)
 
 
-def _grid_taps(c: Indexing, g: Expr, size: Dim, attrs: Mapping[str, Any]) -> list[tuple[Expr, Expr | None, Expr | None]]:
+def _grid_taps(
+    c: Indexing, g: Expr, size: Dim, attrs: Mapping[str, Any]
+) -> list[tuple[Expr, Expr | None, Expr | None]]:
     """(position, weight, condition that it is inside) of every tap along one axis for a grid coordinate."""
     dtype = g.dtype
     length = const(size, dtype) if isinstance(size, int) else cast(dim(size), dtype)
@@ -77,7 +79,7 @@ def _grid_taps(c: Indexing, g: Expr, size: Dim, attrs: Mapping[str, Any]) -> lis
         x = unary("round", x)
     low, high = (0.0, length - 1.0) if align else (-0.5, length - 0.5)
     outside = (x < low) | (x > high)
-    if padding == "border":
+    if padding == "border" and mode != "cubic":  # as PyTorch: cubic clamps its taps only
         x = select(outside, expr_minimum(expr_maximum(x, 0.0), length - 1.0), x)
     elif padding == "reflection":
         x = select(outside, _reflected(x, low, high), x)
@@ -93,7 +95,9 @@ def _grid_taps(c: Indexing, g: Expr, size: Dim, attrs: Mapping[str, Any]) -> lis
     for k, weight in enumerate(weights):
         where = base + float(first + k)
         if padding == "reflection":
-            where = unary("trunc", select((where < low) | (where > high), _reflected(where, low, high), where))
+            where = unary(
+                "trunc", select((where < low) | (where > high), _reflected(where, low, high), where)
+            )
         position = _index(where)
         inside = (position >= 0) & (position < size) if padding == "zeros" else None
         taps.append((_clamp(position, size), weight, inside))
@@ -139,7 +143,7 @@ def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_
         position = np.rint(position) if mode == "nearest" else position
         low, high = (0.0, size - 1.0) if align_corners else (-0.5, size - 0.5)
         outside = (position < low) | (position > high)
-        if padding_mode == "border":
+        if padding_mode == "border" and mode != "cubic":
             position = np.where(outside, np.clip(position, 0, size - 1), position)
         elif padding_mode == "reflection":
             position = np.where(outside, _reflect_array(position, low, high), position)
@@ -150,7 +154,9 @@ def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_
         for k, weight in enumerate(weights):
             where = base + (k - 1 if mode == "cubic" else k)
             if padding_mode == "reflection":
-                where = np.trunc(np.where((where < low) | (where > high), _reflect_array(where, low, high), where))
+                where = np.trunc(
+                    np.where((where < low) | (where > high), _reflect_array(where, low, high), where)
+                )
             inside = (where >= 0) & (where <= size - 1)
             clipped = np.clip(np.nan_to_num(where), 0, size - 1).astype(np.int64)
             found.append((clipped, weight, inside if padding_mode == "zeros" else True))
@@ -226,7 +232,11 @@ register(OpDef(
 def _roi_infer(n: Inference) -> list[TensorType]:
     if n.rank(0) != 4 or n.rank(1) != 2 or n.attr("mode") not in ("avg", "max"):
         raise n.error("needs images of rank 4, a matrix of boxes, and mode avg or max")
-    return [TensorType(n.dtype(0), (n.shape(1)[0], n.shape(0)[1], n.attr("output_height"), n.attr("output_width")))]
+    return [
+        TensorType(
+            n.dtype(0), (n.shape(1)[0], n.shape(0)[1], n.attr("output_height"), n.attr("output_width"))
+        )
+    ]
 
 
 def _roi_refuse(node: Node) -> str | None:
@@ -293,7 +303,9 @@ def _roi_eval(x: Array, rois: Array, batches: Array, *, coordinate_transformatio
             start, extent = roi[1 - axis], roi[3 - axis] - roi[1 - axis]
             extent = extent if half else max(extent, 1.0)
             count = sampling_ratio if sampling_ratio > 0 else int(np.ceil(extent / bins))
-            places = start + (np.arange(bins)[:, None] + (np.arange(count) + 0.5)[None, :] / max(count, 1)) * (extent / bins)
+            places = start + (
+                np.arange(bins)[:, None] + (np.arange(count) + 0.5)[None, :] / max(count, 1)
+            ) * (extent / bins)
             tables.append(_axis_table(places, image.shape[1 + axis]))
         (top, bottom, down, near_y), (left, right, along, near_x) = tables
         if not near_y.size or not near_x.size:

@@ -28,7 +28,11 @@ MAX_TABLE = 1 << 23
 
 def _static(value: Value | None) -> Dim | None:
     """The single element of a static input."""
-    return None if value is None or value.content is None or not value.content.size else value.content.reshape(-1)[0]
+    return (
+        None
+        if value is None or value.content is None or not value.content.size
+        else value.content.reshape(-1)[0]
+    )
 
 
 def fourier_table(points: int, length: int, components: int, *, inverse: bool, onesided: bool) -> Array:
@@ -111,8 +115,12 @@ def _dft_expand(b: Builder, node: Node) -> list[Value]:
     order = [a for a in range(rank - 1) if a != axis] + [axis, rank - 1]
     x = x if order == sorted(order) else b.op("Transpose", x, perm=order)
     lead = x.shape[:-2]
-    table = fourier_table(size, length, components, inverse=bool(attrs["inverse"]), onesided=bool(attrs["onesided"]))
-    out = b.op("MatMul", reshaped(b, x, (*lead, size * components)), b.constant(table.astype(x.tensor.dtype.numpy)))
+    table = fourier_table(
+        size, length, components, inverse=bool(attrs["inverse"]), onesided=bool(attrs["onesided"])
+    )
+    out = b.op(
+        "MatMul", reshaped(b, x, (*lead, size * components)), b.constant(table.astype(x.tensor.dtype.numpy))
+    )
     parts = 1 if attrs["inverse"] and attrs["onesided"] else 2
     out = reshaped(b, out, (*lead, table.shape[1] // parts, parts))
     back = [order.index(a) for a in range(rank)]
@@ -120,7 +128,9 @@ def _dft_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _dft_eval(x: Array, dft_length: Array | None = None, axis: Array | None = None, *, inverse: int, onesided: int) -> Array:
+def _dft_eval(
+    x: Array, dft_length: Array | None = None, axis: Array | None = None, *, inverse: int, onesided: int
+) -> Array:
     where = _dft_axis(axis, x.ndim)
     given = None if dft_length is None else int(dft_length.reshape(-1)[0])
     length = int(_dft_length(given, x.shape[where], {"inverse": inverse, "onesided": onesided}))  # type: ignore[arg-type]
@@ -154,7 +164,9 @@ def _stft_infer(n: Inference) -> list[TensorType]:
     known = step is not None and not (n.has(3) and n.content(3) is None)
     if not known:
         return [TensorType(n.dtype(0), (signal[0], *unknown_dims(n, 2), 2))]
-    length = _frame_length(signal, n.shape(2) if n.has(2) else None, _static(n.inputs[3]) if n.has(3) else None)
+    length = _frame_length(
+        signal, n.shape(2) if n.has(2) else None, _static(n.inputs[3]) if n.has(3) else None
+    )
     frames = (signal[1] - length) // step + 1
     if isinstance(frames, int) and frames < 0:
         raise n.error(f"frames of {length} do not fit into a signal of {signal[1]}")
@@ -166,9 +178,15 @@ def _stft_refuse(node: Node) -> str | None:
     if reason is not None:
         return reason
     signal, window = required(node, 0), optional(node, 2)
-    length = _frame_length(signal.shape, window.shape if window is not None else None, _static(optional(node, 3)))
+    length = _frame_length(
+        signal.shape, window.shape if window is not None else None, _static(optional(node, 3))
+    )
     components = signal.shape[2] if signal.tensor.rank == 3 else 1
-    if not isinstance(length, int) or not isinstance(components, int) or not isinstance(_static(required(node, 1)), int):
+    if (
+        not isinstance(length, int)
+        or not isinstance(components, int)
+        or not isinstance(_static(required(node, 1)), int)
+    ):
         return "frames of a length known only at run time"
     if length * components * length * 2 > MAX_TABLE:
         return f"a Fourier transform of length {length}, for which an FFT on the host is faster"
@@ -178,7 +196,9 @@ def _stft_refuse(node: Node) -> str | None:
 def _stft_expand(b: Builder, node: Node) -> list[Value]:
     signal, window = required(node, 0), optional(node, 2)
     step, (batch, frames, bins, _) = _static(required(node, 1)), node.output.shape
-    length = _frame_length(signal.shape, window.shape if window is not None else None, _static(optional(node, 3)))
+    length = _frame_length(
+        signal.shape, window.shape if window is not None else None, _static(optional(node, 3))
+    )
     components = signal.shape[2] if signal.tensor.rank == 3 else 1
     assert isinstance(length, int) and isinstance(components, int) and isinstance(step, int)
     starts = b.op("Mul", counted(b, frames), b.constant(np.int64(step)))
@@ -204,7 +224,9 @@ def _stft_eval(signal: Array, frame_step: Array, window: Array | None = None, fr
         values = signal[..., 0] if signal.shape[2] == 1 else signal[..., 0] + 1j * signal[..., 1]
     else:
         values = signal
-    frames = np.lib.stride_tricks.sliding_window_view(values, length, axis=1)[:, :: int(frame_step.reshape(-1)[0])]
+    frames = np.lib.stride_tricks.sliding_window_view(values, length, axis=1)[
+        :, :: int(frame_step.reshape(-1)[0])
+    ]
     out = np.fft.fft(frames if window is None else frames * window, axis=-1)
     out = out[..., : length // 2 + 1] if onesided else out
     return np.stack([out.real, out.imag], axis=-1).astype(signal.dtype)
@@ -247,7 +269,9 @@ def _window_eval(coefficients: tuple[float, float, float]) -> Any:
         with np.errstate(all="ignore"):
             angle = 2 * np.pi * np.arange(count) / (count if periodic else count - 1)
         a0, a1, a2 = coefficients
-        return np.asarray(a0 - a1 * np.cos(angle) + a2 * np.cos(2 * angle)).astype(element_type(output_datatype).numpy)
+        return np.asarray(a0 - a1 * np.cos(angle) + a2 * np.cos(2 * angle)).astype(
+            element_type(output_datatype).numpy
+        )
 
     return evaluate
 
@@ -267,7 +291,9 @@ for _name, _coefficients in (
 def _mel_infer(n: Inference) -> list[TensorType]:
     bins, length = _static(n.inputs[0]), _static(n.inputs[1])
     rows = n.fresh("d") if length is None else length // 2 + 1
-    return [TensorType(element_type(n.attr("output_datatype")), (rows, n.fresh("d") if bins is None else bins))]
+    return [
+        TensorType(element_type(n.attr("output_datatype")), (rows, n.fresh("d") if bins is None else bins))
+    ]
 
 
 def _mel_eval(num_mel_bins: Array, dft_length: Array, sample_rate: Array, lower: Array, upper: Array, *,
@@ -282,7 +308,9 @@ def _mel_eval(num_mel_bins: Array, dft_length: Array, sample_rate: Array, lower:
     with np.errstate(all="ignore"):
         rising = np.where((rows >= left) & (rows <= centre), (rows - left) / (centre - left), 0)
         falling = np.where((rows >= centre) & (rows < right), (right - rows) / (right - centre), 0)
-    out = np.where((rows >= centre) & (rows < right), falling, np.where(left == centre, rows == centre, rising))
+    out = np.where(
+        (rows >= centre) & (rows < right), falling, np.where(left == centre, rows == centre, rising)
+    )
     return out.astype(element_type(output_datatype).numpy)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minicc.ir.opdef import Inference, Kind, OpDef, register
-from minicc.ir.types import TensorType, i64
+from minicc.ir.types import TensorType
 from minicc.ops.helpers import Array, computed_in_f32, default_refuse, same_as_float_input
 from minicc.ops.norm import as_type, axes_of, required, widened
 

@@ -89,13 +89,13 @@ def window(attrs: Mapping[str, Any], kernel: Sequence[Dim], spatial: Sequence[Di
         else:
             low, high = (0, 0) if auto_pad == "VALID" else (pads[axis], pads[rank + axis])
             room = size + low + high - span
+            if isinstance(room, int) and room < 0:
+                raise ShapeError(f"a window of {span} does not fit into {size} with padding {low} and {high}")
             if attrs.get("ceil_mode"):
                 # A last window that would start in the end padding does not exist.
                 positions = minimum(ceil_divide(room, stride) + 1, ceil_divide(size + low, stride))
             else:
                 positions = room // stride + 1
-        if isinstance(positions, int) and positions < 0:
-            raise ShapeError(f"a window of {span} positions does not fit into {size} with padding {low} and {high}")
         begin.append(low)
         end.append(high)
         output.append(positions)
@@ -112,8 +112,12 @@ def transposed_window(attrs: Mapping[str, Any], kernel: Sequence[Dim], spatial: 
     dilations = tuple(attrs.get("dilations") or (1,) * rank)
     extra = tuple(attrs.get("output_padding") or (0,) * rank)
     wanted = tuple(attrs.get("output_shape") or ())[-rank:] if attrs.get("output_shape") else None
-    if not len(kernel) == len(strides) == len(dilations) == len(extra) == rank or (wanted and len(wanted) != rank):
-        raise ShapeError(f"kernel, strides, dilations, output_padding and output_shape must have {rank} entries")
+    if not len(kernel) == len(strides) == len(dilations) == len(extra) == rank or (
+        wanted and len(wanted) != rank
+    ):
+        raise ShapeError(
+            f"kernel, strides, dilations, output_padding and output_shape must have {rank} entries"
+        )
     pads = _explicit_pads(attrs, rank)
     auto_pad = attrs.get("auto_pad") or "NOTSET"
     begin, end, output = [], [], []
@@ -180,5 +184,11 @@ def windows_view(array: Array, w: Window, fill: Any) -> Array:
         pads.append((w.begin[axis], max(reach - size - w.begin[axis], 0)))
     padded = np.pad(array, pads, constant_values=fill) if any(p != (0, 0) for p in pads) else array
     steps = padded.strides
-    strides = (*steps[:2], *(s * n for s, n in zip(steps[2:], w.strides)), *(s * d for s, d in zip(steps[2:], w.dilations)))
-    return np.lib.stride_tricks.as_strided(padded, (*array.shape[:2], *w.output, *w.kernel), strides, writeable=False)
+    strides = (
+        *steps[:2],
+        *(s * n for s, n in zip(steps[2:], w.strides)),
+        *(s * d for s, d in zip(steps[2:], w.dilations)),
+    )
+    return np.lib.stride_tricks.as_strided(
+        padded, (*array.shape[:2], *w.output, *w.kernel), strides, writeable=False
+    )

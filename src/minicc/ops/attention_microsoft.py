@@ -1,0 +1,302 @@
+"""com.microsoft's attention: Attention, MultiHeadAttention and GroupQueryAttention.
+
+The first two expand into products around `minicc` Attention. GroupQueryAttention keeps a cache whose fill differs for
+each sequence of a batch, so it runs on the host. Packed inputs, relative positions and past buffers shared with
+outputs are not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minicc.ir.dims import Dim
+from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
+from minicc.ir.types import TensorType, i32
+from minicc.ops.attention import attend, head_axis_in, head_axis_out, mask_bias, repeated_heads
+from minicc.ops.helpers import Array, computed_in_f32, default_refuse
+from minicc.ops.norm import optional, required, reshaped
+from minicc.ops.rotary import rotate_array
+
+if TYPE_CHECKING:
+    from minicc.ir.graph import Builder, Node, Value
+
+_DOMAIN = "com.microsoft"
+
+
+def _added(b: Builder, parts: Sequence[Value | None]) -> Value | None:
+    total: Value | None = None
+    for part in parts:
+        if part is not None:
+            total = part if total is None else b.op("Add", total, part)
+    return total
+
+
+def _key_mask(b: Builder, mask: Value | None, like: Value, keys: Dim, filler: float) -> Value | None:
+    """The additive form of a mask over keys: [B] counts of valid keys, [B, T], [B, S, T] or [B, 1, S, T] of 0 and 1."""
+    if mask is None:
+        return None
+    if mask.tensor.rank == 1:
+        places = b.op("Range", b.constant(np.int32(0)), b.op("Cast", b.op("Reshape", b.shape([keys]), b.shape([])), to=i32),
+                      b.constant(np.int32(1)))  # fmt: skip
+        return mask_bias(b, b.op("Less", places, reshaped(b, mask, (mask.shape[0], 1, 1, 1))), like, filler)
+    shape = {2: (mask.shape[0], 1, 1, mask.shape[-1]), 3: (mask.shape[0], 1, *mask.shape[1:])}.get(
+        mask.tensor.rank, mask.shape
+    )
+    return mask_bias(b, b.op("Greater", reshaped(b, mask, shape), b.scalar(0, mask)), like, filler)
+
+
+def _mask_array(mask: Array | None, keys: int, filler: float) -> Any:
+    if mask is None:
+        return 0
+    if mask.ndim == 1:
+        allowed = (np.arange(keys) < mask[:, None])[:, None, None, :]
+    else:
+        allowed = {2: lambda: mask[:, None, None, :], 3: lambda: mask[:, None]}.get(
+            mask.ndim, lambda: mask
+        )() > 0
+    return np.where(allowed, 0, filler)
+
+
+def _filler(attrs: Any) -> float:
+    return float(attrs["mask_filter_value"])
+
+
+def _attend(b: Builder, q: Value, k: Value, v: Value, bias: Value | None, attrs: Any) -> Value:
+    size = q.shape[3]
+    assert isinstance(size, int)
+    scale = attrs["scale"] or float(1 / np.sqrt(size))
+    y = b.op("Attention", q, k, v, *([] if bias is None else [bias]), domain="minicc", scale=scale,
+             causal=bool(attrs["unidirectional"]))  # fmt: skip
+    return head_axis_in(b, y)
+
+
+def _attend_arrays(q: Array, k: Array, v: Array, bias: Any, attrs: Any) -> Array:
+    scores = q @ k.swapaxes(-1, -2) * (attrs["scale"] or 1 / np.sqrt(q.shape[3])) + bias
+    if attrs["unidirectional"]:
+        scores = np.where(
+            np.tri(q.shape[2], k.shape[2], k.shape[2] - q.shape[2], dtype=bool), scores, -np.inf
+        )
+    y = attend(scores.astype(q.dtype)) @ v
+    return np.asarray(y.transpose(0, 2, 1, 3).reshape(q.shape[0], q.shape[2], -1))
+
+
+# -- MultiHeadAttention(query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value)
+
+
+def _multi_infer(n: Inference) -> list[TensorType]:
+    q, heads = n.shape(0), n.attr("num_heads")
+    if len(q) != 3 or not n.has(1) or not n.has(2):
+        raise n.error("packed query, key and value are not supported", hint="export with separate tensors")
+    k, v = n.shape(1), n.shape(2)
+    past = n.shape(6)[2] if n.has(6) else 0
+    # A key of rank 4 is a cached one of shape [B, H, T, D].
+    total = (k[1] if len(k) == 3 else k[2]) + past
+    hidden = v[2] if len(v) == 3 else v[1] * v[3]
+    dtype = n.dtype(0)
+    return [
+        TensorType(dtype, (q[0], q[1], hidden)),
+        TensorType(dtype, (q[0], heads, total, q[2] // heads)),
+        TensorType(dtype, (q[0], heads, total, hidden // heads)),
+    ]
+
+
+def _multi_refuse(node: Node) -> str | None:
+    if any(optional(node, i) is not None for i in (8, 9)):
+        return "past buffers shared with outputs"
+    reason = default_refuse(node)
+    size = required(node, 0).shape[2] if reason is None else 1
+    return reason or (None if isinstance(size, int) else "a head size known only at run time")
+
+
+def _multi_expand(b: Builder, node: Node) -> list[Value]:
+    heads = node.attrs["num_heads"]
+    parts = [required(node, i) for i in range(3)]
+    bias = optional(node, 3)
+    if bias is not None:
+        start: Dim = 0
+        for i, part in enumerate(parts):
+            if part.tensor.rank == 3:
+                stop = start + part.shape[2]
+                piece = b.op("Slice", bias, b.shape([start]), b.shape([stop]), b.shape([0]))
+                parts[i], start = b.op("Add", part, piece), stop
+    q, k, v = (head_axis_out(b, p, heads) if p.tensor.rank == 3 else p for p in parts)
+    if optional(node, 6) is not None:
+        k, v = b.op("Concat", required(node, 6), k, axis=2), b.op("Concat", required(node, 7), v, axis=2)
+    mask = _key_mask(b, optional(node, 4), q, k.shape[2], _filler(node.attrs))
+    y = _attend(b, q, k, v, _added(b, [mask, optional(node, 5)]), node.attrs)
+    return [y, k, v][: len(node.outputs)]
+
+
+@computed_in_f32
+def _multi_eval(q: Array, k: Array, v: Array, bias: Array | None = None, mask: Array | None = None,
+                attention_bias: Array | None = None, past_key: Array | None = None, past_value: Array | None = None,
+                **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+    heads = attrs["num_heads"]
+    parts, start = [], 0
+    for part in (q, k, v):
+        if part.ndim == 3:
+            if bias is not None:
+                part = part + bias[start : start + part.shape[2]]
+                start += part.shape[2]
+            part = part.reshape(*part.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+        parts.append(part)
+    query, key, value = parts
+    if past_key is not None and past_value is not None:
+        key, value = np.concatenate([past_key, key], axis=2), np.concatenate([past_value, value], axis=2)
+    total = _mask_array(mask, key.shape[2], _filler(attrs)) + (
+        0 if attention_bias is None else attention_bias
+    )
+    return _attend_arrays(query, key, value, total, attrs), key, value
+
+
+register(OpDef(
+    "MultiHeadAttention", Kind.EXPAND, infer=_multi_infer, eval=_multi_eval, expand=_multi_expand, refuse=_multi_refuse,
+    attrs={"mask_filter_value": -10000.0, "num_heads": REQUIRED, "scale": 0.0, "unidirectional": 0}, domain=_DOMAIN,
+))  # fmt: skip
+
+
+# -- Attention(input, weights, bias, mask_index, past, attention_bias)
+
+
+def _hidden_sizes(attrs: Any, weights: Sequence[Dim]) -> list[Dim]:
+    """Widths of query, key and value inside the weights."""
+    given = attrs["qkv_hidden_sizes"]
+    return list(given) if given else [weights[1] // 3] * 3
+
+
+def _attention_infer(n: Inference) -> list[TensorType]:
+    x, w, heads = n.shape(0), n.shape(1), n.attr("num_heads")
+    if n.attr("do_rotary"):
+        raise n.error("rotary embedding inside Attention is not supported")
+    sizes = _hidden_sizes(n.attrs, w)
+    past = n.shape(4)[3] if n.has(4) else 0
+    present = (2, x[0], heads, x[1] + past, sizes[1] // heads)
+    return [TensorType(n.dtype(0), (x[0], x[1], sizes[2])), TensorType(n.dtype(0), present)]
+
+
+def _attention_refuse(node: Node) -> str | None:
+    reason = default_refuse(node)
+    if reason is not None:
+        return reason
+    mask = optional(node, 3)
+    if mask is not None and mask.tensor.rank == 1 and mask.shape != required(node, 0).shape[:1]:
+        return "a mask of start and end positions"
+    if not all(isinstance(s, int) for s in _hidden_sizes(node.attrs, required(node, 1).shape)):
+        return "head sizes known only at run time"
+    return None
+
+
+def _attention_expand(b: Builder, node: Node) -> list[Value]:
+    x, w, bias, past = required(node, 0), required(node, 1), optional(node, 2), optional(node, 4)
+    projected = b.op("MatMul", x, w)
+    projected = projected if bias is None else b.op("Add", projected, bias)
+    heads, start = node.attrs["num_heads"], 0
+    parts = []
+    for size in _hidden_sizes(node.attrs, w.shape):
+        assert isinstance(size, int)
+        piece = b.op("Slice", projected, b.shape([start]), b.shape([start + size]), b.shape([2]))
+        parts.append(head_axis_out(b, piece, heads))
+        start += size
+    q, k, v = parts
+    if past is not None:
+        old = [b.op("Gather", past, b.constant(np.int64(i)), axis=0) for i in (0, 1)]
+        k, v = (b.op("Concat", o, n, axis=2) for o, n in zip(old, (k, v)))
+    mask = _key_mask(b, optional(node, 3), q, k.shape[2], _filler(node.attrs))
+    y = _attend(b, q, k, v, _added(b, [mask, optional(node, 5)]), node.attrs)
+    if len(node.outputs) == 1:
+        return [y]
+    return [y, b.op("Concat", *(reshaped(b, p, (1, *p.shape)) for p in (k, v)), axis=0)]
+
+
+@computed_in_f32
+def _attention_eval(x: Array, w: Array, bias: Array | None = None, mask: Array | None = None, past: Array | None = None,
+                    attention_bias: Array | None = None, **attrs: Any) -> tuple[Array, Array]:  # fmt: skip
+    projected = x @ w + (0 if bias is None else bias)
+    cuts = np.cumsum([int(s) for s in _hidden_sizes(attrs, w.shape)])[:2]  # type: ignore[call-overload]
+    q, k, v = (
+        p.reshape(*x.shape[:2], attrs["num_heads"], -1).transpose(0, 2, 1, 3)
+        for p in np.split(projected, cuts, axis=2)
+    )
+    if past is not None:
+        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
+    total = _mask_array(mask, k.shape[2], _filler(attrs)) + (0 if attention_bias is None else attention_bias)
+    y = _attend_arrays(q, k, v, total, attrs)
+    return y, np.stack([k, v]) if k.shape == v.shape else np.zeros((2, 0))
+
+
+register(OpDef(
+    "Attention", Kind.EXPAND, infer=_attention_infer, eval=_attention_eval, expand=_attention_expand,
+    refuse=_attention_refuse, domain=_DOMAIN,
+    attrs={
+        "do_rotary": 0, "mask_filter_value": -10000.0, "num_heads": REQUIRED, "past_present_share_buffer": 0,
+        "qkv_hidden_sizes": None, "rotary_embedding_dim": 0, "scale": 0.0, "unidirectional": 0,
+    },
+))  # fmt: skip
+
+
+# -- GroupQueryAttention(query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos, sin)
+
+
+def _group_infer(n: Inference) -> list[TensorType]:
+    q, groups = n.shape(0), n.attr("kv_num_heads")
+    if not n.has(1) or not n.has(2):
+        raise n.error("packed query, key and value are not supported", hint="export with separate tensors")
+    size = q[2] // n.attr("num_heads")
+    present = TensorType(n.dtype(0), (q[0], groups, n.fresh("total"), size))
+    return [n.type(0), present, present]
+
+
+@computed_in_f32
+def _group_eval(q: Array, k: Array, v: Array, past_key: Array | None, past_value: Array | None, seqlens: Array,
+                total: Array, cos: Array | None = None, sin: Array | None = None, positions: Array | None = None,
+                bias: Array | None = None, sink: Array | None = None, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+    heads, groups = attrs["num_heads"], attrs["kv_num_heads"]
+    batch, steps = q.shape[:2]
+    query, key, value = (
+        x.reshape(batch, steps, h, -1).transpose(0, 2, 1, 3)
+        for x, h in ((q, heads), (k, groups), (v, groups))
+    )
+    kept = 0 if past_key is None else past_key.shape[2]
+    length = max(kept, int(total.reshape(-1)[0]))
+    present = [np.zeros((batch, groups, length, query.shape[3]), dtype=q.dtype) for _ in range(2)]
+    out = np.zeros_like(query)
+    first_prompt = int(total.reshape(-1)[0]) == steps
+    for row in range(batch):
+        used = int(seqlens.reshape(-1)[row]) + 1
+        before = 0 if first_prompt else used - steps
+        places = before + np.arange(steps) if positions is None else positions[row]
+        turned = [query[row], key[row]]
+        if attrs["do_rotary"] and cos is not None and sin is not None:
+            turned = [rotate_array(x, cos[places], sin[places], attrs["rotary_interleaved"]) for x in turned]
+        for buffer, old, new in zip(present, (past_key, past_value), (turned[1], value[row])):
+            if old is not None and before:
+                buffer[row, :, :before] = old[row, :, :before]
+            buffer[row, :, before : before + steps] = new
+        end = before + steps
+        keys, values = (repeated_heads(p[row : row + 1, :, :end], heads)[0] for p in present)
+        scores = (
+            turned[0] @ keys.swapaxes(-1, -2) * q.dtype.type(attrs["scale"] or 1 / np.sqrt(query.shape[3]))
+        )
+        if attrs["softcap"]:
+            scores = np.tanh(scores / attrs["softcap"]) * attrs["softcap"]
+        if bias is not None:
+            scores = scores + bias[min(row, len(bias) - 1), :, :, :end]
+        ahead = np.arange(end)[None, :] - (before + np.arange(steps))[:, None]
+        allowed = ahead <= 0
+        if attrs["local_window_size"] >= 0:
+            allowed &= -ahead < attrs["local_window_size"]
+        out[row] = attend(np.where(allowed, scores, -np.inf).astype(q.dtype)) @ values
+    return out.transpose(0, 2, 1, 3).reshape(q.shape), *present
+
+
+register(OpDef(
+    "GroupQueryAttention", Kind.HOST, infer=_group_infer, eval=_group_eval, domain=_DOMAIN,
+    attrs={
+        "do_rotary": 0, "kv_num_heads": REQUIRED, "local_window_size": -1, "num_heads": REQUIRED, "rotary_interleaved": 0,
+        "scale": 0.0, "smooth_softmax": 0, "softcap": 0.0, "qk_output": 0, "k_quant_type": "NONE", "v_quant_type": "NONE",
+        "kv_cache_bit_width": 0,
+    },
+))  # fmt: skip
