@@ -309,7 +309,7 @@ class BodyPrinter:
         for axis in axes:
             self.variables.setdefault(axis, f"k{axis}")
             self.open([axis])
-        update = self.update(kind, acc, strip(self.emit(body)), body.dtype)
+        update = self.update(kind, acc, self.emit(body), body.dtype)
         self.scopes[-1].line(f"{acc} = {update}")
         for axis, limit in reversed(list(zip(axes, limits))):
             self.close(f"for {self.variables[axis]} in range({limit}):")
@@ -338,11 +338,11 @@ class BodyPrinter:
         if dtype == boolean:
             return f"{acc} {'|' if kind in ('max', 'sum') else '&'} {value}"
         if not dtype.is_float:
-            text = {"sum": f"{acc} + {value}", "prod": f"{acc} * {value}"}.get(kind, f"{kind}({acc}, {value})")
+            text = {"sum": f"{acc} + {value}", "prod": f"{acc} * {value}"}.get(kind, f"{kind}({acc}, {strip(value)})")
             return f"{dtype.name}({text})" if dtype.is_integer and dtype.name != "i64" else text
         name = {"sum": "add_reassoc", "prod": "mul_reassoc", "max": "reduce_max", "min": "reduce_min"}[kind]
         self.scalar.add(name)
-        return f"{name}({acc}, {value})"
+        return f"{name}({acc}, {strip(value)})"
 
     def blocked_reductions(self, axis: int) -> list[Expr]:
         """Reductions to be done for a block of the vector axis at once, dependencies first."""
@@ -386,7 +386,7 @@ class BodyPrinter:
             self.open([a])
         inner = self.open([axis])
         inner.line(f"{lane} = j0 + l")
-        value = strip(self.emit(body))
+        value = self.emit(body)
         current = self.from_stack(f"ld_scratch({acc}, l)", stack, body.dtype)
         inner.line(f"st_scratch({acc}, l, {self.to_stack(self.update(kind, current, value, body.dtype), stack, body.dtype)})")
         self.close(f"for l in range({width}):")
