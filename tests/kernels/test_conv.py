@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from template_harness import EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 
 from minicc.kernels.domain import panel_columns
-from minicc.kernels.packing import merge_groups, pack_conv
+from minicc.kernels.packing import merge_groups, pack_conv, pack_conv_transpose
 
 
 def padded(values: tuple[int, ...], fill: int) -> list[int]:
@@ -169,3 +169,66 @@ def test_merged_groups_are_the_same_convolution(groups, c, n, lanes):
     assert groups % fewer == 0 and merged.shape[0] // fewer <= max(lanes, n)
     arguments = (1, 1), (1, 1), ((0, 0), (0, 0))
     np.testing.assert_allclose(reference(x, merged, *arguments, fewer), reference(x, w, *arguments, groups), rtol=1e-12)
+
+
+def transposed_reference(x: Array, w: Array, strides, dilations, pads, out, groups: int) -> Array:
+    """x [N, *spatial, C], w [C, M / group, *kernel] -> float64 [N, *out, M]: every input scatters its window."""
+    kernel, spatial = w.shape[2:], x.shape[1:-1]
+    c, n = x.shape[-1] // groups, w.shape[1]
+    whole = [(i - 1) * s + (k - 1) * d + 1 for i, s, k, d in zip(spatial, strides, kernel, dilations)]
+    room = [max(f, p + o) for f, p, o in zip(whole, pads, out)]
+    result = np.zeros((x.shape[0], *room, groups * n))
+    for tap in itertools.product(*map(range, kernel)):
+        at = tuple(slice(t * d, t * d + (i - 1) * s + 1, s) for t, d, i, s in zip(tap, dilations, spatial, strides))
+        for g in range(groups):
+            part = x[..., g * c : (g + 1) * c].astype(np.float64) @ w[(slice(g * c, (g + 1) * c), slice(None), *tap)]
+            result[(slice(None), *at, slice(g * n, (g + 1) * n))] += part
+    return result[(slice(None), *(slice(p, p + o) for p, o in zip(pads, out)))]
+
+
+def convolve_transposed(shape, channels, kernel, strides, dilations, pads, extra=0, *, groups=1, images=1, **options):
+    """Run and compare; pads as in convolve, `extra` is ONNX's output padding, cut to less than the stride."""
+    rng = np.random.default_rng(0)
+    c, n = channels
+    x = rng.standard_normal((images, *shape, c * groups)).astype(np.float32)
+    w = rng.standard_normal((c * groups, n, *kernel)).astype(np.float32)
+    before = [p[0] for p in pads]
+    out = tuple(
+        (i - 1) * s + min(extra, s - 1) + (k - 1) * d + 1 - sum(p)
+        for i, s, k, d, p in zip(shape, strides, kernel, dilations, pads)
+    )
+    if min(out) < 1:
+        return
+    nr = panel_columns(TARGETS[options.get("target", "cpu")], n)
+    packed = aligned(pack_conv_transpose(w, groups, strides, dilations, before, nr))
+    words = convolution_words(x, w, packed, strides, dilations, pads, groups)
+    words |= {"M": int(np.prod(out)), "N": n, "C": c}
+    words |= dict(zip(["OD", "OH", "OW"], padded(out, 1)))
+    kind = options.pop("kind", "none")
+    result, bias, rest = run_fused("conv_transpose", {"NR": nr}, words, (images, groups, words["M"], n), kind, 0, **options)
+
+    def grouped(y: Array) -> Array:
+        return y.reshape(images, words["M"], groups, n).swapaxes(1, 2)
+
+    exact = grouped(transposed_reference(x, w, strides, dilations, before, out, groups))
+    magnitude = grouped(transposed_reference(np.abs(x), np.abs(w), strides, dilations, before, out, groups))
+    magnitude = magnitude + np.abs(bias) + np.abs(rest)
+    check(result, expected_epilogue(kind, exact, bias, rest), magnitude, c * int(np.prod(kernel)))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    problem=problems(),
+    extra=st.integers(0, 2),
+    groups=st.integers(1, 3),
+    images=st.integers(1, 2),
+    kind=st.sampled_from(sorted(EPILOGUES)),
+    threads=st.sampled_from([1, 2, 5]),
+    cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
+)
+def test_transposed_convolution(problem, extra, groups, images, kind, threads, cuts):
+    convolve_transposed(*problem, extra, groups=groups, images=images, kind=kind, threads=threads, cuts=cuts)
+
+
+def test_transposed_convolution_with_more_taps_than_the_table_holds():
+    convolve_transposed((40,), (33, 5), (1100,), (2,), (1,), ((3, 4),), kind="residual")

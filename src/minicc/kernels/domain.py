@@ -150,9 +150,38 @@ def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
         row_bytes=4 * max(1, c * step),
         most_tiles=most_tiles,
     )
-    if taps > TAPS:  # sums over parts of the taps stay in one tile
+    if taps > TAPS and units:  # sums over parts of the taps stay in one tile
         w["PANELS"] = 1
         units = w["IMAGES"] * w["GROUPS"] * ceil_divide(w["M"], mr) * ceil_divide(w["N"], constants["NR"])
+    return units
+
+
+def conv_transpose_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill ROW_TILES and PANELS of a transposed convolution; the number of units."""
+    mr, c, strides = tile_rows(target), w["C"], w["SD"] * w["SH"] * w["SW"]
+    taps = 1
+    rows = int(w["M"] > 0)
+    for axis in "DHW":
+        taps *= ceil_divide(w[f"K{axis}"], w[f"S{axis}"])
+        rows *= ceil_divide(w[f"O{axis}"], w[f"S{axis}"])
+    if any(w[f"D{axis}"] > 1 for axis in "DHW"):  # dilated taps may all be of one phase
+        taps = w["KD"] * w["KH"] * w["KW"]
+    batches = w["IMAGES"] * w["GROUPS"] * strides
+    most_tiles = TABLE // (mr * max(1, taps)) if taps <= TAPS else 1
+    w["ROW_TILES"], w["PANELS"], units = product_blocks(
+        rows,
+        w["N"],
+        taps * c,
+        batches,
+        constants["NR"],
+        target,
+        threads,
+        row_bytes=4 * max(1, c),
+        most_tiles=min(most_tiles, TABLE // mr),
+    )
+    if taps > TAPS and units:  # sums over parts of the taps stay in one tile
+        w["PANELS"] = 1
+        units = batches * ceil_divide(rows, mr) * ceil_divide(w["N"], constants["NR"])
     return units
 
 

@@ -5,6 +5,7 @@ Everything here is a permutation with zero padding; the same layouts can be made
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,44 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     packed = pack_b(matrices, columns)
     zeros = np.zeros((kernel[-1] if kernel else 1) * c, weights.dtype)
     return np.concatenate([packed.reshape(-1), zeros])
+
+
+def pack_conv_transpose(
+    weights: Array,
+    groups: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    columns: int,
+) -> Array:
+    """Weights [C, M / group, *kernel] of a transposed convolution, as pack_conv but with taps ordered by phase.
+
+    pads: before the first element of each axis. Tap k meets the outputs o with (o + pad - k * dilation) % stride == 0:
+    o % stride is its phase.
+    """
+    c, n, *kernel = weights.shape
+    orders = [
+        np.argsort([(k * d - p) % s for k in range(size)], kind="stable")
+        for size, s, d, p in zip(kernel, strides, dilations, pads)
+    ]
+    phases = [
+        [(int(k) * d - p) % s for k in order] for order, s, d, p in zip(orders, strides, dilations, pads)
+    ]
+    ordered = weights[np.ix_(np.arange(c), np.arange(n), *orders)].reshape(groups, c // groups, n, -1)
+    # Taps of one phase next to each other: stable, so that within a phase the last axis still runs fastest.
+    by_phase = sorted(range(ordered.shape[-1]), key=lambda t: _phase(t, phases))
+    matrices = ordered[..., by_phase].transpose(0, 3, 1, 2).reshape(groups, -1, n)
+    packed = pack_b(matrices, columns)
+    return np.concatenate([packed.reshape(-1), np.zeros(c // groups, weights.dtype)])
+
+
+def _phase(tap: int, phases: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The phase of a tap given by its row-major number."""
+    found: list[int] = []
+    for axis in reversed(phases):
+        tap, k = divmod(tap, len(axis))
+        found.insert(0, axis[k])
+    return tuple(found)
 
 
 def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:

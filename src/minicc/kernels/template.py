@@ -30,6 +30,10 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
+conv_transpose  transposed convolution, channels last; indices and words as conv up to PW, where P* are ONNX's pads before
+          the first element and S*, D* its strides and dilations; W is packed by `packing.pack_conv_transpose`; then
+  ROW_TILES PANELS  (bind)
+
 depthwise convolution with one input and one output channel per group, channels last: b0 = image, i = pixel, j = channel
           (b1 = 0). Words as conv up to PW with GROUPS = C = 1 and N = channels; W is packed by
           `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
@@ -143,6 +147,12 @@ TEMPLATES: dict[str, Template] = {
             f"{_WINDOWS} MERGED ROW_TILES PANELS",
             "NR",
             domain.conv_domain,
+        ),
+        _template(
+            "conv_transpose",
+            f"{_WINDOWS} ROW_TILES PANELS",
+            "NR",
+            domain.conv_transpose_domain,
         ),
         _template(
             "depthwise",
