@@ -257,7 +257,24 @@ def broadcast(a: Dim, b: Dim) -> Dim:
         return a
     if isinstance(b, int):
         return b
+    for one, other in ((a, b), (b, a)):
+        if other in _broadcast_operands(one):
+            return one
     return _call("broadcast", *sorted((a, b), key=str))
+
+
+def _broadcast_operands(dim: SymbolicDim) -> tuple[object, ...]:
+    """What a dimension is a broadcast of, broadcasts within broadcasts opened; () for any other dimension."""
+    found: list[object] = []
+    stack: list[object] = [dim]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, SymbolicDim) and len(one.terms) == 1 and one.terms[0][1] == 1 and len(one.terms[0][0]) == 1:
+            atom = one.terms[0][0][0]
+            if atom.op == "broadcast":
+                found.extend(atom.args)
+                stack.extend(atom.args)
+    return tuple(found)
 
 
 def compare(a: Dim, b: Dim) -> int | None:
