@@ -2,7 +2,8 @@
 
     f(T(x), T(y)) = T(f(x, y))          f pointwise; constants are permuted once, at compile time
     reduce(T(x), axes) = T(reduce(x, perm[axes])), and so for Concat, Split, Pad, Slice, Resize, Quantize
-    reshape(T(x)) = T'(reshape'(T"(x)))  T" only where merged axes are not neighbours in x
+    reshape(T(x)) = T'(reshape'(x))      when merged axes are neighbours in x
+    T'(reshape(T(x))) = reshape'(T"(x))  when split axes stay neighbours (a channel shuffle)
     T(T(x)) = one transpose, or nothing
 
 Each rule moves a transpose strictly downstream, so the pass ends. A transpose that only moves axes of size 1 is free;
@@ -328,11 +329,10 @@ def _reshape(graph: Graph, node: Node, perm: Perm) -> bool:
     outer_perm = tuple(axes.index(a) for a in range(len(new_shape)))
     if outer_perm == tuple(range(len(new_shape))):
         return False  # the whole transpose is needed before the reshape
-    before = source
     if not is_free(inner, source.shape):
-        before = graph.add("Transpose", [source], {"perm": inner}, origin=node.origin).output
+        return False  # it would take a second transpose; _merge_across_reshape would take it back
     shape = _shape_value(graph, [new_shape[a] for a in axes])
-    regrouped = graph.add("Reshape", [before, shape], {"allowzero": 1}, origin=node.origin)
+    regrouped = graph.add("Reshape", [source, shape], {"allowzero": 1}, origin=node.origin)
     _finish(graph, node, node.output, regrouped.output, outer_perm)
     return True
 
