@@ -23,8 +23,13 @@ from minicc.demo import model_path
 F = TensorProto.FLOAT
 
 
-def model(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], weights: dict[str, np.ndarray] | None = None,
-          opset: int = 18) -> onnx.ModelProto:  # fmt: skip
+def model(
+    nodes: list[Any],
+    inputs: dict[str, Any],
+    outputs: list[str],
+    weights: dict[str, np.ndarray] | None = None,
+    opset: int = 18,
+) -> onnx.ModelProto:
     infos = [helper.make_tensor_value_info(name, *type_) for name, type_ in inputs.items()]
     tensors = [onnx.numpy_helper.from_array(a, name) for name, a in (weights or {}).items()]
     outs = [helper.make_empty_tensor_value_info(name) for name in outputs]
@@ -115,7 +120,9 @@ def test_warm_load_needs_neither_onnx_nor_numba(module: minicc.Module, tmp_path:
         print(minicc.load({str(tmp_path / "m.minicc")!r})(np.ones((2, 4), np.float32)).shape)
         assert not {{"onnx", "numba", "rich", "typer"}} & set(sys.modules), sorted(sys.modules)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(2, 8)"
 
@@ -224,7 +231,7 @@ def test_names_are_lazy_and_complete() -> None:
         assert getattr(minicc, name) is not None
     assert set(minicc.__all__) <= set(dir(minicc))
     with pytest.raises(AttributeError):
-        minicc.nothing  # noqa: B018
+        _ = minicc.nothing
 
 
 def test_demo_model_against_onnxruntime() -> None:

@@ -57,7 +57,11 @@ def test_run_with_files(tmp_path: Path) -> None:
 def test_run_with_random_inputs() -> None:
     found = call_json("run", DIGITS, "--dim", "batch=4")
     assert found["probabilities"].startswith("float32[4, 10]")
-    assert call("run", DIGITS, "--seed", "1") == call("run", DIGITS, "--seed", "1") != call("run", DIGITS, "--seed", "2")
+    assert (
+        call("run", DIGITS, "--seed", "1")
+        == call("run", DIGITS, "--seed", "1")
+        != call("run", DIGITS, "--seed", "2")
+    )
 
 
 def test_compile_then_use_the_file(tmp_path: Path) -> None:
@@ -104,7 +108,14 @@ def test_diff_agrees() -> None:
 
 def chain() -> onnx.ModelProto:
     """x -> Relu -> Sin -> Neg -> Abs, named first to fourth."""
-    steps = list(zip(("Relu", "Sin", "Neg", "Abs"), ("first", "second", "third", "fourth"), ("x", "a", "b", "c"), "abcy"))
+    steps = list(
+        zip(
+            ("Relu", "Sin", "Neg", "Abs"),
+            ("first", "second", "third", "fourth"),
+            ("x", "a", "b", "c"),
+            "abcy",
+        )
+    )
     nodes = [helper.make_node(op, [source], [result], name) for op, name, source, result in steps]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
     graph = helper.make_graph(nodes, "g", [x], [helper.make_empty_tensor_value_info("y")])
@@ -119,7 +130,9 @@ def test_diff_finds_the_first_wrong_layer(tmp_path: Path, monkeypatch: pytest.Mo
 
     def wrong(imported: Any, *args: Any) -> Any:
         module = right(imported, *args)
-        if any(node.op.name == "Fused" or node.op.name in ("Sin", "Neg", "Abs") for node in imported.graph.nodes):
+        if any(
+            node.op.name == "Fused" or node.op.name in ("Sin", "Neg", "Abs") for node in imported.graph.nodes
+        ):
             layers = str(module.explain())
             if "second" in layers:
                 run = module.run_items
@@ -178,5 +191,7 @@ def test_describe() -> None:
 
 
 def test_module_is_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "minicc", "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "minicc", "--version"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and minicc.__version__ in done.stdout

@@ -17,16 +17,25 @@ if TYPE_CHECKING:
     from minicc import backend as backend
     from minicc import errors as errors
     from minicc.api import HostNodesWarning as HostNodesWarning
-    from minicc.api import compile as compile
+    from minicc.api import compile as compile  # noqa: A004
     from minicc.errors import MiniccError as MiniccError
     from minicc.module import Module as Module
     from minicc.module import load as load
     from minicc.options import Options as Options
 
 _ERRORS = (
-    "MiniccError", "InvalidModelError", "UnsupportedOpError", "ShapeError", "InputError", "TargetError",
-    "ResourceLimitError", "ArtifactError", "PlacementError", "VerifyError", "CodegenError",
-)  # fmt: skip
+    "MiniccError",
+    "InvalidModelError",
+    "UnsupportedOpError",
+    "ShapeError",
+    "InputError",
+    "TargetError",
+    "ResourceLimitError",
+    "ArtifactError",
+    "PlacementError",
+    "VerifyError",
+    "CodegenError",
+)
 _HOMES = {
     "compile": "minicc.api",
     "HostNodesWarning": "minicc.api",
@@ -37,7 +46,7 @@ _HOMES = {
 }
 _MODULES = ("backend", "errors")
 
-__all__ = sorted(["__version__", *_HOMES, *_MODULES])  # noqa: PLE0605  computed from the tables above
+__all__ = sorted(["__version__", *_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

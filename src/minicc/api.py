@@ -52,8 +52,8 @@ def compile(
 ) -> Module:
     """Compile an ONNX model: a path, its bytes, or a ModelProto.
 
-    options: None takes the defaults and the environment; single options may be given as keywords. Whatever is wrong
-    with the model, the options or the target is a MiniccError.
+    options: None takes the defaults and the environment; single options may be given as keywords. Whatever is
+    wrong with the model, the options or the target is a MiniccError.
     """
     options = (options or Options.from_env()).override(**option_overrides)
     stage = Stages(progress)
@@ -104,9 +104,11 @@ def _named(program: Program, imported: ImportedModel) -> Program:
     """The program under the model's own names."""
     name = imported.graph.name if imported.name in ("bytes", "ModelProto") else Path(imported.name).stem
     return replace(
-        program, name=name, input_names=tuple(a.name for a in imported.inputs),
+        program,
+        name=name,
+        input_names=tuple(a.name for a in imported.inputs),
         output_names=tuple(a.name for a in imported.outputs),
-    )  # fmt: skip
+    )
 
 
 def _check_placement(program: Program, options: Options) -> None:
@@ -118,10 +120,14 @@ def _check_placement(program: Program, options: Options) -> None:
     more = [f"and {len(found) - 10} more"] if len(found) > 10 else []
     what = f"{len(found)} node(s) of {program.name!r} run on the host, in numpy"
     if options.strict:
-        raise PlacementError(what, why="; ".join([*shown, *more]), hint="compile without strict=True to accept this")
+        raise PlacementError(
+            what, why="; ".join([*shown, *more]), hint="compile without strict=True to accept this"
+        )
     warnings.warn("\n  ".join([what + ":", *shown, *more]), HostNodesWarning, stacklevel=3)
 
 
 def _stop(imported: ImportedModel, name: str) -> None:
     print(print_graph(imported.graph))
-    raise MiniccError(f"compilation stopped after pass {name!r}", hint="as options.stop_after asks; unset it to go on")
+    raise MiniccError(
+        f"compilation stopped after pass {name!r}", hint="as options.stop_after asks; unset it to go on"
+    )

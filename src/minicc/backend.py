@@ -1,7 +1,7 @@
 """The interface `onnx.backend.base.Backend` over minicc, for tools that speak it.
 
-    import minicc
-    rep = minicc.backend.prepare(model); outputs = rep.run([x])
+import minicc
+rep = minicc.backend.prepare(model); outputs = rep.run([x])
 """
 
 from __future__ import annotations
@@ -60,19 +60,29 @@ class MiniccBackend(Backend):  # type: ignore[misc]
             return MiniccRep(compile_model(model, **options))
 
     @classmethod
-    def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = DEVICE, **options: Any) -> tuple[Any, ...]:
+    def run_model(
+        cls, model: onnx.ModelProto, inputs: Any, device: str = DEVICE, **options: Any
+    ) -> tuple[Any, ...]:
         """Compile and run once."""
         return cls.prepare(model, device, **options).run(inputs)
 
     @classmethod
-    def run_node(cls, node: onnx.NodeProto, inputs: Any, device: str = DEVICE,
-                 outputs_info: Sequence[tuple[Any, Sequence[int]]] | None = None, **options: Any) -> tuple[Any, ...]:  # fmt: skip
+    def run_node(
+        cls,
+        node: onnx.NodeProto,
+        inputs: Any,
+        device: str = DEVICE,
+        outputs_info: Sequence[tuple[Any, Sequence[int]]] | None = None,  # noqa: ARG003  of the interface
+        **options: Any,
+    ) -> tuple[Any, ...]:
         """Run one node on arrays; `opset_version` is an option."""
         opset = options.pop("opset_version", min(int(onnx.defs.onnx_opset_version()), 28))
         arrays = [np.asarray(x) for x in inputs]
         names = [name for name in node.input if name]
         infos = [
-            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
             for name, array in zip(names, arrays)
         ]
         outs = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]

@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class CompileReport:
-    """What compilation did: a row per pass, seconds per stage, and what the frontend had to say about the file."""
+    """What compilation did: a row per pass, seconds per stage, and what the file says wrongly of itself."""
 
     passes: tuple[PassRow, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -38,15 +38,27 @@ class CompileReport:
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
-        rows = [f"{r.name:<24}{r.changes:>6} changes {r.nodes_before:>6} -> {r.nodes_after} nodes" for r in self.passes]
+        rows = [
+            f"{r.name:<24}{r.changes:>6} changes {r.nodes_before:>6} -> {r.nodes_after} nodes"
+            for r in self.passes
+        ]
         return "\n".join([*rows, stages, *self.warnings])
 
 
 class Module(CompiledModule):
     """A compiled model: call it, save it, look inside."""
 
-    def __init__(self, program: Program, code: Code, target: CpuTarget, options: Options, *, pass_runs: int = 0,
-                 notes: Mapping[str, Any] | None = None, report: CompileReport | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        program: Program,
+        code: Code,
+        target: CpuTarget,
+        options: Options,
+        *,
+        pass_runs: int = 0,
+        notes: Mapping[str, Any] | None = None,
+        report: CompileReport | None = None,
+    ) -> None:
         super().__init__(program, code, target, options, pass_runs=pass_runs, notes=notes)
         self.report = report or CompileReport()
 
@@ -67,12 +79,12 @@ class Module(CompiledModule):
         return explain(self)
 
     def profile(self, *args: Any, repeats: int = 10, **named: Any) -> Profile:
-        """Per kernel call: time, share, GFLOP/s, GB/s, for the given inputs (random ones when there are none)."""
+        """Per kernel call: time, share, GFLOP/s, GB/s, for the given inputs (random ones by default)."""
         items = self.signature.order(args, named) if args or named else None
         return profile(self, items, repeats=repeats)
 
     def source(self, layer: str = "") -> str:
-        """The generated texts of the kernels of a layer, by ONNX node name; of all kernels for the empty name."""
+        """The generated texts of a layer's kernels, by ONNX node name; of all kernels for the empty name."""
         return explain(self).source(layer)
 
 
@@ -84,10 +96,11 @@ def load(
     progress: Progress | None = None,
     **option_overrides: Any,
 ) -> Module:
-    """Load a module written by `Module.save`; no pass runs, and kernels are compiled only where the file's do not fit.
+    """Load a module written by `Module.save`; no pass runs, and kernels are compiled only where the file's do
+    not fit.
 
-    trust: use the machine code in the file although it is not signed by this user. Only for files from a source that
-    may run code on this machine. Raises ArtifactError for a file that is damaged or not valid.
+    trust: use the machine code in the file although it is not signed by this user. Only for files from a
+    source that may run code on this machine. Raises ArtifactError for a file that is damaged or not valid.
     """
     options = (options or Options.from_env()).override(**option_overrides)
     store = Store(options.store_dir)
@@ -95,8 +108,15 @@ def load(
     stage("load")
     saved = artifact.read(path, store, options, trust=trust, progress=stage.kernels)
     report = CompileReport(seconds=stage.finish())
-    return Module(saved.program, saved.code, saved.target, saved.options, pass_runs=saved.pass_runs, notes=saved.notes,
-                  report=report)  # fmt: skip
+    return Module(
+        saved.program,
+        saved.code,
+        saved.target,
+        saved.options,
+        pass_runs=saved.pass_runs,
+        notes=saved.notes,
+        report=report,
+    )
 
 
 class Stages:

@@ -1,4 +1,4 @@
-"""Small programs written by hand, with kernels given as text, so that the runtime is tested without lowering."""
+"""Small programs written by hand, with kernels given as text: the runtime is tested without lowering."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from minicc.runtime.module import CompiledModule
 from minicc.runtime.store import Store
 from minicc.targets.cpu import host_target
 
-_HEAD = "from minicc.kernels.cpu.intrinsics import arg, ld, ld_out, ptr_f32, ptr_i64, st\nimport numpy as np\n"
+_HEAD = (
+    "from minicc.kernels.cpu.intrinsics import arg, ld, ld_out, ptr_f32, ptr_i64, st\nimport numpy as np\n"
+)
 
 # Words of all of them: addresses of operands, then of the result.
 SOURCES = {
@@ -49,7 +51,7 @@ def kernel(args, begin, end):
     for i in range(begin, end):
         st(z, i, np.uint8(ld(x, i) < ld(y, i)))
 """.replace("def kernel", "from minicc.kernels.cpu.intrinsics import ptr_u8\ndef kernel"),
-}  # fmt: skip
+}
 NAMES = tuple(SOURCES)
 
 
@@ -61,7 +63,12 @@ def code() -> Code:
     return Code(NAMES, sources, objects)
 
 
-_TYPES = {"add": (f32, f32, f32), "double": (f32, f32), "offset": (i64, i64, i64), "less": (f32, f32, boolean)}
+_TYPES = {
+    "add": (f32, f32, f32),
+    "double": (f32, f32),
+    "offset": (i64, i64, i64),
+    "less": (f32, f32, boolean),
+}
 
 
 def _kernel(name: str) -> LoopKernel:
@@ -93,7 +100,9 @@ class Sketch:
         words = tuple(Word(0, b) for b in (*operands, result))
         units = self.buffers[result].elements
         self.steps.append(
-            KernelStep(NAMES.index(name), words, units, operands, (result,), (f"{name}{len(self.steps)}",), units)
+            KernelStep(
+                NAMES.index(name), words, units, operands, (result,), (f"{name}{len(self.steps)}",), units
+            )
         )
 
     def program(self, inputs: tuple[int, ...], outputs: tuple[int, ...], kernels: bool = True) -> Program:
@@ -102,9 +111,17 @@ class Sketch:
 
         names_in = tuple("xyzuvw"[i] for i in range(len(inputs)))
         return Program(
-            self.name, tuple(self.buffers), tuple(self.steps), inputs, outputs, types(inputs), types(outputs),
-            KERNELS if kernels else (), names_in, tuple(f"out{i}" for i in range(len(outputs))),
-        )  # fmt: skip
+            self.name,
+            tuple(self.buffers),
+            tuple(self.steps),
+            inputs,
+            outputs,
+            types(inputs),
+            types(outputs),
+            KERNELS if kernels else (),
+            names_in,
+            tuple(f"out{i}" for i in range(len(outputs))),
+        )
 
 
 def module(program: Program, **options: Any) -> CompiledModule:

@@ -28,7 +28,9 @@ def test_live_buffers_never_overlap(spans: list[Interval], data: st.DataObject) 
             owner[plan.offsets[i] : plan.offsets[i] + sizes[i]] = i
         for i, (span, size) in enumerate(zip(spans, sizes)):
             if span.first <= step <= span.last:  # all that is alive, operands and results of this step alike
-                assert (owner[plan.offsets[i] : plan.offsets[i] + size] == i).all(), f"buffer {i}, step {step}"
+                assert (owner[plan.offsets[i] : plan.offsets[i] + size] == i).all(), (
+                    f"buffer {i}, step {step}"
+                )
     assert all(offset % ALIGNMENT == 0 for offset in plan.offsets)
     assert plan.lower_bound <= plan.arena_bytes <= plan.naive_bytes
 

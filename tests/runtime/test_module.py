@@ -129,7 +129,7 @@ def test_odd_outputs_never_alias() -> None:
 def test_no_memory_growth() -> None:
     m = module(chain(5))
     peaks = []
-    for round_ in range(3):
+    for _ in range(3):
         for size in range(1, 40):
             m(ones(size, 4), ones(size, 4))
         gc.collect()
@@ -235,7 +235,9 @@ def test_host_errors_are_typed() -> None:
     out = s.buffer("output", (n,))
     two = s.constant(np.array([2, 3], np.int64))
     # Reshape to 2 x 3 gives another rank than declared.
-    s.steps.append(HostStep("", "Reshape", {"allowzero": 0}, (x, two), (y,), (TensorType(f32, (n,)),), ("bad",), ""))
+    s.steps.append(
+        HostStep("", "Reshape", {"allowzero": 0}, (x, two), (y,), (TensorType(f32, (n,)),), ("bad",), "")
+    )
     s.call("double", (y,), out)
     for size in (6, 5):
         with pytest.raises(MiniccError, match="bad"):
@@ -251,8 +253,14 @@ def test_sequences_pass_through() -> None:
     attrs = {"opset": 11, "outputs": 1}
     s.steps.append(HostStep("", "SequenceConstruct", attrs, (x, x), (sequence,), (kind,), ("make",), ""))
     program = s.program((x,), ())
-    program = Program(**{**{f: getattr(program, f) for f in program.__dataclass_fields__},
-                         "outputs": (sequence,), "output_types": (kind,), "output_names": ("all",)})  # fmt: skip
+    program = Program(
+        **{
+            **{f: getattr(program, f) for f in program.__dataclass_fields__},
+            "outputs": (sequence,),
+            "output_types": (kind,),
+            "output_names": ("all",),
+        }
+    )
     x_in = ones(3)
     (first, second) = module(program)(x_in)
     np.testing.assert_array_equal(first, second)
@@ -291,7 +299,12 @@ def test_if() -> None:
 def loop_program() -> Program:
     """while i < M and total < limit: total = total + step; collect total. `step` is captured."""
     s = Sketch("loop")
-    trips, start, step, limit = s.buffer("input", (), i64), s.buffer("input", (1,)), s.buffer("input", (1,)), s.buffer("input", (1,))
+    trips, start, step, limit = (
+        s.buffer("input", (), i64),
+        s.buffer("input", (1,)),
+        s.buffer("input", (1,)),
+        s.buffer("input", (1,)),
+    )
     b = Sketch("body")
     b.buffer("input", (), i64)
     b.buffer("input", (), boolean)
@@ -302,8 +315,17 @@ def loop_program() -> Program:
     b.call("less", (new, blimit), going)
     body = b.program((0, 1, total, bstep, blimit), (going, new, new), kernels=False)
     final, collected = s.buffer("host", (1,)), s.buffer("host", (symbol("t"), 1))
-    s.steps.append(ControlStep("Loop", {"n_carried": 1}, (trips, None, start, step, limit), (final, collected),
-                               (number((1,)), number((symbol("t"), 1))), (body,), ("repeat",)))  # fmt: skip
+    s.steps.append(
+        ControlStep(
+            "Loop",
+            {"n_carried": 1},
+            (trips, None, start, step, limit),
+            (final, collected),
+            (number((1,)), number((symbol("t"), 1))),
+            (body,),
+            ("repeat",),
+        )
+    )
     return s.program((trips, start, step, limit), (final, collected))
 
 
@@ -339,8 +361,15 @@ def scan_program(attrs: dict[str, Any], shape: tuple[Any, ...], out_shape: tuple
     b.call("add", (state, item), new)
     body = b.program((state, item), (new, new), kernels=False)
     final, sums = s.buffer("host", (2,)), s.buffer("host", out_shape)
-    full = {"n_state": 1, "num_scan_inputs": 1, "scan_input_axes": None, "scan_input_directions": None,
-            "scan_output_axes": None, "scan_output_directions": None, **attrs}  # fmt: skip
+    full = {
+        "n_state": 1,
+        "num_scan_inputs": 1,
+        "scan_input_axes": None,
+        "scan_input_directions": None,
+        "scan_output_axes": None,
+        "scan_output_directions": None,
+        **attrs,
+    }
     types = (number((2,)), number(out_shape))
     s.steps.append(ControlStep("Scan", full, (start, x), (final, sums), types, (body,), ("sums",)))
     return s.program((start, x), (final, sums))
@@ -351,7 +380,12 @@ def test_scan() -> None:
     final, sums = module(scan_program({}, (n, 2), (n, 2)))(start, x)
     np.testing.assert_array_equal(sums, np.cumsum(x, 0, dtype=np.float32))
     np.testing.assert_array_equal(final, sums[-1])
-    attrs = {"scan_input_axes": (1,), "scan_input_directions": (1,), "scan_output_axes": (-1,), "scan_output_directions": (1,)}
+    attrs = {
+        "scan_input_axes": (1,),
+        "scan_input_directions": (1,),
+        "scan_output_axes": (-1,),
+        "scan_output_directions": (1,),
+    }
     _, sums = module(scan_program(attrs, (2, n), (2, n)))(start, np.ascontiguousarray(x.T))
     np.testing.assert_array_equal(sums, np.cumsum(x[::-1], 0, dtype=np.float32)[::-1].T)
 
@@ -367,10 +401,16 @@ def test_growing_carried_value() -> None:
     doubled = b.buffer("temporary", (m_,))
     b.call("double", (value,), doubled)
     longer = b.buffer("host", (m_ * 2,))
-    b.steps.append(HostStep("", "Concat", {"axis": 0}, (value, doubled), (longer,), (number((m_ * 2,)),), ("join",), ""))
+    b.steps.append(
+        HostStep("", "Concat", {"axis": 0}, (value, doubled), (longer,), (number((m_ * 2,)),), ("join",), "")
+    )
     body = b.program((0, going, value), (going, longer), kernels=False)
     final = s.buffer("host", (symbol("f"),))
-    s.steps.append(ControlStep("Loop", {"n_carried": 1}, (trips, None, start), (final,), (number((symbol("f"),)),), (body,)))
+    s.steps.append(
+        ControlStep(
+            "Loop", {"n_carried": 1}, (trips, None, start), (final,), (number((symbol("f"),)),), (body,)
+        )
+    )
     m = module(s.program((trips, start), (final,)))
     expected = ones(1)
     for _ in range(5):

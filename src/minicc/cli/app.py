@@ -14,9 +14,13 @@ from minicc.cli.common import Dims, Inputs, Json, Level, Model, Seed, Target, Th
 from minicc.errors import InputError
 
 app = typer.Typer(
-    name="minicc", help="Compiles ONNX models to fast CPU code.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+    name="minicc",
+    help="Compiles ONNX models to fast CPU code.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main() -> None:
@@ -42,10 +46,19 @@ def demo() -> None:
 
 @app.command()
 def run(
-    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
-    level: Level = 2, trust: Trust = False, json: Json = False,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="write the outputs to this .npz file")] = None,
-) -> None:  # fmt: skip
+    model: Model,
+    inputs: Inputs = None,
+    dim: Dims = None,
+    seed: Seed = 0,
+    target: Target = "cpu",
+    threads: Threads = None,
+    level: Level = 2,
+    trust: Trust = False,
+    json: Json = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="write the outputs to this .npz file")
+    ] = None,
+) -> None:
     """Compile and run a model, with random inputs where none are given."""
 
     def command() -> None:
@@ -64,19 +77,25 @@ def run(
 
 
 def _write_arrays(path: Path, named: dict[str, Any]) -> None:
-    arrays = {name: item for name, item in named.items() if isinstance(item, np.ndarray) and item.dtype != object}
+    arrays = {
+        name: item for name, item in named.items() if isinstance(item, np.ndarray) and item.dtype != object
+    }
     try:
-        np.savez(path, **{name.replace("/", "_"): item for name, item in arrays.items()})
+        np.savez(path, allow_pickle=False, **{k.replace("/", "_"): item for k, item in arrays.items()})
     except OSError as error:
         raise InputError(f"{path} cannot be written", why=str(error)) from error
 
 
 @app.command("compile")
 def compile_(
-    model: Model, output: Annotated[Path, typer.Option("-o", "--output", help="the file to write")],
-    target: Target = "cpu", threads: Threads = None, level: Level = 2, json: Json = False,
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the file to write")],
+    target: Target = "cpu",
+    threads: Threads = None,
+    level: Level = 2,
+    json: Json = False,
     strict: Annotated[bool, typer.Option(help="fail when a node has no compiled kernel")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compile a model and save it; `minicc run` and `minicc.load` read the file."""
 
     def command() -> None:
@@ -86,17 +105,23 @@ def compile_(
         if json:
             common.print_json(stats)
         else:
-            common.out.print(f"{output}: {stats['bytes']} bytes, {stats['kernels']} kernels, "
-                             f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes", highlight=False)  # fmt: skip
+            common.out.print(
+                f"{output}: {stats['bytes']} bytes, {stats['kernels']} kernels, "
+                f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes",
+                highlight=False,
+            )
 
     guarded(command)
 
 
 @app.command()
 def inspect(
-    model: Model, json: Json = False,
-    passes: Annotated[bool, typer.Option("--passes", help="show the graph after all passes, and what each did")] = False,
-) -> None:  # fmt: skip
+    model: Model,
+    json: Json = False,
+    passes: Annotated[
+        bool, typer.Option("--passes", help="show the graph after all passes, and what each did")
+    ] = False,
+) -> None:
     """Show a model: signature, opsets, operators, and with --passes what the optimiser makes of it."""
     from minicc.cli.inspection import inspect as inspect_model
 
@@ -104,8 +129,14 @@ def inspect(
 
 
 @app.command()
-def explain(model: Model, target: Target = "cpu", level: Level = 2, json: Json = False, trust: Trust = False,
-            layer: Annotated[str, typer.Option(help="print the kernel texts of this layer instead")] = "") -> None:  # fmt: skip
+def explain(
+    model: Model,
+    target: Target = "cpu",
+    level: Level = 2,
+    json: Json = False,
+    trust: Trust = False,
+    layer: Annotated[str, typer.Option(help="print the kernel texts of this layer instead")] = "",
+) -> None:
     """Show which layers became which kernels, on which tier, and why not a faster one."""
 
     def command() -> None:
@@ -122,11 +153,18 @@ def explain(model: Model, target: Target = "cpu", level: Level = 2, json: Json =
 
 @app.command()
 def profile(
-    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
-    level: Level = 2, trust: Trust = False, json: Json = False,
+    model: Model,
+    inputs: Inputs = None,
+    dim: Dims = None,
+    seed: Seed = 0,
+    target: Target = "cpu",
+    threads: Threads = None,
+    level: Level = 2,
+    trust: Trust = False,
+    json: Json = False,
     repeats: Annotated[int, typer.Option(min=1, help="measured runs")] = 10,
     trace: Annotated[Path | None, typer.Option(help="write a Chrome trace to this file")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Show where the time of a run goes, kernel by kernel."""
 
     def command() -> None:
@@ -144,11 +182,18 @@ def profile(
 
 @app.command()
 def bench(
-    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
-    level: Level = 2, trust: Trust = False, json: Json = False,
+    model: Model,
+    inputs: Inputs = None,
+    dim: Dims = None,
+    seed: Seed = 0,
+    target: Target = "cpu",
+    threads: Threads = None,
+    level: Level = 2,
+    trust: Trust = False,
+    json: Json = False,
     against: Annotated[str, typer.Option(help="also measure these, separated by commas: ort, openvino")] = "",
     seconds: Annotated[float, typer.Option(min=0.01, help="measuring time")] = 3.0,
-) -> None:  # fmt: skip
+) -> None:
     """Measure latency, side by side and interleaved with other runtimes."""
 
     def command() -> None:
@@ -165,12 +210,20 @@ def bench(
 
 @app.command()
 def diff(
-    model: Model, inputs: Inputs = [], dim: Dims = [], seed: Seed = 0, target: Target = "cpu", threads: Threads = None,
-    level: Level = 2, json: Json = False,
+    model: Model,
+    inputs: Inputs = None,
+    dim: Dims = None,
+    seed: Seed = 0,
+    target: Target = "cpu",
+    threads: Threads = None,
+    level: Level = 2,
+    json: Json = False,
     against: Annotated[str, typer.Option(help="ort: ONNX Runtime; eval: numpy")] = "ort",
-    tolerance: Annotated[float, typer.Option(help="largest difference, relative to the largest element")] = 1e-3,
-) -> None:  # fmt: skip
-    """Compare outputs with another runtime; on a difference, find the first diverging layer. Exit code 1 when they differ."""
+    tolerance: Annotated[
+        float, typer.Option(help="largest difference, relative to the largest element")
+    ] = 1e-3,
+) -> None:
+    """Compare outputs with another runtime; where they differ (exit code 1), find the first wrong layer."""
 
     from minicc.cli.compare import diff as compare
     from minicc.cli.compare import diff_text

@@ -13,7 +13,14 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from minicc.debug.inputs import random_inputs
 from minicc.errors import InputError, MiniccError
@@ -27,14 +34,20 @@ FAILURE = 2
 SHOW_AFTER = 1.0  # seconds until a progress bar appears
 
 Model = Annotated[Path, typer.Argument(help="an ONNX model, or a module saved by `minicc compile`")]
-Dims = Annotated[list[str], typer.Option("--dim", help="size of a symbolic dimension, as batch=4")]
-Inputs = Annotated[list[str], typer.Option("--input", "-i", help="input array, as name=file.npy; random otherwise")]
+Dims = Annotated[list[str] | None, typer.Option("--dim", help="size of a symbolic dimension, as batch=4")]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", "-i", help="input array, as name=file.npy; random otherwise")
+]
 Seed = Annotated[int, typer.Option(help="seed of random inputs")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs to read")]
 Target = Annotated[str, typer.Option(help="cpu, cpu:avx2, cpu:avx512, cpu:sse, cpu:neon")]
 Threads = Annotated[int | None, typer.Option(help="threads; all that are available by default")]
-Level = Annotated[int, typer.Option("-O", min=0, max=2, help="0 no fusion, 1 no layout changes, 2 everything")]
-Trust = Annotated[bool, typer.Option(help="use the machine code of a saved module although it is not signed by you")]
+Level = Annotated[
+    int, typer.Option("-O", min=0, max=2, help="0 no fusion, 1 no layout changes, 2 everything")
+]
+Trust = Annotated[
+    bool, typer.Option(help="use the machine code of a saved module although it is not signed by you")
+]
 T = TypeVar("T")
 
 
@@ -43,7 +56,9 @@ def guarded(command: Callable[[], T]) -> T:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: err.print(f"warning: {message}", markup=False, highlight=False)
+            warnings.showwarning = lambda message, *_, **__: err.print(
+                f"warning: {message}", markup=False, highlight=False
+            )
             return command()
     except MiniccError as error:
         err.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -52,7 +67,9 @@ def guarded(command: Callable[[], T]) -> T:
     raise typer.Exit(FAILURE)
 
 
-def open_model(path: Path, target: str, threads: int | None, level: int = 2, trust: bool = False, **options: Any) -> Module:
+def open_model(
+    path: Path, target: str, threads: int | None, level: int = 2, trust: bool = False, **options: Any
+) -> Module:
     """Compile a model, or load a saved module (told by its zip header), with progress on a terminal."""
     chosen = Options.from_env().override(**options)
     if threads is not None:
@@ -95,15 +112,19 @@ def parse_dims(items: Sequence[str]) -> dict[str, int]:
     return dims
 
 
-def read_inputs(ports: Sequence[Port], files: Sequence[str], dims: Sequence[str], seed: int) -> list[Any]:
+def read_inputs(
+    ports: Sequence[Port], files: Sequence[str] | None, dims: Sequence[str] | None, seed: int
+) -> list[Any]:
     """Inputs in order: from .npy files where given, random otherwise, their symbols as in the files."""
     given: dict[str, np.ndarray[Any, Any]] = {}
-    for name, file in parse_pairs(files, "an input; write it as name=file.npy").items():
+    for name, file in parse_pairs(files or (), "an input; write it as name=file.npy").items():
         given[name] = read_array(Path(file))
     unknown = sorted(set(given) - {p.name for p in ports})
     if unknown:
-        raise InputError(f"no input is called {', '.join(unknown)}", hint=f"the inputs are {', '.join(map(str, ports))}")
-    sizes = parse_dims(dims)
+        raise InputError(
+            f"no input is called {', '.join(unknown)}", hint=f"the inputs are {', '.join(map(str, ports))}"
+        )
+    sizes = parse_dims(dims or ())
     for port in ports:
         if port.name in given and port.shape is not None:
             for dim, size in zip(port.shape, given[port.name].shape):
@@ -153,7 +174,13 @@ class _Bar:
     """A progress bar on the error stream that appears when something takes longer than a second."""
 
     def __init__(self) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self.bar = Progress(*columns, console=err, transient=True)
         self.task: Any = None
         self.started = time.perf_counter()

@@ -1,7 +1,7 @@
 """`minicc diff`: outputs against another runtime, and the first layer where they part.
 
-A difference is followed to its layer by compiling ever shorter prefixes of the model, with all their fusions, and
-comparing with numpy.
+A difference is followed to its layer by compiling ever shorter prefixes of the model, with all their fusions,
+and comparing with numpy.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from minicc.module import Module, Stages
 from minicc.options import Options
 
 
-def diff(module: Module, path: Path, items: Sequence[Any], against: str, tolerance: float, level: int) -> dict[str, Any]:
-    """Differences per output relative to its largest element, and where they begin when one is above the tolerance."""
+def diff(
+    module: Module, path: Path, items: Sequence[Any], against: str, tolerance: float, level: int
+) -> dict[str, Any]:
+    """Differences per output relative to its largest element; where they begin when one is too large."""
     found = module.run_items(items)
     if against == "eval":
-        expected = _evaluated(path, items)
+        expected: Sequence[Any] = _evaluated(path, items)
     else:
         names = [p.name for p in module.inputs]
         expected = other_runtime(against, path, dict(zip(names, items)), module.stats()["threads"])()
@@ -44,7 +46,7 @@ def diff(module: Module, path: Path, items: Sequence[Any], against: str, toleran
 def diff_text(found: dict[str, Any]) -> str:
     """The result of `diff` as lines."""
     lines = [
-        f"{'same ' if r['agree'] else 'OTHER'} {r['output']}: {r['problem'] or format(r['difference'], '.2e')}"
+        f"{'same' if r['agree'] else 'OTHER'} {r['output']}: {r['problem'] or format(r['difference'], '.2e')}"
         for r in found["outputs"]
     ]
     if "first_diverging_layer" in found:
@@ -82,9 +84,15 @@ def first_divergence(path: Path, items: Sequence[Any], tolerance: float, level: 
     options = Options.from_env().override(opt_level=level)
     imported = load_model(path, options)
     reference: list[Any] = []
-    evaluate(imported.graph, list(items), observe=lambda node, outputs: reference.append((node, list(outputs))))
+    evaluate(
+        imported.graph, list(items), observe=lambda node, outputs: reference.append((node, list(outputs)))
+    )
     inside = set(imported.graph.nodes)  # the observer also sees the nodes of bodies
-    seen = [(node, outputs) for node, outputs in reference if node in inside and isinstance(outputs[0], np.ndarray)]
+    seen = [
+        (node, outputs)
+        for node, outputs in reference
+        if node in inside and isinstance(outputs[0], np.ndarray)
+    ]
 
     def differs(index: int) -> bool:
         node, outputs = seen[index]
@@ -95,8 +103,9 @@ def first_divergence(path: Path, items: Sequence[Any], tolerance: float, level: 
         cut = replace(imported, graph=graph, outputs=(Argument(node.output.name, node.output.type),))
         try:
             (ours,) = build(cut, "cpu", options, Stages(None)).run_items(items)
-        except MiniccError as error:
-            raise InputError("a part of the model cannot be compiled alone", where=node.describe(), why=str(error)) from error
+        except MiniccError as cause:
+            what = "a part of the model cannot be compiled alone"
+            raise InputError(what, where=node.describe(), why=str(cause)) from cause
         error, problem = relative_error(ours, outputs[0])
         return bool(problem) or error > tolerance
 
@@ -106,4 +115,4 @@ def first_divergence(path: Path, items: Sequence[Any], tolerance: float, level: 
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if differs(middle) else (middle + 1, high)
-    return seen[low][0].describe()
+    return str(seen[low][0].describe())

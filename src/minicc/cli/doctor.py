@@ -12,8 +12,12 @@ from minicc.runtime.store import Store
 from minicc.targets.cpu import available_threads, host_target
 
 _PACKAGES = ("numpy", "onnx", "numba", "llvmlite", "ml_dtypes")
-_OPTIONAL = {"onnxruntime": "minicc bench, diff and demo compare with it", "openvino": "minicc bench compares with it",
-             "matplotlib": "roofline pictures", "numba_cuda": "the CUDA target"}  # fmt: skip
+_OPTIONAL = {
+    "onnxruntime": "minicc bench, diff and demo compare with it",
+    "openvino": "minicc bench compares with it",
+    "matplotlib": "roofline pictures",
+    "numba_cuda": "the CUDA target",
+}
 
 
 def facts() -> dict[str, Any]:
@@ -30,7 +34,9 @@ def facts() -> dict[str, Any]:
         "caches": f"L1 {target.l1_bytes >> 10} KiB, L2 {target.l2_bytes >> 10} KiB",
         "threads": available_threads(),
         "kernel store": f"{options.store_dir or 'off'}, {store.size() / 1e6:.1f} MB",
-        "native executor": "thread pool" if platform.system() == "Linux" else "one thread (the pool needs Linux)",
+        "native executor": "thread pool"
+        if platform.system() == "Linux"
+        else "one thread (the pool needs Linux)",
     }
     for package in _PACKAGES:
         found[package] = metadata.version(package)

@@ -24,11 +24,16 @@ def inspect(path: Path, passes: bool, as_json: bool) -> None:
     operators = Counter(str(node.op) for node in imported.graph.nodes)
     weights = {id(v.data): v.data.nbytes for v in imported.graph.constants() if v.data is not None}
     data: dict[str, Any] = {
-        "name": imported.name, "producer": imported.producer, "opsets": dict(imported.opsets),
-        "inputs": [str(a) for a in imported.inputs], "outputs": [str(a) for a in imported.outputs],
-        "nodes": sum(operators.values()), "operators": dict(operators.most_common()),
-        "weights_bytes": sum(weights.values()), "warnings": list(imported.warnings),
-    }  # fmt: skip
+        "name": imported.name,
+        "producer": imported.producer,
+        "opsets": dict(imported.opsets),
+        "inputs": [str(a) for a in imported.inputs],
+        "outputs": [str(a) for a in imported.outputs],
+        "nodes": sum(operators.values()),
+        "operators": dict(operators.most_common()),
+        "weights_bytes": sum(weights.values()),
+        "warnings": list(imported.warnings),
+    }
     rows = optimise(imported.graph, options) if passes else None
     text = print_graph(imported.graph)
     if rows is not None:
@@ -47,8 +52,13 @@ def inspect(path: Path, passes: bool, as_json: bool) -> None:
 
 def _inspect_saved(path: Path, as_json: bool) -> None:
     module = common.open_model(path, "cpu", None)
-    data = {"name": module.program.name, "target": module.target.name, "inputs": [str(p) for p in module.inputs],
-            "outputs": [str(p) for p in module.outputs], **module.stats()}  # fmt: skip
+    data = {
+        "name": module.program.name,
+        "target": module.target.name,
+        "inputs": [str(p) for p in module.inputs],
+        "outputs": [str(p) for p in module.outputs],
+        **module.stats(),
+    }
     if as_json:
         common.print_json(data)
     else:

@@ -1,7 +1,7 @@
 """`minicc bench`: other runtimes on the same inputs.
 
-Measurements are interleaved, one call of each runtime in turn, so that a change of the machine's load meets all
-of them.
+Measurements are interleaved, one call of each runtime in turn, so that a change of the machine's load meets
+all of them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ Call = Callable[[], Sequence[Any]]
 _MIN_CALLS = 5
 
 
-def bench(module: Module, path: Path, items: Sequence[Any], against: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """One row per runtime: milliseconds (median, least, 90th percentile), runs per second, ratio to minicc's median."""
+def bench(
+    module: Module, path: Path, items: Sequence[Any], against: Sequence[str], seconds: float
+) -> list[dict[str, Any]]:
+    """One row per runtime: milliseconds (median, least, 90 %), runs per second, ratio to minicc's median."""
     threads = module.stats()["threads"]
     names = [p.name for p in module.inputs]
     calls: dict[str, Call] = {"minicc": lambda: module.run_items(items)}
@@ -42,11 +44,17 @@ def bench(module: Module, path: Path, items: Sequence[Any], against: Sequence[st
             times[name].append(time.perf_counter() - start)
     base = median(times["minicc"])
     return [
-        {"runtime": name, "median_ms": median(t) * 1e3, "min_ms": min(t) * 1e3,
-         "p90_ms": float(np.quantile(t, 0.9)) * 1e3, "per_second": 1 / median(t), "runs": len(t),
-         "times_minicc": median(t) / base}
+        {
+            "runtime": name,
+            "median_ms": median(t) * 1e3,
+            "min_ms": min(t) * 1e3,
+            "p90_ms": float(np.quantile(t, 0.9)) * 1e3,
+            "per_second": 1 / median(t),
+            "runs": len(t),
+            "times_minicc": median(t) / base,
+        }
         for name, t in times.items()
-    ]  # fmt: skip
+    ]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -55,13 +63,18 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     for title in ("runtime", "median ms", "min ms", "90 % ms", "runs/s", "time relative to minicc"):
         made.add_column(title, justify="left" if title == "runtime" else "right")
     for r in rows:
-        numbers = (f"{r['median_ms']:.3f}", f"{r['min_ms']:.3f}", f"{r['p90_ms']:.3f}", f"{r['per_second']:.1f}")
+        numbers = (
+            f"{r['median_ms']:.3f}",
+            f"{r['min_ms']:.3f}",
+            f"{r['p90_ms']:.3f}",
+            f"{r['per_second']:.1f}",
+        )
         made.add_row(r["runtime"], *numbers, f"{r['times_minicc']:.2f}")
     return made
 
 
 def other_runtime(name: str, path: Path, feeds: dict[str, Any], threads: int) -> Call:
-    """A call of the same model in another runtime with as many threads. Raises InputError when it is not there."""
+    """A call of the model in another runtime with as many threads. Raises InputError when it is not there."""
     package = {"ort": "onnxruntime", "openvino": "openvino"}.get(name)
     if package is None:
         raise InputError(f"unknown runtime {name!r}", hint="one of ort, openvino")
@@ -91,6 +104,10 @@ def _openvino(path: Path, feeds: dict[str, Any], threads: int) -> Call:
     import openvino
 
     core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
     return lambda: list(request.infer(feeds).values())

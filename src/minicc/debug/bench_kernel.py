@@ -1,7 +1,7 @@
 """Runs one generated kernel file by itself: compiles it and times a call.
 
-A kernel knows neither shapes nor strides, they are words; the dump records one real call of every kernel (`calls.json`
-beside the files). Memory is zero, so that positions read from it are in range.
+A kernel knows neither shapes nor strides, they are words; the dump records one real call of every kernel
+(`calls.json` beside the files). Memory is zero, so that positions read from it are in range.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ def bench_file(path: str, symbol: str, repeats: int = 20) -> None:
     target = host_target()
     start = time.perf_counter()
     objects = build_objects({symbol: text}, target, None)
-    print(f"{symbol}: compiled in {time.perf_counter() - start:.2f} s, {len(objects[symbol])} bytes of object")
+    print(
+        f"{symbol}: compiled in {time.perf_counter() - start:.2f} s, {len(objects[symbol])} bytes of object"
+    )
     lines = assembly(text, symbol, target).splitlines()
-    print(f"{len(lines)} lines of assembly, {sum('ymm' in line or 'zmm' in line for line in lines)} with vectors")
+    vectors = sum("ymm" in line or "zmm" in line for line in lines)
+    print(f"{len(lines)} lines of assembly, {vectors} of them with wide vectors")
     recorded = Path(path).with_name("calls.json")
     call = json.loads(recorded.read_text(encoding="utf-8")).get(symbol) if recorded.exists() else None
     if call is None:

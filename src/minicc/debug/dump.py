@@ -1,9 +1,10 @@
-"""The dump folder (`options.dump`, MINICC_DUMP): every stage of one compilation as text, numbered in walk order.
+"""The dump folder (`options.dump`, MINICC_DUMP): every stage of one compilation as text, numbered in walk
+order.
 
     00-import.txt  01-<pass>.txt ...  program.txt  memory.txt  kernels/*.py  report.json
 
-`diff 03-* 04-*` shows what a pass did. The same events feed the levels of `options.debug`. With neither option this costs
-nothing. A folder that cannot be written is an InputError.
+`diff 03-* 04-*` shows what a pass did. The same events feed the levels of `options.debug`. With neither
+option this costs nothing. A folder that cannot be written is an InputError.
 """
 
 from __future__ import annotations
@@ -70,10 +71,14 @@ class Dump:
         """What compilation did, in numbers."""
         stats = module.stats()
         seconds = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in report["seconds"].items())
-        levels.show(levels.SUMMARY, self.options, (
-            f"minicc {module.program.name}: {stats['kernels']} kernels ({stats['compiles']} compiled), "
-            f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes, {seconds}"
-        ))  # fmt: skip
+        levels.show(
+            levels.SUMMARY,
+            self.options,
+            (
+                f"minicc {module.program.name}: {stats['kernels']} kernels ({stats['compiles']} compiled), "
+                f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes, {seconds}"
+            ),
+        )
         if self.options.debug >= levels.RULES:
             for row in report["passes"]:
                 for what in ("rules", "refusals"):
@@ -103,17 +108,21 @@ def memory_text(module: CompiledModule) -> str:
         bound = next(iter(segment.recent.values()[-1:]), None)
         if bound is not None:
             plan = bound.plan
-            lines.append(f"  sizes {bound.sizes}: {plan.arena_bytes} bytes, {plan.lower_bound} alive at most, "
-                         f"{plan.naive_bytes} without reuse")  # fmt: skip
+            lines.append(
+                f"  sizes {bound.sizes}: {plan.arena_bytes} bytes, {plan.lower_bound} alive at most, "
+                f"{plan.naive_bytes} without reuse"
+            )
         for i, b in enumerate(segment.temporaries):
             buffer, interval = segment.program.buffers[b], segment.layout.intervals[i]
             offset = f" at {bound.plan.offsets[i]}" if bound is not None else ""
-            lines.append(f"  {buffer.name:<32} steps {interval.first:>4}-{interval.last:<4} {buffer.shape}{offset}")
+            lines.append(
+                f"  {buffer.name:<32} steps {interval.first:>4}-{interval.last:<4} {buffer.shape}{offset}"
+            )
     return "\n".join(lines) + "\n"
 
 
 def recorded_calls(module: CompiledModule) -> dict[str, Any]:
-    """One call of every kernel, for sizes nobody chose: words, which of them are addresses in which buffer, units."""
+    """One call of every kernel, for sizes nobody chose: words, which are addresses in which buffer, units."""
     calls: dict[str, Any] = {}
     try:
         sizes = symbol_sizes(module.inputs)
@@ -125,8 +134,9 @@ def recorded_calls(module: CompiledModule) -> dict[str, Any]:
     return calls
 
 
-def _record_calls(segment: Segment, bound: Bound, sizes: Mapping[str, int], module: CompiledModule,
-                  calls: dict[str, Any]) -> None:  # fmt: skip
+def _record_calls(
+    segment: Segment, bound: Bound, sizes: Mapping[str, int], module: CompiledModule, calls: dict[str, Any]
+) -> None:
     buffers = segment.program.buffers
     for row, at in zip(bound.rows.tolist(), bound.steps.tolist()):
         step = segment.steps[at]
@@ -139,14 +149,24 @@ def _record_calls(segment: Segment, bound: Bound, sizes: Mapping[str, int], modu
             if word.buffer is not None:
                 words[i] = evaluate(word.value, sizes) * itemsize(buffers[word.buffer])
         calls[symbol] = {
-            "words": words, "units": row[2], "layers": step.origin,
-            "addresses": [[i, used.index(w.buffer)] for i, w in enumerate(step.words) if w.buffer is not None],
+            "words": words,
+            "units": row[2],
+            "layers": step.origin,
+            "addresses": [
+                [i, used.index(w.buffer)] for i, w in enumerate(step.words) if w.buffer is not None
+            ],
             "buffers": [evaluate(buffers[b].elements, sizes) * itemsize(buffers[b]) for b in used],
-        }  # fmt: skip
+        }
 
 
 def runnable(symbol: str, text: str) -> str:
     """A kernel's text that times itself when run as a file."""
-    footer = ["", "", 'if __name__ == "__main__":', "    from minicc.debug.bench_kernel import bench_file", "",
-              f"    bench_file(__file__, {symbol!r})"]  # fmt: skip
+    footer = [
+        "",
+        "",
+        'if __name__ == "__main__":',
+        "    from minicc.debug.bench_kernel import bench_file",
+        "",
+        f"    bench_file(__file__, {symbol!r})",
+    ]
     return text.rstrip("\n") + "\n" + "\n".join(footer) + "\n"

@@ -19,7 +19,7 @@ from minicc.runtime.module import CompiledModule
 
 @dataclass(frozen=True)
 class Placement:
-    """One step: its number (of bodies: behind the number of their step), kernel symbol, tier, layers, work and traffic."""
+    """One step: its number, kernel symbol, tier, layers, work."""
 
     step: str
     kernel: str
@@ -39,24 +39,33 @@ class Explanation:
     sources: Mapping[str, str]
 
     def source(self, layer: str = "") -> str:
-        """The texts of the kernels of a layer (of all for ""). Raises InputError for a layer that has none."""
+        """The texts of a layer's kernels (of all for ""). Raises InputError for a layer that has none."""
         kernels = [r.kernel for r in self.rows if r.kernel and (not layer or layer in r.layers)]
         if not kernels:
             layers = [name for r in self.rows for name in r.layers]
             close = difflib.get_close_matches(layer, layers, n=3)
             inside = [name for name in layers if layer in name][:3]
             hint = ", ".join(dict.fromkeys(inside + close))
-            raise InputError(f"no kernel computes a layer called {layer!r}", hint=f"did you mean {hint}?" if hint else "")
-        return "\n\n".join(f"# {k}\n{self.sources.get(k, '(its text was not saved)')}" for k in dict.fromkeys(kernels))
+            raise InputError(
+                f"no kernel computes a layer called {layer!r}", hint=f"did you mean {hint}?" if hint else ""
+            )
+        return "\n\n".join(
+            f"# {k}\n{self.sources.get(k, '(its text was not saved)')}" for k in dict.fromkeys(kernels)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "steps": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
         head = f"{'step':>6}  {'tier':<14} {'flop':>12} {'bytes':>12}  {'kernel':<36} layers"
-        lines = [f"{self.name}: {len(self.rows)} steps, {len({r.kernel for r in self.rows if r.kernel})} kernels", head]
+        lines = [
+            f"{self.name}: {len(self.rows)} steps, {len({r.kernel for r in self.rows if r.kernel})} kernels",
+            head,
+        ]
         for row in self.rows:
-            layers = ", ".join(row.layers[:4]) + (f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else "")
+            layers = ", ".join(row.layers[:4]) + (
+                f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else ""
+            )
             amount = f"{_amount(row.flops):>12} {_amount(row.bytes):>12}"
             lines.append(f"{row.step:>6}  {row.tier:<14} {amount}  {row.kernel[:36]:<36} {layers}")
             if row.note:
@@ -77,7 +86,9 @@ def _sizes(module: CompiledModule) -> Mapping[str, int]:
     return {name: size for sizes in recent for name, size in sizes.items()}
 
 
-def _rows(program: Program, module: CompiledModule, prefix: str, sizes: Mapping[str, int]) -> Iterator[Placement]:
+def _rows(
+    program: Program, module: CompiledModule, prefix: str, sizes: Mapping[str, int]
+) -> Iterator[Placement]:
     for number, step in enumerate(program.steps):
         yield _placement(f"{prefix}{number}", step, module, sizes)
         if isinstance(step, ControlStep):
@@ -90,7 +101,9 @@ def _placement(number: str, step: Step, module: CompiledModule, sizes: Mapping[s
     tier = tier_of(step, module.program.kernels)
     if isinstance(step, KernelStep):
         symbol = module.code.symbols[step.kernel]
-        return Placement(number, symbol, tier, step.origin, _work(step.flops, sizes), _work(step.bytes, sizes), step.note)
+        return Placement(
+            number, symbol, tier, step.origin, _work(step.flops, sizes), _work(step.bytes, sizes), step.note
+        )
     note = "" if isinstance(step, ControlStep) else f"{step.op}: {step.reason}"
     return Placement(number, "", tier, step.origin, 0, 0, note)
 

@@ -30,18 +30,22 @@ def symbol_sizes(inputs: Sequence[Port], given: Mapping[str, int] | None = None)
     unknown = sorted(set(given or ()) - set(sizes))
     if unknown:
         known = ", ".join(sorted(sizes)) or "none"
-        raise InputError(f"no dimension is called {', '.join(unknown)}", hint=f"the model's dimensions are: {known}")
+        raise InputError(
+            f"no dimension is called {', '.join(unknown)}", hint=f"the model's dimensions are: {known}"
+        )
     return {**sizes, **(given or {})}
 
 
 def random_inputs(inputs: Sequence[Port], given: Mapping[str, int] | None = None, seed: int = 0) -> list[Any]:
-    """Arrays for all inputs: normal floats, integers of 0 and 1. Raises InputError for an input of no known rank."""
+    """Arrays for all inputs: normal floats, integers of 0 and 1. Raises InputError for an unknown rank."""
     sizes = symbol_sizes(inputs, given)
     rng = np.random.default_rng(seed)
     arrays: list[Any] = []
     for port in inputs:
         if not isinstance(port.type, TensorType) or port.type.shape is None:
-            raise InputError(f"input {port.name!r} has type {port.type}, for which there are no random values",
-                             hint="give it")  # fmt: skip
+            raise InputError(
+                f"input {port.name!r} has type {port.type}, for which there are no random values",
+                hint="give it",
+            )
         arrays.append(random_array(rng, port.type, [max(evaluate(d, sizes), 0) for d in port.type.shape]))
     return arrays

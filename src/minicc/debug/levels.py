@@ -1,4 +1,4 @@
-"""What `options.debug` (MINICC_DEBUG) shows, on the standard error stream. Each level includes those before it."""
+"""What `options.debug` (MINICC_DEBUG) shows on the error stream; each level includes those before it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """`profile`: where the time of a run goes, step by step.
 
-Every row of the call table is given to the executor alone and timed, with all its threads; host steps are timed whole,
-control steps through their bodies. The sum is a little above an undisturbed run, which is measured as well. The
+Every row of the call table is given to the executor alone and timed, with all its threads; host steps are
+timed whole, control steps through their bodies. The sum is a little above an undisturbed run, which is
+measured as well. The
 module itself is not disturbed: measuring uses runners of its own.
 """
 
@@ -64,29 +65,50 @@ class Profile:
     events: tuple[Event, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "seconds": self.whole, "threads": self.threads, "steps": [asdict(r) for r in self.rows]}
+        return {
+            "name": self.name,
+            "seconds": self.whole,
+            "threads": self.threads,
+            "steps": [asdict(r) for r in self.rows],
+        }
 
     def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
         """Write the last run for chrome://tracing or ui.perfetto.dev."""
         events = [
-            {"name": e.name, "cat": e.tier, "ph": "X", "pid": 1, "tid": 1, "ts": e.start * 1e6, "dur": e.seconds * 1e6,
-             "args": {"layers": ", ".join(e.layers), "tier": e.tier}}
+            {
+                "name": e.name,
+                "cat": e.tier,
+                "ph": "X",
+                "pid": 1,
+                "tid": 1,
+                "ts": e.start * 1e6,
+                "dur": e.seconds * 1e6,
+                "args": {"layers": ", ".join(e.layers), "tier": e.tier},
+            }
             for e in self.events
-        ]  # fmt: skip
+        ]
         try:
-            Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}), encoding="utf-8")
+            Path(path).write_text(
+                json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}), encoding="utf-8"
+            )
         except OSError as error:
             raise InputError(f"{path} cannot be written", why=str(error)) from error
 
     def __str__(self) -> str:
         total = sum(r.seconds for r in self.rows)
-        lines = [f"{self.name}: {self.whole * 1e3:.3f} ms per run on {self.threads} thread(s), "
-                 f"{total * 1e3:.3f} ms step by step",
-                 f"{'ms':>10} {'share':>6} {'GFLOP/s':>8} {'GB/s':>7} {'calls':>5}  {'tier':<12} {'kernel':<32} layers"]  # fmt: skip
+        lines = [
+            f"{self.name}: {self.whole * 1e3:.3f} ms per run on {self.threads} thread(s), "
+            f"{total * 1e3:.3f} ms step by step",
+            f"{'ms':>10} {'share':>6} {'GFLOP/s':>8} {'GB/s':>7} {'calls':>5}  "
+            f"{'tier':<12} {'kernel':<32} layers",
+        ]
         for r in self.rows:
             rates = f"{r.gflops:>8.1f} {r.gbytes:>7.1f}"
             layers = ", ".join(r.layers[:3]) + (" ..." if len(r.layers) > 3 else "")
-            lines.append(f"{r.seconds * 1e3:>10.4f} {r.share:>6.1%} {rates} {r.calls:>5}  {r.tier:<12} {r.name[:32]:<32} {layers}")
+            lines.append(
+                f"{r.seconds * 1e3:>10.4f} {r.share:>6.1%} {rates} {r.calls:>5}  "
+                f"{r.tier:<12} {r.name[:32]:<32} {layers}"
+            )
         return "\n".join(lines)
 
 
@@ -119,8 +141,15 @@ class _Recorder:
             record.seconds.append(0.0)
             record.calls, record.flops, record.bytes = 0, 0.0, 0.0
 
-    def add(self, step: KernelStep | Other, name: str, tier: str, start: float, seconds: float,
-            sizes: Mapping[str, int]) -> None:  # fmt: skip
+    def add(
+        self,
+        step: KernelStep | Other,
+        name: str,
+        tier: str,
+        start: float,
+        seconds: float,
+        sizes: Mapping[str, int],
+    ) -> None:
         record = self.records.setdefault(id(step), _Record(name, tier, step.origin, [0.0]))
         record.seconds[-1] += seconds
         record.calls += 1
@@ -130,11 +159,18 @@ class _Recorder:
         self.events.append(Event(name, tier, step.origin, start - self.started, seconds))
 
 
-def profile(module: CompiledModule, items: Sequence[Any] | None = None, *, repeats: int = 10, warm: int = 2,
-            sizes: Mapping[str, int] | None = None) -> Profile:  # fmt: skip
+def profile(
+    module: CompiledModule,
+    items: Sequence[Any] | None = None,
+    *,
+    repeats: int = 10,
+    warm: int = 2,
+    sizes: Mapping[str, int] | None = None,
+) -> Profile:
     """Time every step of a module over some runs.
 
-    items: inputs in order; None takes random ones for the given sizes of symbols. Raises InputError as a call does.
+    items: inputs in order; None takes random ones for the given sizes of symbols. Raises InputError as a call
+    does.
     """
     given = random_inputs(module.inputs, sizes) if items is None else items
     arrays = module.signature.arrays(given)
@@ -156,7 +192,9 @@ def profile(module: CompiledModule, items: Sequence[Any] | None = None, *, repea
         start = time.perf_counter()
         usual.run(arrays, {})
         whole.append(time.perf_counter() - start)
-    return Profile(module.program.name, _timings(recorder), median(whole), module.machine.threads, tuple(recorder.events))
+    return Profile(
+        module.program.name, _timings(recorder), median(whole), module.machine.threads, tuple(recorder.events)
+    )
 
 
 class _MeasuringRunner(Runner):
@@ -188,7 +226,11 @@ def _timings(recorder: _Recorder) -> tuple[Timing, ...]:
     for key, r in recorder.records.items():
         seconds = medians[key]
         rate = 1e-9 / seconds if seconds else 0.0
-        rows.append(Timing(r.name, r.tier, r.layers, r.calls, seconds, seconds / total, r.flops * rate, r.bytes * rate))
+        rows.append(
+            Timing(
+                r.name, r.tier, r.layers, r.calls, seconds, seconds / total, r.flops * rate, r.bytes * rate
+            )
+        )
     return tuple(sorted(rows, key=lambda row: -row.seconds))
 
 

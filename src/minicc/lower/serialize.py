@@ -1,11 +1,12 @@
 """Programs as plain JSON data, and back.
 
-`to_data` writes what `from_data` reads. Constant arrays are left out: they are numbered, and the caller keeps them. Data may
-come from anywhere, so reading checks every type, range and reference, and whatever is wrong is an ArtifactError; names
-and literals that end up in generated text are limited to harmless characters. Nothing here touches files.
+`to_data` writes what `from_data` reads. Constant arrays are left out: they are numbered, and the caller keeps
+them. Data may come from anywhere, so reading checks every type, range and reference, and whatever is wrong is
+an ArtifactError; names and literals that end up in generated text are limited to harmless characters. Nothing
+here touches files.
 
-Dimensions: an integer is itself; anything else is `[number]`, an entry of the table "dims". Expressions of a body are a
-table whose entries refer to earlier ones.
+Dimensions: an integer is itself; anything else is `[number]`, an entry of the table "dims". Expressions of a
+body are a table whose entries refer to earlier ones.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KINDS = ("input", "output", "constant", "content", "temporary", "host")
 MAX_DEPTH = 32
 MAX_ITEMS = 1 << 24
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")
-_SYMBOL_OPS = {**{op: 1 for op in UNARY}, **{op: 2 for op in BINARY | COMPARE}, "cast": 1, "select": 3}
+_SYMBOL_OPS = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY | COMPARE, 2), "cast": 1, "select": 3}
 Array = np.ndarray[Any, Any]
 
 
@@ -78,15 +79,26 @@ class _Writer:
     def step(self, s: Step) -> dict[str, Any]:
         if isinstance(s, KernelStep):
             return {
-                "kernel": s.kernel, "values": [self.dim(w.value) for w in s.words],
-                "buffers": [-1 if w.buffer is None else w.buffer for w in s.words], "units": self.dim(s.units),
-                "reads": list(s.reads), "writes": list(s.writes), "origin": list(s.origin), "note": s.note,
-                "cost": self.dim(s.cost), "flops": self.dim(s.flops), "bytes": self.dim(s.bytes),
-            }  # fmt: skip
+                "kernel": s.kernel,
+                "values": [self.dim(w.value) for w in s.words],
+                "buffers": [-1 if w.buffer is None else w.buffer for w in s.words],
+                "units": self.dim(s.units),
+                "reads": list(s.reads),
+                "writes": list(s.writes),
+                "origin": list(s.origin),
+                "note": s.note,
+                "cost": self.dim(s.cost),
+                "flops": self.dim(s.flops),
+                "bytes": self.dim(s.bytes),
+            }
         out = {
-            "op": s.op, "attrs": self.value(dict(s.attrs), s.op), "inputs": list(s.inputs), "outputs": list(s.outputs),
-            "types": [self.type(t) for t in s.types], "origin": list(s.origin),
-        }  # fmt: skip
+            "op": s.op,
+            "attrs": self.value(dict(s.attrs), s.op),
+            "inputs": list(s.inputs),
+            "outputs": list(s.outputs),
+            "types": [self.type(t) for t in s.types],
+            "origin": list(s.origin),
+        }
         if isinstance(s, HostStep):
             return {**out, "domain": s.domain, "reason": s.reason}
         return {**out, "bodies": [self.program(b) for b in s.bodies]}
@@ -112,7 +124,12 @@ class _Writer:
         if isinstance(k, LoopKernel):
             return {"rank": k.rank, "body": self.body(k.body), "name": k.name}
         epilogue = None if k.epilogue is None else self.body(k.epilogue)
-        return {"template": k.template, "constants": [list(c) for c in k.constants], "epilogue": epilogue, "name": k.name}
+        return {
+            "template": k.template,
+            "constants": [list(c) for c in k.constants],
+            "epilogue": epilogue,
+            "name": k.name,
+        }
 
     def body(self, b: Body) -> dict[str, Any]:
         numbers: dict[Expr, int] = {}
@@ -152,8 +169,16 @@ class _Writer:
         if isinstance(v, np.ndarray) and v.dtype == object:
             return {"strings": [list(v.shape), [_text(s) for s in v.reshape(-1)]]}
         if isinstance(v, np.ndarray) and v.dtype.kind in "biufc":
-            return {"array": [v.dtype.str, list(v.shape), base64.b64encode(np.ascontiguousarray(v).tobytes()).decode()]}
-        raise ArtifactError("a host node has an attribute that cannot be saved", where=where, why=type(v).__name__)
+            return {
+                "array": [
+                    v.dtype.str,
+                    list(v.shape),
+                    base64.b64encode(np.ascontiguousarray(v).tobytes()).decode(),
+                ]
+            }
+        raise ArtifactError(
+            "a host node has an attribute that cannot be saved", where=where, why=type(v).__name__
+        )
 
 
 def _listed(arg: Any) -> Any:
@@ -175,12 +200,22 @@ def from_data(data: Any, array: Callable[[int, DType, tuple[int, ...]], Array]) 
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError("the program is not valid", why=str(error)) from error
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ArtifactError("the program is not valid", why=f"{type(error).__name__}: {error}") from error
 
 
 class _Reader:
-    def __init__(self, data: Mapping[str, Any], array: Callable[[int, DType, tuple[int, ...]], Array]) -> None:
+    def __init__(
+        self, data: Mapping[str, Any], array: Callable[[int, DType, tuple[int, ...]], Array]
+    ) -> None:
         _need(data.get("format") == FORMAT, f"program format {data.get('format')!r} is not {FORMAT}")
         self.data, self.array = data, array
         self.dims: list[Dim] = []
@@ -198,11 +233,17 @@ class _Reader:
         count = len(buffers)
         steps = tuple(self.step(s, count, depth) for s in _list(p["steps"]))
         return Program(
-            _string(p["name"]), buffers, steps,
-            _indices(p["inputs"], count), _indices(p["outputs"], count),
-            tuple(self.type(t) for t in _list(p["input_types"])), tuple(self.type(t) for t in _list(p["output_types"])),
-            kernels, _strings(p["input_names"]), _strings(p["output_names"]),
-        )  # fmt: skip
+            _string(p["name"]),
+            buffers,
+            steps,
+            _indices(p["inputs"], count),
+            _indices(p["outputs"], count),
+            tuple(self.type(t) for t in _list(p["input_types"])),
+            tuple(self.type(t) for t in _list(p["output_types"])),
+            kernels,
+            _strings(p["input_names"]),
+            _strings(p["output_names"]),
+        )
 
     def buffer(self, data: Any) -> Buffer:
         b = _object(data)
@@ -245,9 +286,15 @@ class _Reader:
         return KernelStep(
             _integer(s["kernel"], 0, len(self.kernels) - 1),
             tuple(Word(v, None if b < 0 else b) for v, b in zip(values, numbers)),
-            self.dim(s["units"]), _indices(s["reads"], count), _indices(s["writes"], count), _strings(s["origin"]),
-            self.dim(s["cost"]), self.dim(s["flops"]), self.dim(s["bytes"]), _string(s["note"]),
-        )  # fmt: skip
+            self.dim(s["units"]),
+            _indices(s["reads"], count),
+            _indices(s["writes"], count),
+            _strings(s["origin"]),
+            self.dim(s["cost"]),
+            self.dim(s["flops"]),
+            self.dim(s["bytes"]),
+            _string(s["note"]),
+        )
 
     def dim(self, data: Any) -> Dim:
         if isinstance(data, list):
@@ -279,7 +326,9 @@ class _Reader:
         if isinstance(data, str):
             return OpaqueType(data)
         name, shape = _list(data)
-        return TensorType(self.dtype(name), None if shape is None else tuple(self.dim(d) for d in _list(shape)))
+        return TensorType(
+            self.dtype(name), None if shape is None else tuple(self.dim(d) for d in _list(shape))
+        )
 
     def kernel(self, data: Any) -> Kernel:
         k = _object(data)
@@ -320,7 +369,13 @@ class _Reader:
             _need(counts.get(op) == len(args), f"unknown expression {op!r} of {len(args)} arguments")
         if op == "const":
             _need(isinstance(arg, (bool, int, float)), "a literal is not a number")
-            arg = bool(arg) if dtype.name == "bool" else float(arg) if dtype.is_float else _integer(arg, -(1 << 63), 1 << 64)
+            arg = (
+                bool(arg)
+                if dtype.name == "bool"
+                else float(arg)
+                if dtype.is_float
+                else _integer(arg, -(1 << 63), 1 << 64)
+            )
         elif op == "iter":
             arg = _integer(arg, 0, 63)
         elif op == "dim":
@@ -355,7 +410,10 @@ class _Reader:
             return _string_array(items, tuple(_integer(d, 0, MAX_ITEMS) for d in _list(shape)))
         _need(kind == "array", f"unknown attribute value {kind!r}")
         dtype, shape, text = _list(inner)
-        _need(re.fullmatch(r"[<>|][biufc]\d{1,2}", _string(dtype)) is not None, f"unknown element type {dtype!r}")
+        _need(
+            re.fullmatch(r"[<>|][biufc]\d{1,2}", _string(dtype)) is not None,
+            f"unknown element type {dtype!r}",
+        )
         raw = np.frombuffer(base64.b64decode(_string(text), validate=True), np.dtype(dtype))
         return raw.reshape([_integer(d, 0, 1 << 62) for d in _list(shape)])
 
@@ -374,7 +432,10 @@ def _reduction(data: Any, sizes: int) -> tuple[Any, ...]:
 
 
 def _string_array(data: Any, shape: tuple[int, ...]) -> Array:
-    items = [base64.b64decode(_string(s["bytes"]), validate=True) if isinstance(s, dict) else _string(s) for s in _list(data)]
+    items = [
+        base64.b64decode(_string(s["bytes"]), validate=True) if isinstance(s, dict) else _string(s)
+        for s in _list(data)
+    ]
     out = np.empty(len(items), dtype=object)
     out[:] = items
     return out.reshape(shape)
@@ -391,7 +452,9 @@ def _object(data: Any) -> dict[str, Any]:
 
 
 def _list(data: Any) -> list[Any]:
-    _need(isinstance(data, list) and len(data) <= MAX_ITEMS, f"a list was expected, found {type(data).__name__}")
+    _need(
+        isinstance(data, list) and len(data) <= MAX_ITEMS, f"a list was expected, found {type(data).__name__}"
+    )
     return data  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,7 @@
-"""A program as readable text: one line per buffer and per step, bodies indented. For people and for `diff`; not read back."""
+"""A program as readable text: one line per buffer and per step, bodies indented.
+
+For people and for `diff`; it is not read back.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ def _step(number: int, step: Step, program: Program, kernels: tuple[Kernel, ...]
         name = f"{kernels[step.kernel].name}#{step.kernel}"
         lines = [f"{indent}{number:>4} {writes} = {name}({reads}) [{tier_of(step, kernels)}]{comment}"]
         lines.append(f"{indent}     words {' '.join(_word(w, buffers) for w in step.words)}")
-        lines.append(f"{indent}     units {step.units}, cost {step.cost} ns, {step.flops} flop, {step.bytes} bytes")
+        lines.append(
+            f"{indent}     units {step.units}, cost {step.cost} ns, {step.flops} flop, {step.bytes} bytes"
+        )
         return lines + ([f"{indent}     note: {step.note}"] if step.note else [])
     ins = ", ".join("-" if b is None else _name(b, buffers) for b in step.inputs)
     outs = ", ".join(_name(b, buffers) for b in step.outputs)

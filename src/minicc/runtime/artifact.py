@@ -7,8 +7,9 @@
     objects/*.o     machine code by symbol        kernels/*.py    its texts, for reading, never executed
     report.json, graph.txt    what compilation had to say
 
-Everything is checked against the manifest before it is used. Machine code is used only when the signature is this
-user's (or with `trust=True`) and versions and target fit; otherwise kernels are generated again from the program.
+Everything is checked against the manifest before it is used. Machine code is used only when the signature is
+this user's (or with `trust=True`) and versions and target fit; otherwise kernels are generated again from the
+program.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from minicc.targets.cpu import CpuTarget, host_target
 
 FORMAT = "minicc-1"
 _REQUIRED = ("manifest.json", "program.json", "weights.bin")
-_MEMBER = re.compile(r"(signature|report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII)
+_MEMBER = re.compile(
+    r"(signature|report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII
+)
 _MAX_MEMBERS = 1 << 16
 _MAX_TEXT = 1 << 30
 # Options that belong to the program; the others are the loading caller's.
@@ -74,23 +77,35 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
     objects = {s: saved.code.objects[s] for s in saved.code.symbols}
     if objects and saved.target.triple.split("-")[0] == host_target().triple.split("-")[0]:
         objects |= executor_objects(saved.target, store)  # its system calls are those of this architecture
-    members: dict[str, bytes] = {"program.json": json.dumps(data, separators=(",", ":")).encode(), "weights.bin": weights}
+    members: dict[str, bytes] = {
+        "program.json": json.dumps(data, separators=(",", ":")).encode(),
+        "weights.bin": weights,
+    }
     members |= {f"objects/{symbol}.o": code for symbol, code in objects.items()}
     members |= {f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()}
     notes = dict(saved.notes)
     members["graph.txt"] = str(notes.pop("graph", "")).encode()
     members["report.json"] = json.dumps(notes, indent=1, default=str).encode()
     manifest = {
-        "format": FORMAT, **_versions(), "target": asdict(saved.target), "pass_runs": saved.pass_runs,
+        "format": FORMAT,
+        **_versions(),
+        "target": asdict(saved.target),
+        "pass_runs": saved.pass_runs,
         "options": {name: getattr(saved.options, name) for name in _KEPT_OPTIONS},
         "members": {name: [len(m), hashlib.sha256(m).hexdigest()] for name, m in members.items()},
-    }  # fmt: skip
+    }
     text = json.dumps(manifest, indent=1).encode()
     _write(Path(path), {"manifest.json": text, "signature": store.sign(text), **members})
 
 
-def read(path: str | os.PathLike[str], store: Store, options: Options, *, trust: bool = False,
-         progress: Callable[[int, int], None] | None = None) -> Saved:  # fmt: skip
+def read(
+    path: str | os.PathLike[str],
+    store: Store,
+    options: Options,
+    *,
+    trust: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Saved:
     """Read and check a saved module; code is built anew where the file's own may not or cannot be used.
 
     options: the caller's; the file's own are kept for what belongs to the program. Raises ArtifactError.
@@ -100,13 +115,17 @@ def read(path: str | os.PathLike[str], store: Store, options: Options, *, trust:
     manifest = _json(manifest_text, "manifest.json")
     try:
         if manifest.get("format") != FORMAT:
-            raise ArtifactError(f"the file has format {manifest.get('format')!r}, this minicc reads {FORMAT!r}",
-                                hint="compile the model again")  # fmt: skip
+            raise ArtifactError(
+                f"the file has format {manifest.get('format')!r}, this minicc reads {FORMAT!r}",
+                hint="compile the model again",
+            )
         _check_members(members, manifest["members"])
         target = _target(manifest["target"])
         kept = {name: manifest["options"][name] for name in _KEPT_OPTIONS}
         pass_runs = int(manifest["pass_runs"])
-        merged = options.override(**{k: v for k, v in kept.items() if getattr(options, k) == getattr(Options(), k)})
+        merged = options.override(
+            **{k: v for k, v in kept.items() if getattr(options, k) == getattr(Options(), k)}
+        )
     except ArtifactError:
         raise
     except Exception as error:  # a manifest can be wrong in any way
@@ -119,8 +138,8 @@ def read(path: str | os.PathLike[str], store: Store, options: Options, *, trust:
     if code is None:
         if target.missing_features():
             # Packed weights and tiles keep the shape they were lowered for, on this machine's instructions.
-            shape = {"vector_width": target.vector_width, "vector_registers": target.vector_registers}
-            target = replace(host_target(), **shape)
+            width, registers = target.vector_width, target.vector_registers
+            target = replace(host_target(), vector_width=width, vector_registers=registers)
         code = build_code(program.kernels, target, store, progress)
     notes = _json(bytes(members.get("report.json", b"{}")), "report.json")
     notes["graph"] = bytes(members.get("graph.txt", b"")).decode(errors="replace")
@@ -153,13 +172,19 @@ def _target(data: Any) -> CpuTarget:
 def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program) -> Code | None:
     """The file's own code, or None when it is incomplete."""
     symbols = data.get("symbols")
-    if not isinstance(symbols, list) or len(symbols) != len(program.kernels) or not all(isinstance(s, str) for s in symbols):
+    if (
+        not isinstance(symbols, list)
+        or len(symbols) != len(program.kernels)
+        or not all(isinstance(s, str) for s in symbols)
+    ):
         return None
     if any(f"objects/{s}.o" not in members for s in symbols):
         return None
     wanted = [*symbols, *(s for s in executor_sources() if f"objects/{s}.o" in members)]
     objects = {s: bytes(members[f"objects/{s}.o"]) for s in dict.fromkeys(wanted)}
-    texts = {s: bytes(members.get(f"kernels/{s}.py", b"")).decode(errors="replace") for s in dict.fromkeys(symbols)}
+    texts = {
+        s: bytes(members.get(f"kernels/{s}.py", b"")).decode(errors="replace") for s in dict.fromkeys(symbols)
+    }
     return Code(tuple(symbols), texts, objects)
 
 
@@ -175,7 +200,9 @@ def _pack(arrays: list[Array]) -> tuple[bytes, list[list[int]]]:
     return b"".join(parts), table
 
 
-def _constants(data: Mapping[str, Any], weights: memoryview) -> Callable[[int, DType, tuple[int, ...]], Array]:
+def _constants(
+    data: Mapping[str, Any], weights: memoryview
+) -> Callable[[int, DType, tuple[int, ...]], Array]:
     table = data.get("weights")
     if not isinstance(table, list):
         raise ArtifactError("the program is not valid", why="no table of weights")
@@ -187,9 +214,18 @@ def _constants(data: Mapping[str, Any], weights: memoryview) -> Callable[[int, D
             offset, size = table[number]
             count = int(np.prod([int(d) for d in shape], dtype=object)) if shape else 1
             fits = type(offset) is int and type(size) is int and offset >= 0 and offset + size <= len(weights)
-            if not fits or offset % ALIGNMENT or count * dtype.numpy.itemsize != size or dtype.numpy.hasobject:
-                raise ArtifactError("a constant does not fit the weights", why=f"number {number}, {dtype}{list(shape)}")
-            known[key] = np.frombuffer(weights[offset : offset + size], np.uint8).view(dtype.numpy).reshape(shape)
+            if (
+                not fits
+                or offset % ALIGNMENT
+                or count * dtype.numpy.itemsize != size
+                or dtype.numpy.hasobject
+            ):
+                raise ArtifactError(
+                    "a constant does not fit the weights", why=f"number {number}, {dtype}{list(shape)}"
+                )
+            known[key] = (
+                np.frombuffer(weights[offset : offset + size], np.uint8).view(dtype.numpy).reshape(shape)
+            )
         return known[key]
 
     return constant
@@ -202,8 +238,11 @@ def _check_members(members: Mapping[str, memoryview], listed: Mapping[str, Any])
         raise ArtifactError("the file's members are not those of its manifest", why=odd)
     for name, (size, digest) in listed.items():
         if len(members[name]) != size or hashlib.sha256(members[name]).hexdigest() != digest:
-            raise ArtifactError(f"{name} is damaged", why="its size or SHA-256 is not that of the manifest",
-                                hint="copy the file again, or compile the model again")  # fmt: skip
+            raise ArtifactError(
+                f"{name} is damaged",
+                why="its size or SHA-256 is not that of the manifest",
+                hint="copy the file again, or compile the model again",
+            )
 
 
 def _json(text: bytes, name: str) -> dict[str, Any]:
@@ -258,7 +297,9 @@ def _open(path: Path) -> dict[str, memoryview]:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read", why=error.strerror or str(error)) from error
     except Exception as error:  # zipfile raises many kinds for damaged files
-        raise ArtifactError(f"{path} is not a saved module", why=f"{type(error).__name__}: {error}") from error
+        raise ArtifactError(
+            f"{path} is not a saved module", why=f"{type(error).__name__}: {error}"
+        ) from error
     missing = [name for name in _REQUIRED if name not in members]
     if missing:
         raise ArtifactError(f"{path} is not a saved module", why=f"it has no {', '.join(missing)}")
@@ -275,12 +316,19 @@ def _views(mapped: memoryview, infos: list[zipfile.ZipInfo]) -> dict[str, memory
             raise ArtifactError(f"the file has two members called {name!r}")
         if name not in _REQUIRED and not _MEMBER.fullmatch(name):
             raise ArtifactError(f"the file has an unknown member {name[:100]!r}")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 0x1:
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.file_size != info.compress_size
+            or info.flag_bits & 0x1
+        ):
             raise ArtifactError(f"member {name!r} is compressed or encrypted")
         header = mapped[info.header_offset : info.header_offset + _LOCAL_HEADER]
-        if len(header) != _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+        if len(header) != _LOCAL_HEADER or bytes(header[:4]) != b"PK\x03\x04":
             raise ArtifactError(f"member {name!r} is damaged")
-        name_size, extra_size = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        name_size, extra_size = (
+            int.from_bytes(header[26:28], "little"),
+            int.from_bytes(header[28:30], "little"),
+        )
         start = info.header_offset + _LOCAL_HEADER + name_size + extra_size
         if start + info.file_size > len(mapped):
             raise ArtifactError(f"member {name!r} is cut short")

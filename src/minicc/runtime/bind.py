@@ -1,9 +1,9 @@
 """Giving a program its sizes: from kernel steps and symbol values to word tables, rows and memory.
 
-A program is cut into segments, runs of kernel steps between host and control steps. What does not depend on sizes is
-prepared once (`Segment`); `Segment.bind` evaluates every distinct dimension once and computes all words with a few array
-operations (`Bound`); a `Context` is one private copy of the words and an arena, so that any number of threads can run
-one bound segment. Nothing is compiled here and no pass runs.
+A program is cut into segments, runs of kernel steps between host and control steps. What does not depend on
+sizes is prepared once (`Segment`); `Segment.bind` evaluates every distinct dimension once and computes all
+words with a few array operations (`Bound`); a `Context` is one private copy of the words and an arena, so
+that any number of threads can run one bound segment. Nothing is compiled here and no pass runs.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Machine:
 class Context:
     """Memory for one run of a bound segment.
 
-    words, rows: private copies, the rows pointing at the words. views: arrays on the arena of the temporaries that later
+    words, rows: private copies, the rows pointing at the words. views: arrays on the arena of the temporaries
+    that later
     parts read, by buffer. values: addresses of the external buffers, in the order of `Segment.externals`.
     """
 
@@ -97,9 +98,24 @@ class Context:
 class Bound:
     """A segment for one set of sizes; `acquire` and `release` hand out contexts and keep a few idle ones."""
 
-    def __init__(self, segment: Segment, words: Words, rows: Words, steps: NDArray[np.intp], plan: MemoryPlan,
-                 contents: Mapping[int, Array], shapes: Mapping[int, tuple[int, ...]], sizes: Sizes) -> None:  # fmt: skip
-        self.segment, self.plan, self.contents, self.shapes, self.sizes = segment, plan, contents, shapes, dict(sizes)
+    def __init__(
+        self,
+        segment: Segment,
+        words: Words,
+        rows: Words,
+        steps: NDArray[np.intp],
+        plan: MemoryPlan,
+        contents: Mapping[int, Array],
+        shapes: Mapping[int, tuple[int, ...]],
+        sizes: Sizes,
+    ) -> None:
+        self.segment, self.plan, self.contents, self.shapes, self.sizes = (
+            segment,
+            plan,
+            contents,
+            shapes,
+            dict(sizes),
+        )
         self.words, self.rows, self.steps = words, rows, steps
         buffers = segment.program.buffers
         self.outputs = [(b, shapes[b], numpy_dtype(buffers[b])) for b in segment.outputs]
@@ -141,13 +157,21 @@ class Bound:
 class Segment:
     """A run of kernel steps, prepared. Buffers are told apart by where their memory comes from.
 
-    temporaries: first touched here, they live in this segment's arena. exports: those of them that later parts read.
-    externals: inputs, outputs, host results and earlier segments' temporaries, whose addresses come with each run.
+    temporaries: first touched here, they live in this segment's arena. exports: those of them that later
+    parts read.
+    externals: inputs, outputs, host results and earlier segments' temporaries, whose addresses come with each
+    run.
     outputs: output buffers that this segment writes.
     """
 
-    def __init__(self, program: Program, steps: Sequence[KernelStep], temporaries: frozenset[int],
-                 exports: frozenset[int], machine: Machine) -> None:  # fmt: skip
+    def __init__(
+        self,
+        program: Program,
+        steps: Sequence[KernelStep],
+        temporaries: frozenset[int],
+        exports: frozenset[int],
+        machine: Machine,
+    ) -> None:
         self.program, self.steps, self.machine = program, tuple(steps), machine
         buffers = program.buffers
         touched = list(dict.fromkeys(b for step in steps for b in buffers_of(step)))
@@ -200,11 +224,14 @@ class Segment:
     def _index_shapes(self) -> None:
         """Dimensions of the buffers made here, flat, each shape led by a 1 so that none is empty."""
         self._shaped = (*self.temporaries, *self.outputs)
-        numbers, starts = [], []
+        numbers: list[int] = []
+        starts = []
         for b in self._shaped:
             shape = self.program.buffers[b].shape
             if shape is None:
-                raise VerifyError("a kernel writes a buffer of unknown rank", where=self.program.buffers[b].name)
+                raise VerifyError(
+                    "a kernel writes a buffer of unknown rank", where=self.program.buffers[b].name
+                )
             starts.append(len(numbers))
             numbers += [self._dims.number(d) for d in (1, *shape)]
         self._shape_values = np.array(numbers, np.int64)
@@ -227,15 +254,17 @@ class Segment:
         try:
             key = tuple(sizes[name] for name in self.symbols)
         except KeyError as error:
-            raise ShapeError(f"the size {error.args[0]!r} is not known where a kernel needs it",
-                             where=", ".join(self.steps[0].origin)) from None  # fmt: skip
+            raise ShapeError(
+                f"the size {error.args[0]!r} is not known where a kernel needs it",
+                where=", ".join(self.steps[0].origin),
+            ) from None
         return self.recent.get(key, lambda: self.bind(sizes))
 
     def bind(self, sizes: Sizes) -> Bound:
         """Evaluate words, place memory, cut into chunks.
 
-        Raises ShapeError (a negative size, sizes that clash) and ResourceLimitError (a buffer or the arena above
-        `max_bytes`), naming the buffer.
+        Raises ShapeError (a negative size, sizes that clash) and ResourceLimitError (a buffer or the arena
+        above `max_bytes`), naming the buffer.
         """
         machine = self.machine
         machine.binds += 1
@@ -244,10 +273,14 @@ class Segment:
         plan = place(self.layout, nbytes[: len(self.temporaries)])
         if plan.arena_bytes > machine.max_bytes:
             raise ResourceLimitError(
-                f"intermediate results need {plan.arena_bytes} bytes", where=self.program.name,
-                why=f"the limit is max_bytes={machine.max_bytes}", hint="give smaller inputs or raise max_bytes",
-            )  # fmt: skip
-        contents = {b: content_array(self.program.buffers[b], sizes, machine.max_bytes) for b in self.contents}
+                f"intermediate results need {plan.arena_bytes} bytes",
+                where=self.program.name,
+                why=f"the limit is max_bytes={machine.max_bytes}",
+                hint="give smaller inputs or raise max_bytes",
+            )
+        contents = {
+            b: content_array(self.program.buffers[b], sizes, machine.max_bytes) for b in self.contents
+        }
         bases = self._bases.copy()
         bases[self._content_bases] = [a.ctypes.data for a in contents.values()]
         bases[self._temporary_bases] = plan.offsets
@@ -265,16 +298,18 @@ class Segment:
         if dims.min() < 0:
             at = int(np.searchsorted(self._shape_starts, int(dims.argmin()), side="right")) - 1
             buffer = self.program.buffers[self._shaped[at]]
-            raise ShapeError(f"buffer {buffer.name!r} would have a negative size",
-                             why=f"its shape is {shape_text(buffer)}")  # fmt: skip
+            raise ShapeError(
+                f"buffer {buffer.name!r} would have a negative size", why=f"its shape is {shape_text(buffer)}"
+            )
         # In floating point first: a product beyond 64 bits must not wrap.
         too_large = np.multiply.reduceat(dims.astype(np.float64), self._shape_starts) * self._itemsizes
         if too_large.max() > self.machine.max_bytes:
             buffer = self.program.buffers[self._shaped[int(too_large.argmax())]]
             raise ResourceLimitError(
-                f"buffer {buffer.name!r} would take {too_large.max():.0f} bytes", why=f"its shape is {shape_text(buffer)}; "
-                f"the limit is max_bytes={self.machine.max_bytes}", hint="give smaller inputs or raise max_bytes",
-            )  # fmt: skip
+                f"buffer {buffer.name!r} would take {too_large.max():.0f} bytes",
+                why=f"its shape is {shape_text(buffer)}; the limit is max_bytes={self.machine.max_bytes}",
+                hint="give smaller inputs or raise max_bytes",
+            )
         nbytes = (np.multiply.reduceat(dims, self._shape_starts) * self._itemsizes).tolist()
         ends = np.append(self._shape_starts[1:], len(dims))
         wanted = {*self.exports, *self.outputs}
@@ -291,18 +326,22 @@ class Segment:
             kernel = machine.kernels[step.kernel]
             if isinstance(kernel, TemplateKernel):
                 own = words[self._starts[at] : self._starts[at + 1]].tolist()
-                units[at] = templates.bind(kernel.template, dict(kernel.constants), own, machine.target, machine.threads)
+                units[at] = templates.bind(
+                    kernel.template, dict(kernel.constants), own, machine.target, machine.threads
+                )
                 words[self._starts[at] : self._starts[at + 1]] = own
 
     def _rows(self, units: Words, costs: Words) -> tuple[Words, NDArray[np.intp]]:
-        """Rows of the steps with work to do, with argument addresses relative to the words; and which steps."""
+        """Rows of the steps with work to do, with addresses relative to the words; and which steps."""
         kept = np.flatnonzero(units > 0)
         rows = np.zeros((len(kept), ROW_WORDS), np.int64)
         rows[:, 0] = self._functions[kept]
         rows[:, 1] = self._starts[kept] * 8
         rows[:, 2] = units[kept]
         threads = self.machine.threads
-        rows[:, 3:] = [chunking(n, cost, threads) for n, cost in zip(units[kept].tolist(), costs[kept].tolist())] or 0
+        rows[:, 3:] = [
+            chunking(n, cost, threads) for n, cost in zip(units[kept].tolist(), costs[kept].tolist())
+        ] or 0
         return rows, kept
 
 
@@ -334,7 +373,9 @@ class _DimTable:
         try:
             return np.array(values, np.int64)
         except OverflowError:
-            raise ResourceLimitError("a size of the program does not fit 64 bits", why=f"sizes {dict(sizes)}") from None
+            raise ResourceLimitError(
+                "a size of the program does not fit 64 bits", why=f"sizes {dict(sizes)}"
+            ) from None
 
 
 def buffers_of(step: KernelStep) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The machine code of a program: texts, symbols and objects of its kernels.
 
-Kernel descriptions become texts (codegen), texts become objects (from the store, else compiled), objects become addresses.
-Numba is imported only when something has to be compiled.
+Kernel descriptions become texts (codegen), texts become objects (from the store, else compiled), objects
+become addresses. Numba is imported only when something has to be compiled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Code:
         return len(set(self.symbols)) - self.compiled
 
     def load(self) -> tuple[Words, LoadedObjects | None]:
-        """Addresses by kernel number, and what owns the code; nothing is loaded for a program without kernels."""
+        """Addresses by kernel number, and what owns the code (None for a program without kernels)."""
         if not self.symbols:
             return np.zeros(0, np.int64), None
         loaded = load_objects({symbol: self.objects[symbol] for symbol in dict.fromkeys(self.symbols)})
@@ -55,8 +55,12 @@ def generate(kernels: tuple[Kernel, ...], target: CpuTarget) -> tuple[tuple[str,
     return symbols, dict(zip(symbols, texts))
 
 
-def build_code(kernels: tuple[Kernel, ...], target: CpuTarget, store: ObjectStore | None,
-               progress: Callable[[int, int], None] | None = None) -> Code:  # fmt: skip
+def build_code(
+    kernels: tuple[Kernel, ...],
+    target: CpuTarget,
+    store: ObjectStore | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Code:
     """Code of all kernels of a program; progress(done, at most) is called after each compilation."""
     symbols, sources = generate(kernels, target)
     done: list[str] = []

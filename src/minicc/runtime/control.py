@@ -1,8 +1,8 @@
 """If, Loop and Scan over compiled bodies.
 
-A body is a `Runner` of its own; captured arrays, carried values and contiguous slices are handed over as they are, without
-copies. Sizes of the enclosing program are visible in a body, what a body learns stays inside. Semantics follow the
-ONNX operators of these names.
+A body is a `Runner` of its own; captured arrays, carried values and contiguous slices are handed over as they
+are, without copies. Sizes of the enclosing program are visible in a body, what a body learns stays inside.
+Semantics follow the ONNX operators of these names.
 """
 
 from __future__ import annotations
@@ -61,12 +61,17 @@ class ControlCall:
                 total += item.nbytes
             if total > limit_total:
                 raise ResourceLimitError(
-                    "the collected outputs of a loop take too much memory", where=self.where, hint="raise max_bytes",
-                    why=f"{total} bytes after {iteration + 1} iterations; the limit is max_bytes={limit_total}",
-                )  # fmt: skip
+                    "the collected outputs of a loop take too much memory",
+                    where=self.where,
+                    hint="raise max_bytes",
+                    why=f"{total} bytes after {iteration + 1} turns; the limit is max_bytes={limit_total}",
+                )
             iteration += 1
         declared = body.program.output_types[1 + count :]
-        return [*carried, *(self._stack(arrays, type_, 0, sizes) for arrays, type_ in zip(collected, declared))]
+        return [
+            *carried,
+            *(self._stack(arrays, type_, 0, sizes) for arrays, type_ in zip(collected, declared)),
+        ]
 
     def _run_scan(self, items: Sequence[Item], sizes: Sizes) -> Sequence[Item]:
         body, attrs = self.bodies[0], self.step.attrs
@@ -82,13 +87,17 @@ class ControlCall:
         ]
         lengths = {len(array) for array in scanned}
         if len(lengths) != 1:
-            raise ShapeError("scanned inputs have different lengths", where=self.where, why=str(sorted(lengths)))
+            raise ShapeError(
+                "scanned inputs have different lengths", where=self.where, why=str(sorted(lengths))
+            )
         declared = body.program.output_types[n_state:]
         collected: list[list[Array]] = [[] for _ in declared]
         for iteration in range(lengths.pop()):
             if iteration >= self.machine.max_loop_iterations:
                 raise self._too_many(iteration)
-            results = body.run([*states, *(array[iteration, ...] for array in scanned), *captures], dict(sizes))
+            results = body.run(
+                [*states, *(array[iteration, ...] for array in scanned), *captures], dict(sizes)
+            )
             states = results[:n_state]
             for arrays, item in zip(collected, results[n_state:]):
                 arrays.append(item)
@@ -104,15 +113,20 @@ class ControlCall:
         """The number in an array of one element, of any rank."""
         array = np.asarray(item)
         if array.size != 1:
-            raise ShapeError("a condition or trip count must have one element", where=self.where,
-                             why=f"its shape is {list(array.shape)}")  # fmt: skip
+            raise ShapeError(
+                "a condition or trip count must have one element",
+                where=self.where,
+                why=f"its shape is {list(array.shape)}",
+            )
         return array.reshape(-1)[0]
 
     def _too_many(self, iterations: int) -> MiniccError:
         return ResourceLimitError(
-            f"a loop runs more than {iterations} iterations", where=self.where, hint="raise max_loop_iterations",
+            f"a loop runs more than {iterations} iterations",
+            where=self.where,
+            hint="raise max_loop_iterations",
             why=f"the limit is max_loop_iterations={self.machine.max_loop_iterations}",
-        )  # fmt: skip
+        )
 
     def _stack(self, arrays: Sequence[Array], type_: Type, axis: int, sizes: Sizes) -> Array:
         """The per-iteration outputs along a new axis."""

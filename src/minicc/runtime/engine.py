@@ -1,9 +1,10 @@
 """Running a program: its parts in order on one frame of arrays.
 
-A `Runner` is a prepared program, root or body. Each run has a frame: one array (or object) per buffer and the symbol sizes
-known so far; kernel segments borrow contexts for the length of the run, host steps go to numpy through the op's
-`eval`, control steps run the runners of their bodies (see control). Runners hold no state of a run, so any number
-of threads may run one. Nothing here checks the caller's inputs (see signature) or copies outputs (see module).
+A `Runner` is a prepared program, root or body. Each run has a frame: one array (or object) per buffer and the
+symbol sizes known so far; kernel segments borrow contexts for the length of the run, host steps go to numpy
+through the op's `eval`, control steps run the runners of their bodies (see control). Runners hold no state of
+a run, so any number of threads may run one. Nothing here checks the caller's inputs (see signature) or copies
+outputs (see module).
 """
 
 from __future__ import annotations
@@ -73,11 +74,13 @@ class Frame:
             return None
         value = self.values[buffer]
         if value is None and self.program.buffers[buffer].kind == "content":
-            value = self.values[buffer] = content_array(self.program.buffers[buffer], self.sizes, self.max_bytes)
+            value = self.values[buffer] = content_array(
+                self.program.buffers[buffer], self.sizes, self.max_bytes
+            )
         return value
 
     def store(self, buffer: int, item: Item, type_: Type, where: str) -> None:
-        """Keep a step's result, binding sizes first seen in its shape. Raises ShapeError when it does not fit its type."""
+        """Keep a step's result, binding sizes first seen in its shape. Raises ShapeError for a misfit."""
         if isinstance(item, np.ndarray) and isinstance(type_, TensorType):
             if not item.flags.c_contiguous or not item.flags.aligned:
                 item = np.array(item, order="C", ndmin=item.ndim)
@@ -100,7 +103,9 @@ class Runner:
         for number, group in enumerate(groups):
             if isinstance(group, list):
                 own = frozenset(b for b, part in owner.items() if part == number)
-                self.parts.append(Segment(program, group, own, own & _seen_outside(program, groups, number), machine))
+                self.parts.append(
+                    Segment(program, group, own, own & _seen_outside(program, groups, number), machine)
+                )
             else:
                 self.parts.append((group, make_step(group, program, self)))
 
@@ -147,8 +152,8 @@ class Runner:
             values[b] = view
         self.execute(segment, bound, context)
 
-    def execute(self, segment: Segment, bound: Bound, context: Context) -> None:  # noqa: ARG002  for who measures
-        """Run the rows of a context."""
+    def execute(self, segment: Segment, bound: Bound, context: Context) -> None:  # noqa: ARG002
+        """Run the rows of a context; who measures (debug/profile) needs to know whose."""
         self.executor.run(context.rows)
 
     def run_step(self, step: Other, run: HostRunner | ControlRunner, frame: Frame) -> None:
@@ -184,7 +189,9 @@ def bind_sizes(type_: TensorType, array: Array, sizes: dict[str, int], where: st
         return
     shape = array.shape
     if len(shape) != len(type_.shape):
-        raise ShapeError("an array has the wrong rank", where=where, why=f"shape {list(shape)}, expected {type_}")
+        raise ShapeError(
+            "an array has the wrong rank", where=where, why=f"shape {list(shape)}, expected {type_}"
+        )
     later = False
     for dim, size in zip(type_.shape, shape):
         if isinstance(dim, int):
@@ -217,8 +224,11 @@ def bare_symbol(dim: SymbolicDim) -> str | None:
 
 def _misfit(type_: TensorType, shape: Sequence[int], sizes: Mapping[str, int], where: str) -> ShapeError:
     known = ", ".join(f"{name}={size}" for name, size in sorted(sizes.items()))
-    return ShapeError("an array does not have the expected shape", where=where,
-                      why=f"shape {list(shape)}, expected {type_}" + (f" with {known}" if known else ""))  # fmt: skip
+    return ShapeError(
+        "an array does not have the expected shape",
+        where=where,
+        why=f"shape {list(shape)}, expected {type_}" + (f" with {known}" if known else ""),
+    )
 
 
 def _address(value: Item, buffer: Buffer) -> int:

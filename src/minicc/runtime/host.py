@@ -1,7 +1,7 @@
 """Host steps: one node run by numpy, through its op's `eval` or ONNX's own evaluator.
 
-The op is looked up by name, so a program loaded from a file runs the same code as a compiled one. Errors come out typed,
-naming the node. Nothing here is fast.
+The op is looked up by name, so a program loaded from a file runs the same code as a compiled one. Errors come
+out typed, naming the node. Nothing here is fast.
 """
 
 from __future__ import annotations
@@ -24,19 +24,24 @@ class HostCall:
         inputs = [None if b is None else _value(program.buffers[b]) for b in step.inputs]
         self.node = Node(op, inputs, step.attrs, step.origin)
         self.node.outputs = tuple(
-            Value(program.buffers[b].name, type_, self.node, i) for i, (b, type_) in enumerate(zip(step.outputs, step.types))
+            Value(program.buffers[b].name, type_, self.node, i)
+            for i, (b, type_) in enumerate(zip(step.outputs, step.types))
         )
         self.max_bytes, self.max_loop_iterations = max_bytes, max_loop_iterations
 
     def __call__(self, arrays: Sequence[Any], sizes: Mapping[str, int]) -> Sequence[Any]:
         """The node's outputs. Raises ShapeError or ResourceLimitError naming the node."""
         return evaluate_node(
-            self.node, arrays, max_bytes=self.max_bytes, max_loop_iterations=self.max_loop_iterations, sizes=sizes
+            self.node,
+            arrays,
+            max_bytes=self.max_bytes,
+            max_loop_iterations=self.max_loop_iterations,
+            sizes=sizes,
         )
 
 
 def host_operator(domain: str, name: str, attrs: Mapping[str, Any]) -> OpDef:
-    """The registered op of that name, else ONNX's own implementation. Raises UnsupportedOpError when there is none."""
+    """The registered op of that name, else ONNX's own. Raises UnsupportedOpError when there is neither."""
     from minicc.ops import host  # fills the registry too; only programs with host steps pay for it
 
     op = find_op(name, domain)

@@ -1,8 +1,9 @@
 """A compiled module: arrays in, arrays out.
 
-It owns the code and the weights, checks what the caller gives, and hands work to the runner of its program. The usual
-case, a program without host or control steps, takes a short way: one dictionary look-up by the shapes of the inputs,
-one native call. Any number of threads may call one module at once. Outputs are fresh arrays, never internal memory.
+It owns the code and the weights, checks what the caller gives, and hands work to the runner of its program.
+The usual case, a program without host or control steps, takes a short way: one dictionary look-up by the
+shapes of the inputs, one native call. Any number of threads may call one module at once. Outputs are fresh
+arrays, never internal memory.
 """
 
 from __future__ import annotations
@@ -36,8 +37,16 @@ class CompiledModule:
     pass_runs: how many passes made the program. notes: what compilation has to say (goes into artifacts).
     """
 
-    def __init__(self, program: Program, code: Code, target: CpuTarget, options: Options, *, pass_runs: int = 0,
-                 notes: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        program: Program,
+        code: Code,
+        target: CpuTarget,
+        options: Options,
+        *,
+        pass_runs: int = 0,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.program, self.code, self.target, self.options = program, code, target, options
         self.pass_runs, self.notes = pass_runs, dict(notes or {})
         self.store = Store(options.store_dir)
@@ -46,7 +55,9 @@ class CompiledModule:
         self.inputs: tuple[Port, ...] = ports(names_in, program.input_types)
         self.outputs: tuple[Port, ...] = ports(names_out, program.output_types)
         self.signature = Signature(program.name, self.inputs)
-        self.internal = frozenset(id(b.data) for p in programs_of(program) for b in p.buffers if b.data is not None)
+        self.internal = frozenset(
+            id(b.data) for p in programs_of(program) for b in p.buffers if b.data is not None
+        )
         self._lock = threading.Lock()
         self._runner: Runner | None = None
         self._short: _ShortWay | None = None
@@ -82,7 +93,7 @@ class CompiledModule:
 
     @property
     def runner(self) -> Runner:
-        """The prepared program; made on first use. Raises TargetError when this machine cannot run the target."""
+        """The prepared program, made on first use. Raises TargetError where the target cannot run."""
         if self._runner is None:
             with self._lock:
                 if self._runner is None:
@@ -95,8 +106,11 @@ class CompiledModule:
     def _prepare(self) -> Runner:
         missing = self.target.missing_features()
         if missing and self.code.symbols:
-            raise TargetError(f"this machine cannot run code for {self.target.name!r}", why=f"it lacks {', '.join(missing)}",
-                              hint="compile for target='cpu', or run where these features are")  # fmt: skip
+            raise TargetError(
+                f"this machine cannot run code for {self.target.name!r}",
+                why=f"it lacks {', '.join(missing)}",
+                hint="compile for target='cpu', or run where these features are",
+            )
         functions, self._loaded = self.code.load()
         threads = self.options.threads or available_threads()
         executor: Any = None
@@ -106,7 +120,12 @@ class CompiledModule:
             threads = executor.threads
         self.executor = executor
         self.machine = Machine(
-            self.program.kernels, functions, self.target, threads, self.options.max_bytes, self.options.max_loop_iterations
+            self.program.kernels,
+            functions,
+            self.target,
+            threads,
+            self.options.max_bytes,
+            self.options.max_loop_iterations,
         )
         return Runner(self.program, self.machine, executor, self.make_step)
 
@@ -128,7 +147,7 @@ class CompiledModule:
         return items
 
     def _own(self, outputs: Sequence[Item], inputs: Sequence[Item]) -> list[Item]:
-        """Outputs as arrays of the caller's own: copies of those that are inputs, constants, views, or given twice."""
+        """Outputs as the caller's own: copies of those that are inputs, constants, views, or given twice."""
         taken = {id(item) for item in inputs} | self.internal
         owned = []
         for output in outputs:
@@ -153,7 +172,12 @@ class CompiledModule:
         steps = list(steps_of(self.program))
         segments = list(segments_of(self._runner)) if self._runner is not None else []
         bounds = [bound for segment in segments for bound in segment.recent.values()[-1:]]
-        weights = {id(b.data): b.data.nbytes for p in programs_of(self.program) for b in p.buffers if b.data is not None}
+        weights = {
+            id(b.data): b.data.nbytes
+            for p in programs_of(self.program)
+            for b in p.buffers
+            if b.data is not None
+        }
         return {
             "compiles": self.code.compiled,
             "cache_hits": self.code.from_cache,
@@ -166,7 +190,9 @@ class CompiledModule:
             "arena_lower_bound": sum(bound.plan.lower_bound for bound in bounds),
             "arena_without_reuse": sum(bound.plan.naive_bytes for bound in bounds),
             "weights_bytes": sum(weights.values()),
-            "threads": self.machine.threads if self._runner is not None else self.options.threads or available_threads(),
+            "threads": self.machine.threads
+            if self._runner is not None
+            else self.options.threads or available_threads(),
         }
 
     def __repr__(self) -> str:
@@ -188,7 +214,10 @@ class _ShortWay:
 
     def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound:
         sizes: dict[str, int] = {}
-        for type_, array, name in zip(self.program.input_types, arrays, self.program.input_names or [""] * len(arrays)):
+        for type_, array, name in zip(
+            self.program.input_types, arrays, self.program.input_names or [""] * len(arrays)
+        ):
+            assert isinstance(type_, TensorType)  # see _is_short
             bind_sizes(type_, array, sizes, name)
         bound = self.segment.bound(sizes)
         if len(self.by_shapes) >= KEPT_SHAPES:

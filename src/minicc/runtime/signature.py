@@ -1,7 +1,7 @@
 """A module's inputs and outputs, and the check of what a caller gives.
 
-Checks are strict: names, element types (exact), ranks, known sizes, and one value per symbol. Everything that does not
-fit is an InputError naming the input, what it should be, and what to do. Nothing is cast silently.
+Checks are strict: names, element types (exact), ranks, known sizes, and one value per symbol. Everything that
+does not fit is an InputError naming the input, what it should be, and what to do. Nothing is cast silently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minicc.runtime.engine import bare_symbol
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output: its name, element type ("f32", or "" for sequences and maps) and shape (None: any rank)."""
+    """One input or output. dtype: "f32", ..., "" for sequences and maps. shape: None for any rank."""
 
     name: str
     dtype: str
@@ -38,7 +38,12 @@ class Port:
 def ports(names: Sequence[str], types: Sequence[Type]) -> tuple[Port, ...]:
     """Ports for names and types of one length."""
     return tuple(
-        Port(name, str(t.dtype), None if t.shape is None else tuple(d if isinstance(d, int) else str(d) for d in t.shape), t)
+        Port(
+            name,
+            str(t.dtype),
+            None if t.shape is None else tuple(d if isinstance(d, int) else str(d) for d in t.shape),
+            t,
+        )
         if isinstance(t, TensorType)
         else Port(name, "", None, t)
         for name, t in zip(names, types)
@@ -58,7 +63,9 @@ class Signature:
         if not named and len(args) == len(self.inputs):
             return list(args)
         if len(args) > len(self.inputs):
-            raise InputError(f"{self.name!r} takes {len(self.inputs)} inputs, got {len(args)}", hint=self._list())
+            raise InputError(
+                f"{self.name!r} takes {len(self.inputs)} inputs, got {len(args)}", hint=self._list()
+            )
         taken = dict(zip((p.name for p in self.inputs), args))
         for name, item in named.items():
             if name not in self._position:
@@ -74,7 +81,7 @@ class Signature:
         return [taken[p.name] for p in self.inputs]
 
     def arrays(self, items: Sequence[Any]) -> list[Any]:
-        """Items as C-contiguous arrays of the declared element types and ranks; no copy where none is needed."""
+        """Items as C-contiguous arrays of the declared element types; no copy where none is needed."""
         return [self._array(item, port) for item, port in zip(items, self.inputs)]
 
     def check(self, arrays: Sequence[Any]) -> None:
@@ -105,7 +112,9 @@ class Signature:
             array = np.array(array, order="C", ndmin=array.ndim)
         return array
 
-    def _check_shape(self, array: Any, port: Port, shape: Sequence[Dim], sizes: dict[str, tuple[int, str]]) -> None:
+    def _check_shape(
+        self, array: Any, port: Port, shape: Sequence[Dim], sizes: dict[str, tuple[int, str]]
+    ) -> None:
         if array.ndim != len(shape):
             raise self._misfit(array, port, self._rank_hint(array, port, shape))
         if any(isinstance(dim, int) and dim != size for dim, size in zip(shape, array.shape)):
@@ -117,22 +126,29 @@ class Signature:
             seen, source = sizes.setdefault(name, (size, port.name))
             if seen != size:
                 raise self._misfit(
-                    array, port, f"{name!r} is {seen} in input {source!r}, but axis {axis} of {port.name!r} has {size}"
+                    array,
+                    port,
+                    f"{name!r} is {seen} in input {source!r}, but axis {axis} of {port.name!r} has {size}",
                 )
 
-    def _check_expression(self, array: Any, port: Port, axis: int, dim: Dim, sizes: Mapping[str, int]) -> None:
+    def _check_expression(
+        self, array: Any, port: Port, axis: int, dim: Dim, sizes: Mapping[str, int]
+    ) -> None:
         if isinstance(dim, int) or bare_symbol(dim) is not None:
             return
         try:
             expected = evaluate(dim, sizes)
         except KeyError as error:
-            raise InputError(f"the size {error.args[0]!r} cannot be told from the inputs", where=str(port)) from None
+            raise InputError(
+                f"the size {error.args[0]!r} cannot be told from the inputs", where=str(port)
+            ) from None
         if expected != array.shape[axis]:
             raise self._misfit(array, port, f"axis {axis} must have {dim} = {expected} elements")
 
     def _misfit(self, array: Any, port: Port, hint: str) -> InputError:
         return InputError(
-            f"input {port.name!r} of {self.name!r} has shape {list(array.shape)}, expected {port.type}", hint=hint
+            f"input {port.name!r} of {self.name!r} has shape {list(array.shape)}, expected {port.type}",
+            hint=hint,
         )
 
     def _rank_hint(self, array: Any, port: Port, shape: Sequence[Dim]) -> str:
@@ -159,12 +175,13 @@ def _as_numpy(item: Any, dtype: DType, port: Port, module: str) -> np.ndarray[An
     except Exception as error:  # other libraries raise what they like
         raise InputError(
             f"input {port.name!r} of {module!r} cannot be read as an array: {type(item).__name__}",
-            why=f"{type(error).__name__}: {error}", hint=f"give a numpy array of type {port.type}",
-        ) from error  # fmt: skip
+            why=f"{type(error).__name__}: {error}",
+            hint=f"give a numpy array of type {port.type}",
+        ) from error
 
 
 def _from_python(item: Any, dtype: DType) -> np.ndarray[Any, Any]:
-    """Python numbers carry no element type, so they take the expected one when nothing can be lost but precision."""
+    """Python numbers carry no element type: they take the expected one where only precision is lost."""
     array = np.asarray(item)
     if array.size == 0:
         return array.astype(dtype.numpy)
@@ -198,6 +215,8 @@ def _layout_hint(shape: Sequence[int], expected: Sequence[Dim]) -> str:
         return ""
     first_last = ((0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)) if rank > 2 else ()
     for order in (*first_last, *permutations(range(rank))):
-        if order != tuple(range(rank)) and all(not isinstance(d, int) or shape[o] == d for o, d in zip(order, expected)):
+        if order != tuple(range(rank)) and all(
+            not isinstance(d, int) or shape[o] == d for o, d in zip(order, expected)
+        ):
             return f"the axes look transposed; try .transpose{tuple(order)}"
     return ""

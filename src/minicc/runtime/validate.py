@@ -1,17 +1,17 @@
-"""Checks of a program that came from a file: can it be bound and run without touching memory that is not its own?
+"""Checks of a program that came from a file: can it be bound and run without touching memory that is not its
+own?
 
-Every reference, word count, element type and order of definition is checked, and the loops' fixed strides against the
-sizes of buffers where both are numbers. Positions that a kernel computes from data (gathers) are bounded by the kernel's
+Every reference, word count, element type and order of definition is checked, and the loops' fixed strides
+against the sizes of buffers where both are numbers. Positions that a kernel computes from data (gathers) are
+bounded by the kernel's
 own clamps, which a file could lack: that is why programs of unknown origin deserve as much care as any code.
 """
 
 from __future__ import annotations
 
-import math
-
 from minicc.errors import ArtifactError
 from minicc.ir.dims import Dim
-from minicc.ir.types import KERNEL_DTYPES, OpaqueType, TensorType, Type
+from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
 from minicc.lower.program import Buffer, ControlStep, KernelStep, Program, Step, Word
@@ -31,8 +31,14 @@ def _check(program: Program, kernels: tuple[Kernel, ...]) -> None:
     for buffer in program.buffers:
         _check_buffer(buffer)
     _check_ports(program)
-    written = {b for b, buffer in enumerate(program.buffers) if buffer.kind in ("input", "constant", "content")}
-    _need(all(program.buffers[b].kind == "input" for b in program.inputs), "an input has no input buffer", program.name)
+    written = {
+        b for b, buffer in enumerate(program.buffers) if buffer.kind in ("input", "constant", "content")
+    }
+    _need(
+        all(program.buffers[b].kind == "input" for b in program.inputs),
+        "an input has no input buffer",
+        program.name,
+    )
     undefined = {b for b in written if program.buffers[b].kind == "input"} - set(program.inputs)
     _need(not undefined, "an input buffer is not an input", program.name)
     for step in program.steps:
@@ -48,7 +54,9 @@ def _check_ports(program: Program) -> None:
         ("output", program.outputs, program.output_types, program.output_names),
     ):
         _need(len(numbers) == len(types), f"{what}s and their types differ in number", program.name)
-        _need(not names or len(names) == len(numbers), f"{what}s and their names differ in number", program.name)
+        _need(
+            not names or len(names) == len(numbers), f"{what}s and their names differ in number", program.name
+        )
         for b, type_ in zip(numbers, types):
             _check_type(type_, program.buffers[b])
     _need(len(set(program.inputs)) == len(program.inputs), "two inputs share a buffer", program.name)
@@ -71,7 +79,11 @@ def _check_buffer(buffer: Buffer) -> None:
         _need(buffer.data.shape == buffer.shape, "a constant has another shape than its array", buffer.name)
     if buffer.kind == "content":
         count = buffer.elements
-        _need(isinstance(count, int) and count == len(buffer.content), "a content has the wrong number of elements", buffer.name)
+        _need(
+            isinstance(count, int) and count == len(buffer.content),
+            "a content has the wrong number of elements",
+            buffer.name,
+        )
 
 
 def _check_kernel(kernel: Kernel) -> None:
@@ -82,7 +94,11 @@ def _check_kernel(kernel: Kernel) -> None:
     if template is None:
         raise ArtifactError(f"unknown kernel template {kernel.template!r}")
     names = {name for name, _ in kernel.constants}
-    _need(names == set(template.constants), f"constants {sorted(names)} do not fit the template", kernel.template)
+    _need(
+        names == set(template.constants),
+        f"constants {sorted(names)} do not fit the template",
+        kernel.template,
+    )
     _need(kernel.epilogue is None or template.fused, "this template has no epilogue", kernel.template)
     if kernel.epilogue is not None:
         _check_body(kernel.epilogue, kernel.name)
@@ -113,10 +129,10 @@ def _check_step(step: Step, program: Program, kernels: tuple[Kernel, ...], writt
         _check_type(type_, buffer)
     written.update(step.outputs)
     if isinstance(step, ControlStep):
-        _check_control(step, program, kernels, where)
+        _check_control(step, kernels, where)
 
 
-def _check_control(step: ControlStep, program: Program, kernels: tuple[Kernel, ...], where: str) -> None:
+def _check_control(step: ControlStep, kernels: tuple[Kernel, ...], where: str) -> None:
     _need(len(step.bodies) == _BODIES.get(step.op, -1), f"{step.op!r} has {len(step.bodies)} bodies", where)
     counts = []
     for name in _ATTRS[step.op]:
@@ -128,9 +144,17 @@ def _check_control(step: ControlStep, program: Program, kernels: tuple[Kernel, .
         _need(values is None or all(type(v) is int for v in values), f"attribute {name} is not a list", where)
     given = len(step.inputs) - (1 if step.op == "If" else 0)
     for body in step.bodies:
-        _need(len(body.inputs) == given, f"a body of {step.op} takes {len(body.inputs)} inputs, {given} are given", where)
+        _need(
+            len(body.inputs) == given,
+            f"a body of {step.op} takes {len(body.inputs)} inputs, {given} are given",
+            where,
+        )
         extra = 1 if step.op == "Loop" else 0
-        _need(len(body.outputs) == len(step.outputs) + extra, f"a body of {step.op} has the wrong number of outputs", where)
+        _need(
+            len(body.outputs) == len(step.outputs) + extra,
+            f"a body of {step.op} has the wrong number of outputs",
+            where,
+        )
         _need(sum(v or 0 for v in counts) <= given, f"{step.op} carries more values than it is given", where)
         _check(body, kernels)
 
@@ -140,16 +164,28 @@ def _check_kernel_step(step: KernelStep, program: Program, kernel: Kernel, writt
     first, body = _words_of(kernel)
     _need(len(step.words) >= first, "a call has too few words", where)
     for b in step.reads:
-        _need(b in written or b in step.writes, "a kernel reads what is not computed yet", program.buffers[b].name)
+        _need(
+            b in written or b in step.writes,
+            "a kernel reads what is not computed yet",
+            program.buffers[b].name,
+        )
     for b in step.writes:
         buffer = program.buffers[b]
-        _need(buffer.kind in ("temporary", "output"), f"a kernel writes a buffer of kind {buffer.kind}", buffer.name)
+        _need(
+            buffer.kind in ("temporary", "output"),
+            f"a kernel writes a buffer of kind {buffer.kind}",
+            buffer.name,
+        )
     touched = {*step.reads, *step.writes}
     for word in step.words:
         if word.buffer is not None:
             buffer = program.buffers[word.buffer]
             _need(word.buffer in touched, "a word names a buffer that the call does not read or write", where)
-            _need(buffer.dtype in KERNEL_DTYPES and buffer.shape is not None, "a kernel touches an opaque buffer", where)
+            _need(
+                buffer.dtype in KERNEL_DTYPES and buffer.shape is not None,
+                "a kernel touches an opaque buffer",
+                where,
+            )
     if body is not None:
         _need(len(step.words) == first + body.n_words, f"a call has {len(step.words)} words", where)
         _check_operands(step, program, body, first, kernel)
@@ -164,7 +200,11 @@ def _check_operands(step: KernelStep, program: Program, body: Body, at: int, ker
         if address.buffer is None:
             raise ArtifactError("an operand has no buffer", where=where)
         buffer = program.buffers[address.buffer]
-        _need(buffer.dtype == operand.dtype, f"an operand of type {operand.dtype} is a buffer of {buffer.dtype}", where)
+        _need(
+            buffer.dtype == operand.dtype,
+            f"an operand of type {operand.dtype} is a buffer of {buffer.dtype}",
+            where,
+        )
         if operand.output:
             _need(address.buffer in step.writes, "a call does not name what it writes", where)
         strides: list[Dim] = []
@@ -178,20 +218,27 @@ def _check_operands(step: KernelStep, program: Program, body: Body, at: int, ker
                 strides.append(stride)
         if extents is not None:
             _check_range(address, strides, extents, buffer, operand.output, where)
-    _need(all(w.buffer is None for w in step.words[at : at + body.sizes]), "a size is an address", where=kernel.name)
+    _need(
+        all(w.buffer is None for w in step.words[at : at + body.sizes]),
+        "a size is an address",
+        where=kernel.name,
+    )
 
 
-def _check_range(address: Word, strides: list[Dim], extents: list[Dim], buffer: Buffer, output: bool, where: str) -> None:
+def _check_range(
+    address: Word, strides: list[Dim], extents: list[Dim], buffer: Buffer, output: bool, where: str
+) -> None:
     """Stores of a loop kernel stay inside the buffer, when all its sizes are numbers."""
-    numbers = [address.value, *strides, *extents, buffer.elements]
-    if not output or not all(isinstance(n, int) for n in numbers) or len(strides) < len(extents):
+    elements, start = buffer.elements, address.value
+    known_strides = [s for s in strides if isinstance(s, int)]
+    known_extents = [e for e in extents if isinstance(e, int)]
+    if len(known_strides) < len(strides) or len(known_extents) < len(extents) or len(strides) < len(extents):
         return
-    if any(e == 0 for e in extents):
+    if not output or 0 in known_extents or not isinstance(elements, int) or not isinstance(start, int):
         return
-    reach = [int(s) * (int(e) - 1) for s, e in zip(strides, extents)]  # type: ignore[arg-type]
-    low = int(address.value) + sum(min(r, 0) for r in reach)  # type: ignore[arg-type]
-    high = int(address.value) + sum(max(r, 0) for r in reach)  # type: ignore[arg-type]
-    _need(low >= 0 and high < math.prod([int(d) for d in buffer.shape or ()]), "a kernel writes outside its buffer", where)  # type: ignore[arg-type]
+    reach = [stride * (extent - 1) for stride, extent in zip(known_strides, known_extents)]
+    low, high = start + sum(min(r, 0) for r in reach), start + sum(max(r, 0) for r in reach)
+    _need(low >= 0 and high < elements, "a kernel writes outside its buffer", where)
 
 
 def _need(condition: bool, why: str, where: str = "") -> None:
