@@ -12,6 +12,7 @@ from minicc.passes.fold_affine import fold_affine
 from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
 from minicc.passes.manager import Pass, PassContext, Repeat
+from minicc.passes.simplify import simplify
 from minicc.passes.transposes import sink_transposes
 
 
@@ -24,6 +25,7 @@ FOLD_CONSTANTS = Pass("fold-constants", fold_constants)
 DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
+SIMPLIFY = Pass("simplify", simplify)
 FOLD_AFFINE = Pass("fold-affine", fold_affine)
 LAYOUT = Pass("choose-layout", choose_layout)
 SINK = Pass("sink-transposes", sink_transposes)
@@ -34,9 +36,9 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     """The passes in order. opt_level 0 leaves only what lowering needs; 1 adds folding and fusion; 2 everything."""
     if options.opt_level == 0:
         return (FOLD_SHAPES, DEAD_CODE, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
-    first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE, MERGE))
-    layout = (LAYOUT, SINK, FOLD_CONSTANTS) if options.opt_level >= 2 else ()
-    return (first, FOLD_AFFINE, EXPAND, first, *layout, MERGE, DEAD_CODE, FUSE)
+    first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, SIMPLIFY, MERGE, DEAD_CODE))
+    layout = (LAYOUT, SINK, first) if options.opt_level >= 2 else ()
+    return (first, FOLD_AFFINE, EXPAND, first, *layout, FUSE)
 
 
 __all__ = ["default_pipeline"]
