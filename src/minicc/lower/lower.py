@@ -109,7 +109,7 @@ def lower_node(low: Lowering, node: Node, options: Options) -> None:
         _lower_control(low, node, options)
         return
     reasons: list[str] = []
-    template = find_template(node)
+    template = find_template(node) if _ranked(node) else None
     if template is not None:
         refusal = template(low, node, None)
         if not refusal:
@@ -128,6 +128,12 @@ def lower_node(low: Lowering, node: Node, options: Options) -> None:
     refusal = node.op.refuse(node) if node.op.refuse is not None else None
     reasons.append(refusal or _why_host(node))
     _lower_host(low, node, "; ".join(r for r in reasons if r))
+
+
+def _ranked(node: Node) -> bool:
+    """Whether every input and output is a tensor of known rank."""
+    values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+    return all(isinstance(v.type, TensorType) and v.type.shape is not None for v in values)
 
 
 def _contract_loops(node: Node) -> bool:

@@ -13,8 +13,10 @@ from minicc.ir.types import TensorType
 from minicc.lower.context import Lowering
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
+from minicc.lower.templates.conv_transpose import lower_conv_transpose
 from minicc.lower.templates.matmul import lower_matmul
 from minicc.lower.templates.pool import lower_pool
+from minicc.lower.templates.recurrent import lower_recurrent
 from minicc.lower.templates.scan import lower_scan
 from minicc.lower.templates.scatter import lower_scatter_elements, lower_scatter_nd
 from minicc.lower.templates.topk import lower_topk
@@ -22,6 +24,7 @@ from minicc.lower.templates.topk import lower_topk
 Lower = Callable[[Lowering, Node, Node | None], str]
 TABLE: dict[tuple[str, str], Lower] = {
     ("", "Conv"): lower_conv,
+    ("", "ConvTranspose"): lower_conv_transpose,
     ("", "MatMul"): lower_matmul,
     ("", "MaxPool"): lower_pool,
     ("", "AveragePool"): lower_pool,
@@ -29,10 +32,13 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "ScatterND"): lower_scatter_nd,
     ("", "CumSum"): lower_scan,
     ("", "CumProd"): lower_scan,
+    ("", "LSTM"): lower_recurrent,
+    ("", "GRU"): lower_recurrent,
+    ("", "RNN"): lower_recurrent,
     ("", "TopK"): lower_topk,
 }
 # Templates that end in a generated epilogue.
-FUSED = frozenset((("", "Conv"), ("", "MatMul"), ("", "MaxPool"), ("", "AveragePool")))
+FUSED = frozenset((("", "Conv"), ("", "ConvTranspose"), ("", "MatMul"), ("", "MaxPool"), ("", "AveragePool")))
 
 
 def find_template(node: Node) -> Lower | None:

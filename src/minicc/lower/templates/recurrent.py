@@ -1,0 +1,164 @@
+"""LSTM, GRU and RNN: one product for the input's share of all steps, then the `recurrent` template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minicc.ir.dims import Dim, ceil_divide, product
+from minicc.ir.expr import accumulator, iteration, load
+from minicc.ir.graph import Node, Value
+from minicc.ir.types import f32
+from minicc.kernels import packing
+from minicc.kernels.domain import panel_columns
+from minicc.lower.affine import linearise
+from minicc.lower.body import Write, normalise_epilogue
+from minicc.lower.context import Lowering
+from minicc.lower.program import Word
+from minicc.lower.templates import common
+from minicc.ops.recurrent import Activation, activations_of, directions_of
+
+Array = np.ndarray[Any, Any]
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+# Names of the template's functions, where they are not ONNX's in lower case.
+FUNCTIONS = {
+    "leakyrelu": "leaky_relu", "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh",
+    "hardsigmoid": "hard_sigmoid",
+}  # fmt: skip
+
+
+def lower_recurrent(low: Lowering, node: Node, lead: Node | None) -> str:
+    """A recurrent layer with constant weights in float32."""
+    assert lead is None
+    inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    x, w, r, b, lengths, h0, c0, peepholes = inputs[:8]
+    assert x is not None and w is not None and r is not None
+    cell = node.op.name
+    if x.tensor.dtype != f32:
+        return f"no recurrent kernel for {x.tensor.dtype}"
+    if w.data is None or r.data is None or (b is not None and b.data is None):
+        return "the weights are computed at run time"
+    directions = activations_of(node.attrs, DEFAULTS[cell])
+    if len(set(directions)) > 1:
+        return "the two directions have different activations"
+    count, hidden, backwards = GATES[cell], r.data.shape[2], directions_of(node.attrs)
+    batch_major = node.attrs["layout"] == 1
+    batch, steps = (x.shape[0], x.shape[1]) if batch_major else (x.shape[1], x.shape[0])
+    number, width = len(backwards), count * hidden
+    linear_before_reset = int(node.attrs.get("linear_before_reset", 0))
+    bias, recurrent_bias = _biases(b, cell, number, hidden, linear_before_reset)
+    gates, gate_strides = _input_share(low, node, x, w, bias, (number, steps, batch, width), batch_major)
+    nr = panel_columns(low.target, width)
+    first = 2 * hidden if cell == "GRU" else width
+    packed = _packed(low, r, nr, slice(0, first), "a")
+    second = _packed(low, r, nr, slice(first, width), "b") if cell == "GRU" else None
+    state_d, state_b = (hidden, number * hidden) if batch_major else (batch * hidden, hidden)
+    y_d, y_t, y_b = ((hidden, number * hidden, steps * number * hidden) if batch_major
+                     else (batch * hidden, number * batch * hidden, hidden))  # fmt: skip
+    results = [low.allocate(v) if v.uses or _is_output(v) else None for v in node.outputs]
+    results += [None] * (3 - len(results))
+    scratch = low.temporary("recurrent_scratch", f32, (number * (batch + 8) * 7 * hidden,))
+
+    def address(buffer: int | None) -> Word:
+        return Word(0) if buffer is None else Word(0, buffer)
+
+    def operand(value: Value | None) -> Word:
+        return Word(0) if value is None else Word(0, low.buffer(value))
+
+    rb = None if recurrent_bias is None else low.constant(recurrent_bias, "recurrent_bias")
+    values: dict[str, Word | Dim] = {
+        "GATES": Word(0, gates), "R": Word(0, packed), "R2": address(second), "RB": address(rb), "P": operand(peepholes),
+        "H0": operand(h0), "C0": operand(c0), "LENGTHS": operand(lengths), "Y": address(results[0]),
+        "Y_H": address(results[1]), "Y_C": address(results[2]), "SCRATCH": Word(0, scratch), "T": steps, "B": batch,
+        "H": hidden, "DIRECTIONS": number, "REVERSE": int(backwards[0]), "G_D": gate_strides[0], "G_T": gate_strides[1],
+        "G_B": gate_strides[2], "R_D": _panel_size(first, hidden, nr), "R2_D": _panel_size(width - first, hidden, nr),
+        "Y_D": y_d, "Y_T": y_t, "Y_B": y_b, "S_D": state_d, "S_B": state_b,
+    }  # fmt: skip
+    constants: dict[str, int | float | str] = {
+        "NR": nr, "CELL": cell.lower(), "COUNT": count, "CLIP": float(node.attrs["clip"] or 0.0),
+        "INPUT_FORGET": int(node.attrs.get("input_forget", 0)), "LINEAR_BEFORE_RESET": linear_before_reset,
+        **_functions(cell, directions[0]),
+    }  # fmt: skip
+    flops = steps * batch * (2 * number * hidden * width)
+    written = [n for n in results if n is not None]
+    common.emit(low, node, "recurrent", constants, values, None, (gates, packed), flops, writes=(*written, scratch))
+    return ""
+
+
+def _is_output(value: Value) -> bool:
+    """The sequence of states is always kept: a graph output has no uses."""
+    return value.index == 0 or not value.uses
+
+
+def _functions(cell: str, activations: tuple[Activation, ...]) -> dict[str, int | float | str]:
+    """ACT_F, ACT_G, ACT_H with their parameters: of an RNN only one, of a GRU two."""
+    slots = {"LSTM": "FGH", "GRU": "FG", "RNN": "F"}[cell]
+    out: dict[str, int | float | str] = {}
+    for slot in "FGH":
+        activation = activations[slots.index(slot)] if slot in slots else activations[0]
+        out[f"ACT_{slot}"] = FUNCTIONS.get(activation.name, activation.name)
+        parameters = (*activation.parameters, 0.0, 0.0)
+        out[f"ALPHA_{slot}"], out[f"BETA_{slot}"] = float(parameters[0]), float(parameters[1])
+    return out
+
+
+def _biases(b: Value | None, cell: str, directions: int, hidden: int, linear_before_reset: int) -> tuple[Array, Array | None]:
+    """(what is added to the input's share, the recurrent bias that must stay apart)."""
+    width = GATES[cell] * hidden
+    if b is None or b.data is None:
+        apart = np.zeros((directions, hidden), np.float32) if cell == "GRU" and linear_before_reset else None
+        return np.zeros((directions, width), np.float32), apart
+    input_bias, recurrent = b.data[:, :width], b.data[:, width:]
+    total = input_bias + recurrent
+    if cell == "GRU" and linear_before_reset:
+        total[:, 2 * hidden :] = input_bias[:, 2 * hidden :]
+        return total, np.ascontiguousarray(recurrent[:, 2 * hidden :])
+    return total, None
+
+
+def _panel_size(columns: int, hidden: int, nr: int) -> int:
+    return int(ceil_divide(columns, nr)) * hidden * nr if columns else 0  # type: ignore[arg-type]
+
+
+def _packed(low: Lowering, r: Value, nr: int, rows: slice, part: str) -> int:
+    """R^T of some gates, packed per direction."""
+    assert r.data is not None
+    key = ("recurrent", id(r.data), nr, part)
+    if key not in low.constants:
+        matrix = np.ascontiguousarray(r.data[:, rows].transpose(0, 2, 1).astype(np.float32, copy=False))
+        low.constant(packing.pack_b(matrix, nr), f"{r.name}_packed", key)
+    return low.constants[key]
+
+
+def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, shape: tuple[Dim, Dim, Dim, Dim],
+                 batch_major: bool) -> tuple[int, tuple[Dim, Dim, Dim]]:  # fmt: skip
+    """(array [direction, T, B, gates * H] of x * W^T + bias, its strides)."""
+    number, steps, batch, width = shape
+    assert w.data is not None and isinstance(width, int)
+    buffer, offset, strides = common.float_view(low, x, x.shape, 2)
+    step, row = (strides[1], strides[0]) if batch_major else (strides[0], strides[1])
+    nr = panel_columns(low.target, width)
+    key = ("recurrent_input", id(w.data), nr)
+    if key not in low.constants:
+        matrix = np.ascontiguousarray(w.data.transpose(0, 2, 1).astype(np.float32, copy=False))
+        low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
+    weights, shared = low.constants[key], low.constant(bias.astype(np.float32), "gate_bias")
+    depth = x.shape[2]
+    gates = low.temporary("gates", f32, shape)
+    d, t, b, j = (iteration(a) for a in range(4))
+    value = accumulator(f32) + load(shared, f32, (d * width + j,))
+    offset_expr = linearise((d, t, b, j), shape)
+    whole = ceil_divide(width, nr) * depth * nr
+    space = normalise_epilogue([Write(gates, f32, offset_expr, value)], shape, [{1: step, 2: row}, {0: whole}])
+    assert not isinstance(space, str), space
+    (a0, a1, a_row), (b0, b1, _) = space.strides
+    e0, e1, em, en = space.extents
+    common.emit(
+        low, node, "gemm", {"NR": nr},
+        {"A": Word(offset, buffer), "B": Word(0, weights), "M": em, "N": en, "K": depth, "A_ROW": a_row, "A_B0": a0,
+         "A_B1": a1, "B_B0": b0, "B_B1": b1, "B0": e0, "B1": e1},
+        space, (buffer, weights, shared), product(shape) * depth * 2, writes=(gates,), name="gemm_gates",
+    )  # fmt: skip
+    return gates, (steps * batch * width, batch * width, width)
