@@ -1,4 +1,4 @@
-"""Recurrent layers: RNN, GRU and LSTM, and com.microsoft's DynamicQuantizeLSTM.
+"""Recurrent layers: RNN, GRU and LSTM.
 
 Only templates compute them, `eval` is the reference. Gates are in ONNX's order: LSTM i, o, f, c; GRU z, r, h. Sequences
 shorter than the longest end with zeros in Y.
@@ -19,7 +19,7 @@ from minicc.ir.types import TensorType
 from minicc.ops.helpers import Array, computed_in_f32, default_refuse
 
 if TYPE_CHECKING:
-    from minicc.ir.graph import Builder, Node, Value
+    pass
 
 Function = Callable[[Array], Array]
 
@@ -106,10 +106,10 @@ def _infer(n: Inference, states: int, gates: int, defaults: Sequence[str]) -> li
         raise n.error(f"R must be [{directions}, {gates} * hidden, hidden]")
     if isinstance(x[2], int) and isinstance(w[2], int) and x[2] != w[2]:
         raise n.error(f"input size {x[2]} does not fit W")
-    return _outputs(n, hidden, directions, states)
+    return output_types(n, hidden, directions, states)
 
 
-def _outputs(n: Inference, hidden: Dim, directions: int, states: int) -> list[TensorType]:
+def output_types(n: Inference, hidden: Dim, directions: int, states: int) -> list[TensorType]:
     first, second, _ = n.shape(0)
     batch_major = n.attr("layout") == 1
     length, batch = (second, first) if batch_major else (first, second)
@@ -145,7 +145,7 @@ def _clipped(clip: float | None) -> Function:
     return (lambda x: x) if not clip else (lambda x: np.clip(x, -clip, clip))
 
 
-def _inputs(
+def time_major(
     x: Array, initial: Sequence[Array | None], directions: int, hidden: int, layout: int
 ) -> tuple[Array, list[Array]]:
     """X as [T, B, I] and initial states as [D, B, H]."""
@@ -168,7 +168,7 @@ def _assemble(parts: list[tuple[Array, list[Array]]], layout: int) -> tuple[Arra
     return (y, *finals)
 
 
-def _bias(b: Array | None, direction: int, size: int, dtype: Any) -> tuple[Array, Array]:
+def biases(b: Array | None, direction: int, size: int, dtype: Any) -> tuple[Array, Array]:
     """Input and recurrent biases of one direction."""
     if b is None:
         return np.zeros(size, dtype), np.zeros(size, dtype)
@@ -180,10 +180,10 @@ def _rnn_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Arr
               initial_h: Array | None = None, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
     hidden, clip = r.shape[2], _clipped(attrs["clip"])
     activations = activations_of(attrs, ("Tanh",))
-    x, (h0,) = _inputs(x, [initial_h], len(activations), hidden, attrs["layout"])
+    x, (h0,) = time_major(x, [initial_h], len(activations), hidden, attrs["layout"])
     parts = []
     for d, backwards in enumerate(directions_of(attrs)):
-        wb, rb = _bias(b, d, hidden, x.dtype)
+        wb, rb = biases(b, d, hidden, x.dtype)
         projected = x @ w[d].T + (wb + rb)
         (f,) = activations[d]
 
@@ -201,12 +201,12 @@ def _gru_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Arr
               initial_h: Array | None = None, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
     hidden, clip = r.shape[2], _clipped(attrs["clip"])
     activations = activations_of(attrs, ("Sigmoid", "Tanh"))
-    x, (h0,) = _inputs(x, [initial_h], len(activations), hidden, attrs["layout"])
+    x, (h0,) = time_major(x, [initial_h], len(activations), hidden, attrs["layout"])
     gates = slice(0, 2 * hidden)
     new = slice(2 * hidden, 3 * hidden)
     parts = []
     for d, backwards in enumerate(directions_of(attrs)):
-        wb, rb = _bias(b, d, 3 * hidden, x.dtype)
+        wb, rb = biases(b, d, 3 * hidden, x.dtype)
         projected = x @ w[d].T + wb
         f, g = activations[d]
 
@@ -225,7 +225,7 @@ def _gru_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Arr
     return _assemble(parts, attrs["layout"])
 
 
-def _lstm_directions(x: Array, hidden: int, product: Callable[[int, Array], Array], projections: Sequence[Array],
+def lstm_directions(x: Array, hidden: int, product: Callable[[int, Array], Array], projections: Sequence[Array],
                      states: Sequence[Array], lengths: Array | None, p: Array | None, attrs: Any) -> tuple[Array, ...]:  # fmt: skip
     """Y, Y_h, Y_c given X·W + biases of every direction and `product(direction, h)` = h·R."""
     clip = _clipped(attrs["clip"])
@@ -257,98 +257,23 @@ def _lstm_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Ar
                **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
     hidden = r.shape[2]
     directions = len(directions_of(attrs))
-    x, states = _inputs(x, [initial_h, initial_c], directions, hidden, attrs["layout"])
-    projections = [x @ w[d].T + np.add(*_bias(b, d, 4 * hidden, x.dtype)) for d in range(directions)]
-    return _lstm_directions(x, hidden, lambda d, h: h @ r[d].T, projections, states, lengths, p, attrs)
+    x, states = time_major(x, [initial_h, initial_c], directions, hidden, attrs["layout"])
+    projections = [x @ w[d].T + np.add(*biases(b, d, 4 * hidden, x.dtype)) for d in range(directions)]
+    return lstm_directions(x, hidden, lambda d, h: h @ r[d].T, projections, states, lengths, p, attrs)
 
 
-_ATTRS: dict[str, Any] = {
+RECURRENT_ATTRS: dict[str, Any] = {
     "activation_alpha": None, "activation_beta": None, "activations": None, "clip": None, "direction": "forward",
     "hidden_size": None, "layout": 0,
 }  # fmt: skip
 register(OpDef(
-    "RNN", Kind.TEMPLATE, infer=lambda n: _infer(n, 1, 1, ("Tanh",)), eval=_rnn_eval, refuse=default_refuse, attrs=_ATTRS,
+    "RNN", Kind.TEMPLATE, infer=lambda n: _infer(n, 1, 1, ("Tanh",)), eval=_rnn_eval, refuse=default_refuse, attrs=RECURRENT_ATTRS,
 ))  # fmt: skip
 register(OpDef(
     "GRU", Kind.TEMPLATE, infer=lambda n: _infer(n, 1, 3, ("Sigmoid", "Tanh")), eval=_gru_eval, refuse=default_refuse,
-    attrs={**_ATTRS, "linear_before_reset": 0},
+    attrs={**RECURRENT_ATTRS, "linear_before_reset": 0},
 ))  # fmt: skip
 register(OpDef(
     "LSTM", Kind.TEMPLATE, infer=lambda n: _infer(n, 2, 4, ("Sigmoid", "Tanh", "Tanh")), eval=_lstm_eval,
-    refuse=default_refuse, attrs={**_ATTRS, "input_forget": 0},
-))  # fmt: skip
-
-
-# -- com.microsoft DynamicQuantizeLSTM: weights [D, I, 4H] and [D, H, 4H] in 8 bits, activations quantised at run time
-
-
-def _quantised_infer(n: Inference) -> list[TensorType]:
-    try:
-        directions = len(directions_of(n.attrs))
-        activations_of(n.attrs, ("Sigmoid", "Tanh", "Tanh"))
-    except ShapeError as error:
-        raise n.error(error.what, error.hint) from error
-    if n.rank(0) != 3 or n.rank(1) != 3 or n.rank(2) != 3:
-        raise n.error("X, W and R must have rank 3")
-    return _outputs(n, n.shape(2)[1], directions, 2)
-
-
-def dequantised_weight(weight: Array, scale: Array, zero: Array) -> Array:
-    """Float32 weights [D, K, 4H] from 8-bit ones with a scale for each direction, or for each direction and column."""
-    shape = (weight.shape[0], 1, -1)
-    return np.asarray(
-        (weight.astype(np.float32) - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape)
-    )
-
-
-def fake_quantised(x: Array) -> Array:
-    """x rounded to the 256 steps of its own range, as DynamicQuantizeLinear followed by DequantizeLinear."""
-    low, high = min(np.float32(0), x.min(initial=0)), max(np.float32(0), x.max(initial=0))
-    scale = np.float32((high - low) / np.float32(255))
-    if scale == 0:
-        scale = np.float32(1)
-    zero = np.clip(np.rint(-low / scale), 0, 255).astype(np.float32)
-    numbers = np.clip(np.rint(x / scale) + zero, 0, 255)
-    return np.asarray(((numbers - zero) * scale).astype(np.float32))
-
-
-def _quantised_eval(x: Array, w: Array, r: Array, b: Array | None, lengths: Array | None, initial_h: Array | None,
-                    initial_c: Array | None, p: Array | None, w_scale: Array, w_zero: Array, r_scale: Array,
-                    r_zero: Array, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
-    hidden = r.shape[1]
-    directions = len(directions_of(attrs))
-    x, states = _inputs(x, [initial_h, initial_c], directions, hidden, attrs["layout"])
-    w_float, r_float = dequantised_weight(w, w_scale, w_zero), dequantised_weight(r, r_scale, r_zero)
-    rounded = fake_quantised(x)
-    with np.errstate(all="ignore"):
-        projections = [
-            rounded @ w_float[d] + np.add(*_bias(b, d, 4 * hidden, x.dtype)) for d in range(directions)
-        ]
-        return _lstm_directions(
-            x, hidden, lambda d, h: fake_quantised(h) @ r_float[d], projections, states, lengths, p, attrs
-        )
-
-
-def _quantised_expand(b: Builder, node: Node) -> list[Value]:
-    """An LSTM on dequantised weights and inputs rounded as ONNX Runtime rounds them.
-
-    The hidden state is not rounded between steps, which ONNX Runtime does: results are nearer to the float model's.
-    """
-    x = node.inputs[0]
-    weights = []
-    for position, scale in ((1, 8), (2, 10)):
-        packed, scales, zeros = node.inputs[position], node.inputs[scale], node.inputs[scale + 1]
-        assert packed is not None and scales is not None and zeros is not None
-        shape = b.shape([packed.shape[0], 1, -1])
-        numbers = b.op("Sub", b.op("Cast", packed, to=scales.tensor.dtype),
-                       b.op("Reshape", b.op("Cast", zeros, to=scales.tensor.dtype), shape))  # fmt: skip
-        weight = b.op("Mul", numbers, b.op("Reshape", scales, shape))
-        weights.append(b.op("Transpose", weight, perm=[0, 2, 1]))
-    rounded = b.op("DequantizeLinear", *b.ops("DynamicQuantizeLinear", x, outputs=3))
-    return list(b.ops("LSTM", rounded, *weights, *node.inputs[3:8], outputs=len(node.outputs), **node.attrs))
-
-
-register(OpDef(
-    "DynamicQuantizeLSTM", Kind.EXPAND, infer=_quantised_infer, eval=_quantised_eval, expand=_quantised_expand,
-    refuse=default_refuse, attrs={**_ATTRS, "input_forget": 0}, domain="com.microsoft",
+    refuse=default_refuse, attrs={**RECURRENT_ATTRS, "input_forget": 0},
 ))  # fmt: skip
