@@ -323,8 +323,49 @@ TYPED = {
         lambda: model([node("Transpose", ["x"], ["y"], perm=[0, 0])], outputs=[value("y", None)]),
         MiniccError,
     ),
+    "gather out of range": (lambda: with_constant("Gather", np.array([7], np.int64)), InvalidModelError),
+    "gather below range": (lambda: with_constant("Gather", np.array([-3], np.int64)), InvalidModelError),
+    "range bomb": (lambda: range_bomb(), ResourceLimitError),
+    "tile bomb": (lambda: with_constant("Tile", np.array([1 << 40, 1 << 20], np.int64)), ResourceLimitError),
+    "quantize scale 0": (lambda: quantized("QuantizeLinear", 0), InvalidModelError),
+    "quantize scale nan": (lambda: quantized("QuantizeLinear", np.nan), InvalidModelError),
+    "dequantize scale nan": (lambda: quantized("DequantizeLinear", np.nan), InvalidModelError),
+    "dequantize scale inf": (lambda: quantized("DequantizeLinear", np.inf), InvalidModelError),
+    "sum of strings": (
+        lambda: model([node("Add", ["x", "x"], ["y"])], [value("x", dtype=TensorProto.STRING)]),
+        InvalidModelError,
+    ),
+    "mixed types": (
+        lambda: model([node("Add", ["x", "w"], ["y"])], [value("x"), value("w", dtype=TensorProto.DOUBLE)]),
+        InvalidModelError,
+    ),
+    "cast to nothing": (lambda: model([node("Cast", ["x"], ["y"], to=77)]), MiniccError),
+    "blocks of 0": (
+        lambda: model([node("DepthToSpace", ["x"], ["y"], blocksize=0)], [value("x", (1, 4, 4, 4))]),
+        MiniccError,
+    ),
+    "resize nan": (lambda: resized([1, 1, np.nan, -1]), MiniccError),
+    "resize bomb": (lambda: resized([1, 1, 1e18, 1e18]), ResourceLimitError),
     "matmul sizes": (lambda: model([node("MatMul", ["x", "x"], ["y"])]), ShapeError),
 }
+
+
+def range_bomb():
+    numbers = [int64("a", 0), int64("b", 1 << 60), int64("c", 1)]
+    return model([node("Range", ["a", "b", "c"], ["y"])], [], [value("y", None)], numbers)
+
+
+def quantized(op, scale):
+    dtype = F if op == "QuantizeLinear" else TensorProto.UINT8
+    scales = [numpy_helper.from_array(np.array(scale, np.float32), "s")]
+    return model([node(op, ["x", "s"], ["y"])], [value("x", dtype=dtype)], [value("y", None)], scales)
+
+
+def resized(scales):
+    scales = [numpy_helper.from_array(np.array(scales, np.float32), "s")]
+    return model(
+        [node("Resize", ["x", "", "s"], ["y"])], [value("x", (1, 1, 4, 4))], [value("y", None)], scales
+    )
 
 
 def constant_of_negative_shape():

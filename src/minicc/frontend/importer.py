@@ -20,6 +20,7 @@ import onnx
 
 from minicc.errors import InvalidModelError, MiniccError, ResourceLimitError
 from minicc.frontend.attributes import check_node, default_of, find_schema, plain, resolve_references
+from minicc.frontend.checks import check
 from minicc.frontend.control import import_control
 from minicc.frontend.functions import FunctionKey, FunctionTable, schema_function
 from minicc.frontend.order import MAX_NESTING, node_name, sorted_nodes
@@ -195,6 +196,7 @@ class Importer:
             self._check_sizes(scope.graph, before)
             self._define(node, replaced, scope)
             return None
+        check(pending)
         op = self._definition(pending, schema)
         if op is None:
             body = schema_function(pending, node, attributes)

@@ -14,7 +14,7 @@ import numpy as np
 from minicc.errors import ShapeError
 from minicc.ir.dims import Dim, ceil_divide, exact_quotient, floor_divide, maximum, product
 from minicc.ir.expr import Expr, cast, const, dim, equal, select
-from minicc.ir.graph import object_array
+from minicc.ir.graph import MAX_CONTENT, object_array
 from minicc.ir.opdef import Content, Indexing, Inference, Kind, OpDef, register
 from minicc.ir.types import DType, TensorType, Type, bf16, broadcast_shapes, dtype_of, f16, f32, i64
 from minicc.ops.helpers import (
@@ -177,7 +177,9 @@ def _range_content(n: Inference) -> Contents:
     if known[0] is not None or parts is None or n.dtype(0).is_float:
         return known
     size = _range_size(n)
-    return [object_array([parts[0] + i * parts[2] for i in range(size)])] if isinstance(size, int) else [None]
+    if not isinstance(size, int) or size > MAX_CONTENT:
+        return [None]
+    return [object_array([parts[0] + i * parts[2] for i in range(size)])]
 
 
 def _range_eval(start: Array, limit: Array, delta: Array, *, stash_type: int) -> Array:
