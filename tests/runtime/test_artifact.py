@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -230,6 +231,39 @@ def test_foreign_code_is_not_used(saved: Path, tmp_path: Path, monkeypatch: pyte
     np.testing.assert_array_equal(build(trusted)(X), EXPECTED)
 
 
+def test_resigned_by_a_stranger_is_not_trusted(
+    saved: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise Regenerated
+
+    monkeypatch.setattr(artifact, "build_code", refuse)
+    path = repacked(saved, tmp_path / "m", lambda m: checked(m, "objects/add.o", b"evil"))
+    with pytest.raises(Regenerated):
+        artifact.read(path, store, Options())
+
+
+TARGETS = {
+    "vector_width": (0, 7, 1 << 40, "x"),
+    "features": (5,),
+    "l1_bytes": (0, -5),
+    "vector_registers": (1,),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, v) for k, values in TARGETS.items() for v in values])
+def test_strange_targets_are_refused(
+    name: str, value: Any, saved: Path, store: Store, tmp_path: Path
+) -> None:
+    def change(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        manifest = json.loads(dict(members)["manifest.json"])
+        manifest["target"][name] = value
+        return checked(members, "manifest.json", json.dumps(manifest).encode())
+
+    with pytest.raises(ArtifactError, match="target"):
+        artifact.read(repacked(saved, tmp_path / "m", change), store, Options())
+
+
 def test_other_toolchain_is_not_used(saved: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise Regenerated
@@ -248,6 +282,17 @@ def repacked(source: Path, target: Path, change: Any, compression: int = zipfile
     return target
 
 
+def checked(members: list[tuple[str, bytes]], name: str, content: bytes) -> list[tuple[str, bytes]]:
+    """One member exchanged, with the sums that an attacker would put right."""
+    found = {**dict(members), name: content}
+    if name != "manifest.json":
+        manifest = json.loads(found["manifest.json"])
+        manifest["members"][name] = [len(content), hashlib.sha256(content).hexdigest()]
+        found["manifest.json"] = json.dumps(manifest).encode()
+    found["signature"] = hashlib.sha256(found["manifest.json"]).digest() + found["signature"][32:]
+    return list(found.items())
+
+
 CHANGES = {
     "traversal": lambda m: [*m, ("../evil", b"")],
     "absolute": lambda m: [*m, ("/etc/evil", b"")],
@@ -255,13 +300,19 @@ CHANGES = {
     "unlisted": lambda m: [*m, ("objects/extra.o", b"")],
     "no program": lambda m: [x for x in m if x[0] != "program.json"],
     "no weights": lambda m: [x for x in m if x[0] != "weights.bin"],
+    "no signature": lambda m: [x for x in m if x[0] != "signature"],
     "no manifest": lambda m: [x for x in m if x[0] != "manifest.json"],
     "no object": lambda m: [x for x in m if x[0] != "objects/add.o"],
     "short weights": lambda m: [(k, v[:-4] if k == "weights.bin" else v) for k, v in m],
     "changed object": lambda m: [(k, v[:-1] + b"!" if k == "objects/add.o" else v) for k, v in m],
-    "list manifest": lambda m: [(k, b"[]" if k == "manifest.json" else v) for k, v in m],
-    "empty manifest": lambda m: [(k, b"{}" if k == "manifest.json" else v) for k, v in m],
-    "deep json": lambda m: [(k, b"[" * 100_000 if k == "manifest.json" else v) for k, v in m],
+    "changed manifest": lambda m: [(k, v + b" " if k == "manifest.json" else v) for k, v in m],
+    "list manifest": lambda m: checked(m, "manifest.json", b"[]"),
+    "empty manifest": lambda m: checked(m, "manifest.json", b"{}"),
+    "deep json": lambda m: checked(m, "manifest.json", b"[" * 100_000),
+    "deep program": lambda m: checked(m, "program.json", b'{"dims":' + b"[" * 100_000),
+    "empty program": lambda m: checked(m, "program.json", b"{}"),
+    "not JSON": lambda m: checked(m, "program.json", b"\x00"),
+    "fewer weights": lambda m: checked(m, "weights.bin", b""),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from minicc import __version__
+import minicc
 from minicc.cli import common, doctor, measure
 from minicc.cli.common import Dims, Inputs, Json, Level, Model, Seed, Target, Threads, Trust, guarded
 from minicc.errors import InputError
@@ -32,7 +32,7 @@ def main() -> None:
 def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
     """Compiles ONNX models to fast CPU code."""
     if version:
-        print(f"minicc {__version__}")
+        print(f"minicc {minicc.__version__}")
         raise typer.Exit
 
 

@@ -6,7 +6,7 @@ import platform
 from importlib import metadata, util
 from typing import Any
 
-from minicc import __version__
+import minicc
 from minicc.options import Options
 from minicc.runtime.store import Store
 from minicc.targets.cpu import available_threads, host_target
@@ -26,7 +26,7 @@ def facts() -> dict[str, Any]:
     options = Options.from_env()
     store = Store(options.store_dir)
     found: dict[str, Any] = {
-        "minicc": __version__,
+        "minicc": minicc.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": target.cpu,

@@ -1,7 +1,7 @@
 """Saved modules: one zip file, stored uncompressed, readable with any zip tool and free of pickle.
 
     manifest.json   format, versions, target, options, and size and SHA-256 of every other member
-    signature       HMAC of the manifest by the saving user's key
+    signature       SHA-256 of the manifest, and its HMAC by the saving user's key
     program.json    the program (lower/serialize)
     weights.bin     constants, each at a multiple of 64 bytes, memory-mapped on load
     objects/*.o     machine code by symbol        kernels/*.py    its texts, for reading, never executed
@@ -43,10 +43,8 @@ from minicc.runtime.validate import check_program
 from minicc.targets.cpu import CpuTarget, host_target
 
 FORMAT = "minicc-1"
-_REQUIRED = ("manifest.json", "program.json", "weights.bin")
-_MEMBER = re.compile(
-    r"(signature|report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII
-)
+_REQUIRED = ("manifest.json", "signature", "program.json", "weights.bin")
+_MEMBER = re.compile(r"(report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII)
 _MAX_MEMBERS = 1 << 16
 _MAX_TEXT = 1 << 30
 # Options that belong to the program; the others are the loading caller's.
@@ -95,7 +93,10 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
         "members": {name: [len(m), hashlib.sha256(m).hexdigest()] for name, m in members.items()},
     }
     text = json.dumps(manifest, indent=1).encode()
-    _write(Path(path), {"manifest.json": text, "signature": store.sign(text), **members})
+    _write(
+        Path(path),
+        {"manifest.json": text, "signature": hashlib.sha256(text).digest() + store.sign(text), **members},
+    )
 
 
 def read(
@@ -112,6 +113,11 @@ def read(
     """
     members = _open(Path(path))
     manifest_text = bytes(members["manifest.json"])
+    signature = bytes(members["signature"])
+    if signature[:32] != hashlib.sha256(manifest_text).digest():
+        raise ArtifactError(
+            "manifest.json is damaged", hint="copy the file again, or compile the model again"
+        )
     manifest = _json(manifest_text, "manifest.json")
     try:
         if manifest.get("format") != FORMAT:
@@ -121,7 +127,7 @@ def read(
             )
         _check_members(members, manifest["members"])
         target = _target(manifest["target"])
-        kept = {name: manifest["options"][name] for name in _KEPT_OPTIONS}
+        kept = _options(manifest["options"])
         pass_runs = int(manifest["pass_runs"])
         merged = options.override(
             **{k: v for k, v in kept.items() if getattr(options, k) == getattr(Options(), k)}
@@ -133,13 +139,13 @@ def read(
     data = _json(bytes(members["program.json"]), "program.json")
     program = from_data(data, _constants(data, members["weights.bin"]))
     check_program(program)
-    trusted = trust or ("signature" in members and store.verify(manifest_text, bytes(members["signature"])))
+    trusted = trust or store.verify(manifest_text, signature[32:])
     code = _code_of(data, members, program) if trusted and _fits(manifest, target) else None
     if code is None:
-        if target.missing_features():
-            # Packed weights and tiles keep the shape they were lowered for, on this machine's instructions.
-            width, registers = target.vector_width, target.vector_registers
-            target = replace(host_target(), vector_width=width, vector_registers=registers)
+        # Packed weights and tiles keep the shape they were lowered for; instructions are this machine's, as
+        # nothing of an unknown file reaches LLVM.
+        width, registers = target.vector_width, target.vector_registers
+        target = replace(host_target(), vector_width=width, vector_registers=registers)
         code = build_code(program.kernels, target, store, progress)
     notes = _json(bytes(members.get("report.json", b"{}")), "report.json")
     notes["graph"] = bytes(members.get("graph.txt", b"")).decode(errors="replace")
@@ -162,11 +168,20 @@ def _target(data: Any) -> CpuTarget:
     for field in fields(CpuTarget):
         if type(values[field.name]).__name__ != str(field.type):
             raise ArtifactError("the target is not valid", why=f"{field.name} = {values[field.name]!r}")
-    if not 1 <= target.vector_width <= 64 or not 1 <= target.vector_registers <= 1024:
+    if target.vector_width not in (4, 8, 16) or target.vector_registers not in (16, 32):
         raise ArtifactError("the target is not valid", why=f"{target.vector_width} lanes")
     if min(target.l1_bytes, target.l2_bytes) < 1024:
         raise ArtifactError("the target is not valid", why="cache sizes")
     return target
+
+
+def _options(data: Any) -> dict[str, Any]:
+    usual = Options()
+    for name in _KEPT_OPTIONS:
+        allowed = (int, type(None)) if name == "threads" else (type(getattr(usual, name)),)
+        if type(data[name]) not in allowed:
+            raise ArtifactError("the manifest is not valid", why=f"option {name} = {data[name]!r}")
+    return {name: data[name] for name in _KEPT_OPTIONS}
 
 
 def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program) -> Code | None:
