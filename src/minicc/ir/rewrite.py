@@ -15,6 +15,7 @@ from typing import Any
 
 from minicc.errors import VerifyError
 from minicc.ir.graph import Builder, Graph, Node, Value
+from minicc.ir.types import TensorType
 
 COMMUTATIVE = frozenset(("Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"))
 MAX_APPLICATIONS_PER_NODE = 50  # beyond this, rules undo each other
@@ -175,11 +176,17 @@ class Worklist:
                 yield node
 
 
+def _ranked(value: Value) -> bool:
+    return not isinstance(value.type, TensorType) or value.type.shape is not None
+
+
 def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrites) -> bool:
     matched = match(graph, one.pattern, node)
     if matched is None:
         return False
     captures, nodes = matched
+    if not all(_ranked(v) for n in nodes for v in (*n.inputs, *n.outputs) if v is not None):
+        return False  # rules may ask for shapes
     origin = tuple(dict.fromkeys(name for member in reversed(nodes) for name in member.origin))
     before = len(graph.nodes)
     result = one.apply(Builder(graph, origin), **captures)

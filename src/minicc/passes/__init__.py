@@ -5,6 +5,7 @@ from __future__ import annotations
 from minicc.ir.graph import Graph
 from minicc.ir.verify import Stage
 from minicc.options import Options
+from minicc.passes.captures import fold_captures
 from minicc.passes.clean import common_subexpressions, dead_code
 from minicc.passes.expand import expand
 from minicc.passes.fold import fold_constants, fold_shape_values
@@ -13,6 +14,7 @@ from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
 from minicc.passes.manager import Pass, PassContext, Repeat
 from minicc.passes.simplify import simplify
+from minicc.passes.specialise import specialise_ranks
 from minicc.passes.transposes import sink_transposes
 
 
@@ -22,6 +24,8 @@ def _fuse(graph: Graph, context: PassContext) -> int:
 
 FOLD_SHAPES = Pass("fold-shape-values", fold_shape_values)
 FOLD_CONSTANTS = Pass("fold-constants", fold_constants)
+SPECIALISE = Pass("specialise-ranks", specialise_ranks)
+CAPTURES = Pass("fold-captures", fold_captures)
 DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
@@ -36,7 +40,7 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     """The passes in order. opt_level 0 leaves only what lowering needs; 1 adds folding and fusion; 2 everything."""
     if options.opt_level == 0:
         return (FOLD_SHAPES, DEAD_CODE, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
-    first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, SIMPLIFY, MERGE, DEAD_CODE))
+    first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     layout = (LAYOUT, SINK, first) if options.opt_level >= 2 else ()
     return (first, FOLD_AFFINE, EXPAND, first, *layout, FUSE)
 

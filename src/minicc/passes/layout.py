@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minicc.ir.dims import Dim
 from minicc.ir.graph import Builder, Graph, Node, Value, object_array
 from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType
@@ -59,14 +60,49 @@ def choose_layout(graph: Graph, context: PassContext) -> int:
         return 0
     changes = sum(choose_layout(body, context) for body in bodies(graph))
     graph.tidy()
+    shuffles = {node: shuffle for node in graph.nodes if (shuffle := find_shuffle(graph, node)) is not None}
     roles = {node: role for node in graph.nodes if (role := find_role(node)) is not None}
+    roles.update(dict.fromkeys((member for shuffle in shuffles.values() for member in shuffle.nodes), Role((0,))))
     forced = {n for n in roles if n.op.name in FORCED and not n.op.domain and n.attrs["layout"] == "NCHW"}
     if not forced:
         return changes
-    chosen = _minimum_cut(graph, roles, forced)
-    changes += _Rebuild(graph, roles, chosen).run()
+    chosen = _minimum_cut(graph, roles, forced, shuffles)
+    changes += _Rebuild(graph, roles, chosen, shuffles).run()
     context.rules["channels-last"] += len(chosen)
     return changes
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A channel shuffle (Zhang et al., 2017): Reshape to `groups` of channels, Transpose, Reshape back."""
+
+    nodes: tuple[Node, Node, Node]
+    source: Value
+    groups: Dim
+    per_group: Dim
+
+
+def find_shuffle(graph: Graph, node: Node) -> Shuffle | None:
+    """The channel shuffle that ends in `node`, whose inner values nobody else reads."""
+    nodes = [node]
+    for wanted in ("Transpose", "Reshape"):
+        value = nodes[-1].inputs[0] if nodes[-1].inputs else None
+        if value is None or value.producer is None or len(value.uses) != 1 or value in graph.outputs:
+            return None
+        if value.producer.op.name != wanted or value.producer.op.domain:
+            return None
+        nodes.append(value.producer)
+    last, transpose, first = nodes
+    source = first.inputs[0]
+    if node.op.name != "Reshape" or node.op.domain or source is None or _rank(source) is None or _rank(first.output) is None:
+        return None
+    rank = source.tensor.rank
+    if rank < 3 or last.output.type != source.type or list(transpose.attrs["perm"] or ()) != [0, 2, 1, *range(3, rank + 1)]:
+        return None
+    split = first.output.shape
+    if (split[0], *split[3:]) != (source.shape[0], *source.shape[2:]):
+        return None
+    return Shuffle((first, transpose, last), source, split[1], split[2])
 
 
 def _rank(value: Value | None) -> int | None:
@@ -160,14 +196,18 @@ def moves_nothing(shape: Sequence[Any], perm: Sequence[int]) -> bool:
     return kept == sorted(kept)
 
 
-def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node]) -> set[Node]:
-    """The nodes to compute channels-last."""
+def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node],
+                 shuffles: Mapping[Node, Shuffle]) -> set[Node]:  # fmt: skip
+    """The nodes to compute channels-last; a channel shuffle is one node, its last."""
     import networkx  # loaded only for graphs with convolutions
 
     network = networkx.DiGraph()
     network.add_nodes_from((SOURCE, SINK))
 
+    last_of = {member: last for last, shuffle in shuffles.items() for member in shuffle.nodes}
+
     def side(node: Node | None) -> Any:
+        node = last_of.get(node, node) if node is not None else None
         return SINK if node is None or node not in roles else SOURCE if node in forced else node
 
     def edge(a: Any, b: Any, capacity: int | None) -> None:
@@ -190,7 +230,7 @@ def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node]) ->
             continue
         producer = value.producer
         made = side(producer if producer in roles and roles[producer].outputs else None)
-        readers = {reader for node, position in value.uses if (reader := _reader(node, position, roles, side)) is not None}
+        readers = {reader for node, position in value.uses if (reader := _reader(node, position, roles, side, node in last_of)) is not None}
         if value in graph.outputs:
             readers.add(SINK)
         readers.discard(made)
@@ -206,7 +246,7 @@ def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node]) ->
                 edge(reader, wants_last, None)
                 edge(wants_first, reader, None)
     for node in graph.nodes:
-        if node in roles and node.op.name == "Transpose":
+        if node in roles and node.op.name == "Transpose" and node not in last_of:
             rank = len(node.attrs["perm"])
             if tuple(node.attrs["perm"]) == to_first(rank):
                 edge(SOURCE, node, _cost(node.output))
@@ -224,12 +264,12 @@ def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node]) ->
     return forced | {n for n in near if isinstance(n, Node)}
 
 
-def _reader(node: Node, position: int, roles: Mapping[Node, Role], side: Any) -> Any:
+def _reader(node: Node, position: int, roles: Mapping[Node, Role], side: Any, shuffled: bool) -> Any:
     """The side a reader takes a value on, or None when it takes both for nothing."""
     role = roles.get(node)
     if role is None:
         return SINK
-    if node.op.name == "Transpose":
+    if node.op.name == "Transpose" and not shuffled:
         perm = tuple(node.attrs["perm"])
         return SOURCE if perm == to_last(len(perm)) else SINK if perm == to_first(len(perm)) else None
     return side(node) if position in role.inputs else SINK
@@ -241,8 +281,10 @@ def _reader(node: Node, position: int, roles: Mapping[Node, Role], side: Any) ->
 class _Rebuild:
     """One pass over the nodes in order; `last` maps values to their channels-last form."""
 
-    def __init__(self, graph: Graph, roles: Mapping[Node, Role], chosen: set[Node]) -> None:
-        self.graph, self.roles, self.chosen = graph, roles, chosen
+    def __init__(self, graph: Graph, roles: Mapping[Node, Role], chosen: set[Node],
+                 shuffles: Mapping[Node, Shuffle]) -> None:  # fmt: skip
+        self.graph, self.roles, self.chosen, self.shuffles = graph, roles, chosen, shuffles
+        self.skipped = {n for last, shuffle in shuffles.items() if last in chosen for n in shuffle.nodes[:2]}
         self.last: dict[Value, Value] = {}  # the channels-last form of a value
         self.lazy: dict[Value, Node] = {}  # values computed channels-last only, so far
 
@@ -250,6 +292,8 @@ class _Rebuild:
         graph = self.graph
         changes = 0
         for node in list(graph.nodes):
+            if node in self.skipped:
+                continue
             if node in self.chosen:
                 changes += 1
                 self._rebuild(node)
@@ -301,6 +345,9 @@ class _Rebuild:
         if node.op.name == "Transpose":
             self._rebuild_transpose(node)
             return
+        if node in self.shuffles:
+            self._rebuild_shuffle(node, self.shuffles[node])
+            return
         inputs: list[Value | None] = []
         for position, value in enumerate(node.inputs):
             follows = position in role.inputs or (
@@ -316,6 +363,15 @@ class _Rebuild:
                 self.lazy[old] = node
             else:
                 graph.replace(old, made)
+
+    def _rebuild_shuffle(self, node: Node, shuffle: Shuffle) -> None:
+        b = Builder(self.graph, node.origin)
+        x = self._as_last(shuffle.source, shuffle.source.tensor.rank, node.origin)
+        rank = x.tensor.rank
+        split = b.op("Reshape", x, b.shape([*x.shape[:-1], shuffle.groups, shuffle.per_group]), allowzero=1)
+        swapped = b.op("Transpose", split, perm=[*range(rank - 1), rank, rank - 1])
+        self.last[node.output] = b.op("Reshape", swapped, b.shape(list(x.shape)), allowzero=1)
+        self.lazy[node.output] = node
 
     def _rebuild_transpose(self, node: Node) -> None:
         """A transposition of the model whose result is wanted channels-last."""

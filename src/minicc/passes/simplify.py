@@ -259,6 +259,8 @@ def expand_into_broadcast(b: Builder, node: Node) -> Result:
     for position, value in enumerate(node.inputs):
         if value is None or value.producer is None or value.producer.op.name != "Expand" or value.producer.op.domain:
             continue
+        if any(v is None or v.tensor.shape is None for v in (*node.inputs, *value.producer.inputs, node.output)):
+            continue
         source = value.producer.inputs[0]
         others = [v.shape for i, v in enumerate(node.inputs) if i != position and v is not None]
         try:
@@ -326,6 +328,8 @@ def concat_of_concat(b: Builder, node: Node) -> Result:
     """Nested Concats along one axis are one; a Concat of one value is the value."""
     if len(node.inputs) == 1:
         return node.inputs[0]
+    if any(not isinstance(v.type, TensorType) or v.type.shape is None for v in (*node.inputs, node.output) if v is not None):
+        return None
     rank, axis = node.output.tensor.rank, node.attrs["axis"]
     parts: list[Value | None] = []
     for value in node.inputs:

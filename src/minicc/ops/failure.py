@@ -1,0 +1,25 @@
+"""`Raise`: what stands in a branch that cannot be valid, so that the error comes only if the branch is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minicc.errors import ShapeError
+from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
+from minicc.ir.types import BY_NAME, TensorType, Type
+
+
+def _infer(n: Inference) -> Sequence[Type]:
+    """Outputs as declared: element type names, and shapes (None for an unknown rank)."""
+    return [TensorType(BY_NAME[name], shape) for name, shape in zip(n.attr("dtypes"), n.attr("shapes"))]
+
+
+def _eval(*, message: str, dtypes: Any, shapes: Any) -> None:
+    raise ShapeError(message, why="the model took a branch whose shapes do not fit together")
+
+
+RAISE = register(OpDef(
+    "Raise", Kind.HOST, infer=_infer, eval=_eval, attrs={"message": REQUIRED, "dtypes": REQUIRED, "shapes": REQUIRED},
+    deterministic=False, domain="minicc",
+))  # fmt: skip
