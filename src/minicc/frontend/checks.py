@@ -1,7 +1,7 @@
 """Checks of an upgraded node before it enters the graph.
 
-Element types are held against ONNX's schema, and constants refused that would be wrong in every run: indices out of
-range, useless quantisation scales.
+Element types are held against ONNX's schema. Constants are refused that would be wrong in every run: indices
+out of range, useless quantisation scales.
 
 Shapes are checked by the ops' own inference.
 """
@@ -34,7 +34,7 @@ def check(node: OnnxNode) -> None:
 
 @lru_cache(maxsize=1024)
 def _allowed(name: str, domain: str, version: int) -> tuple[tuple[str, frozenset[str], bool], ...]:
-    """For each formal input: its type variable, the type texts it may have, and whether it is one type for all."""
+    """For each formal input: its type variable, the texts it may be, and whether it is one type for all."""
     schema = onnx.defs.get_schema(name, version, domain)
     sets = {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
     return tuple(
