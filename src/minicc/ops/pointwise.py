@@ -171,9 +171,16 @@ def _divide_content(n: Inference) -> Contents:
     """Integers truncate, which is flooring of what is not negative; floats divide when that is exact."""
     if n.dtype(0).is_float:
         return propagate_dims(exact_quotient)(n)
-    return propagate_dims(
-        lambda x, y: floor_divide(x, y) if certainly_non_negative(x) and certainly_non_negative(y) else None
-    )(n)
+    return propagate_dims(_truncated)(n)
+
+
+def _truncated(x: Dim, y: Dim) -> Dim | None:
+    """x / y rounded towards zero, for a divisor that is certainly positive."""
+    if not certainly_non_negative(y):
+        return None
+    if certainly_non_negative(x):
+        return floor_divide(x, y)
+    return floor_divide(maximum(x, 0), y) - floor_divide(maximum(-x, 0), y) if certainly_positive(y) else None
 
 
 register(OpDef(
