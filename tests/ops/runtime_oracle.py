@@ -16,8 +16,16 @@ def onnx_type(array: np.ndarray) -> int:
     return helper.np_dtype_to_tensor_dtype(array.dtype)
 
 
-def run_onnxruntime(op: str, inputs: Sequence[Any], attrs: dict[str, Any], *, outputs: int = 1, domain: str = "",
-                    constants: Sequence[int] = (), opset: int = 21) -> list[np.ndarray]:  # fmt: skip
+def run_onnxruntime(
+    op: str,
+    inputs: Sequence[Any],
+    attrs: dict[str, Any],
+    *,
+    outputs: int = 1,
+    domain: str = "",
+    constants: Sequence[int] = (),
+    opset: int = 21,
+) -> list[np.ndarray]:
     """The outputs of one node; inputs at `constants` are initializers, None is a missing input."""
     names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
     node = helper.make_node(op, names, [f"y{i}" for i in range(outputs)], domain=domain, **attrs)
@@ -25,7 +33,11 @@ def run_onnxruntime(op: str, inputs: Sequence[Any], attrs: dict[str, Any], *, ou
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info(names[i], onnx_type(x), x.shape) for i, x in fed if i not in constants],
+        [
+            helper.make_tensor_value_info(names[i], onnx_type(x), x.shape)
+            for i, x in fed
+            if i not in constants
+        ],
         [helper.make_empty_tensor_value_info(f"y{i}") for i in range(outputs)],
         [onnx.numpy_helper.from_array(x, names[i]) for i, x in fed if i in constants],
     )
@@ -39,12 +51,24 @@ def run_onnxruntime(op: str, inputs: Sequence[Any], attrs: dict[str, Any], *, ou
     return session.run(None, {names[i]: x for i, x in fed if i not in constants})
 
 
-def check_against_onnxruntime(op: str, inputs: Sequence[Any], attrs: dict[str, Any] | None = None, *, outputs: int = 1,
-                              domain: str = "", constants: Sequence[int] = (), opset: int = 21,
-                              compared: Sequence[int] | None = None, rtol: float = 1e-5, atol: float = 1e-5) -> None:  # fmt: skip
+def check_against_onnxruntime(
+    op: str,
+    inputs: Sequence[Any],
+    attrs: dict[str, Any] | None = None,
+    *,
+    outputs: int = 1,
+    domain: str = "",
+    constants: Sequence[int] = (),
+    opset: int = 21,
+    compared: Sequence[int] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> None:
     """eval, infer, compute and expand agree with ONNX Runtime; `compared` are the outputs looked at."""
     attrs = attrs or {}
-    found: list[Any] = run_onnxruntime(op, inputs, attrs, outputs=outputs, domain=domain, constants=constants, opset=opset)
+    found: list[Any] = run_onnxruntime(
+        op, inputs, attrs, outputs=outputs, domain=domain, constants=constants, opset=opset
+    )
     if compared is not None:
         found = [x if i in compared else None for i, x in enumerate(found)]
     arrays = [None if x is None else np.asarray(x) for x in inputs]

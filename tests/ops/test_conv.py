@@ -48,7 +48,9 @@ def geometries(draw: st.DrawFn, *, same_dilations: bool = False) -> tuple[list[i
 
 @given(geometries(), st.sampled_from([(4, 4, 1), (4, 8, 2), (4, 4, 4), (2, 4, 2)]))
 @settings(max_examples=60, deadline=None)
-def test_conv_as_onnxruntime(geometry: tuple[list[int], dict[str, object]], channels: tuple[int, int, int]) -> None:
+def test_conv_as_onnxruntime(
+    geometry: tuple[list[int], dict[str, object]], channels: tuple[int, int, int]
+) -> None:
     sizes, attrs = geometry
     c, m, group = channels
     inputs = [normal(2, c, *sizes), normal(m, c // group, *attrs["kernel_shape"]), normal(m)]
@@ -57,11 +59,16 @@ def test_conv_as_onnxruntime(geometry: tuple[list[int], dict[str, object]], chan
 
 @given(geometries(), st.sampled_from([(4, 4, 1), (4, 8, 2), (4, 4, 4)]))
 @settings(max_examples=40, deadline=None)
-def test_conv_transpose_as_onnxruntime(geometry: tuple[list[int], dict[str, object]], channels: tuple[int, int, int]) -> None:
+def test_conv_transpose_as_onnxruntime(
+    geometry: tuple[list[int], dict[str, object]], channels: tuple[int, int, int]
+) -> None:
     sizes, attrs = geometry
     c, m, group = channels
     # Kernels smaller than the stride under SAME: ONNX says input * stride, ONNX Runtime gives less.
-    assume("SAME" not in str(attrs.get("auto_pad")) or all(k >= s for k, s in zip(attrs["kernel_shape"], attrs["strides"])))
+    assume(
+        "SAME" not in str(attrs.get("auto_pad"))
+        or all(k >= s for k, s in zip(attrs["kernel_shape"], attrs["strides"]))
+    )
     inputs = [normal(2, c, *sizes), normal(c, m // group, *attrs["kernel_shape"]), normal(m)]
     check_against_onnxruntime("ConvTranspose", inputs, {**attrs, "group": group}, rtol=1e-4, atol=1e-4)
 
@@ -76,7 +83,14 @@ def test_channels_last_is_a_permutation(geometry: tuple[list[int], dict[str, obj
     expected = definition.eval(x, *weights, **{**definition.attrs, **attrs})
     expected = expected[0] if isinstance(expected, tuple) else expected
     last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-    check_call(op, [last, *weights], {**attrs, "layout": "NHWC"}, [np.ascontiguousarray(np.moveaxis(expected, 1, -1))], rtol=1e-4, atol=1e-4)
+    check_call(
+        op,
+        [last, *weights],
+        {**attrs, "layout": "NHWC"},
+        [np.ascontiguousarray(np.moveaxis(expected, 1, -1))],
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_conv_integer_with_zero_points() -> None:
@@ -84,7 +98,9 @@ def test_conv_integer_with_zero_points() -> None:
     check_against_onnxruntime("ConvInteger", inputs, {"group": 2, "pads": [1, 0, 1, 2]}, constants=(3,))
 
 
-@pytest.mark.parametrize("attrs", [{"activation": "Relu"}, {"activation": "Clip", "activation_params": [-0.5, 1.0]}])
+@pytest.mark.parametrize(
+    "attrs", [{"activation": "Relu"}, {"activation": "Clip", "activation_params": [-0.5, 1.0]}]
+)
 def test_fused_conv(attrs: dict[str, object]) -> None:
     inputs = [normal(1, 4, 6, 6), normal(3, 4, 3, 3), normal(3), normal(1, 3, 4, 4)]
     check_against_onnxruntime("FusedConv", inputs, {**attrs, "kernel_shape": [3, 3]}, domain="com.microsoft")
@@ -97,8 +113,14 @@ def test_symbolic_sizes_give_the_static_ones(auto_pad: str, stride: int) -> None
     attrs |= {"pads": [1, 1, 0, 1]} if auto_pad == "NOTSET" else {}
     weight = TensorType(f32, (5, 4, 3, 3))
     graph = Graph()
-    for op, w in (("Conv", [graph.input("w", weight)]), ("MaxPool", []), ("ConvTranspose", [graph.input("v", TensorType(f32, (4, 5, 3, 3)))])):
-        symbolic = graph.add(op, [graph.input("x", TensorType(f32, (symbol("n"), 4, symbol("h"), symbol("w")))), *w], attrs).output
+    for op, w in (
+        ("Conv", [graph.input("w", weight)]),
+        ("MaxPool", []),
+        ("ConvTranspose", [graph.input("v", TensorType(f32, (4, 5, 3, 3)))]),
+    ):
+        symbolic = graph.add(
+            op, [graph.input("x", TensorType(f32, (symbol("n"), 4, symbol("h"), symbol("w")))), *w], attrs
+        ).output
         for h, width in ((7, 12), (8, 9), (13, 5)):
             static = graph.add(op, [graph.input("y", TensorType(f32, (2, 4, h, width))), *w], attrs).output
             sizes = {"n": 2, "h": h, "w": width}

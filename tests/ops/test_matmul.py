@@ -22,7 +22,9 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def integers(dtype: type, *shape: int, seed: int = 0) -> np.ndarray:
     info = np.iinfo(dtype)
-    return np.random.default_rng([seed, *shape]).integers(info.min, info.max, shape, endpoint=True).astype(dtype)
+    return (
+        np.random.default_rng([seed, *shape]).integers(info.min, info.max, shape, endpoint=True).astype(dtype)
+    )
 
 
 @pytest.mark.parametrize("case", cases_of("MatMul", "MatMulInteger", "Gemm", "Einsum"), ids=lambda c: c.name)
@@ -39,23 +41,43 @@ def test_onnx_case(case: Case) -> None:
 def test_matmul_shapes(a: tuple[int, ...], b: tuple[int, ...], dtype: type) -> None:
     x, y = (normal(*a) * 4).astype(dtype), (normal(*b) * 4).astype(dtype)
     wide = np.float64 if np.issubdtype(dtype, np.floating) else dtype
-    check_call("MatMul", [x, y], {}, [np.matmul(x.astype(wide), y.astype(wide)).astype(dtype)], rtol=1e-4, atol=1e-4)
+    check_call(
+        "MatMul", [x, y], {}, [np.matmul(x.astype(wide), y.astype(wide)).astype(dtype)], rtol=1e-4, atol=1e-4
+    )
 
 
 EQUATIONS = [
-    ("ij,jk->ik", (3, 4), (4, 5)), ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)), ("bhid,bhjd->bhij", (2, 3, 4, 5), (2, 3, 6, 5)),
-    ("...ij,...kj->...ik", (2, 3, 4), (2, 5, 4)), ("i,j->ij", (3,), (4,)), ("ij,ij->", (3, 4), (3, 4)),
-    ("ij->", (3, 4), None), ("abcd->dbca", (2, 3, 4, 5), None), ("ab,bc,cd", None, None), ("ij,j", (3, 4), (4,)),
-    ("bqc,bchw->bqhw", (2, 5, 3), (2, 3, 4, 6)), ("bhwc,hkc->bhwk", (2, 3, 4, 5), (3, 6, 5)), ("ijk,jl->ilk", (2, 3, 4), (3, 5)),
-    ("abcxd,abcdy->abcxy", (2, 2, 2, 3, 4), (2, 2, 2, 4, 5)), ("...i,i->...", (2, 3, 4), (4,)),
-    ("aB, Bc -> ac", (2, 3), (3, 4)), ("ij,kl->", (2, 3), (4, 5)), ("b...d,d...->b...", (2, 3, 4), (4, 3)),
-]  # fmt: skip
+    ("ij,jk->ik", (3, 4), (4, 5)),
+    ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)),
+    ("bhid,bhjd->bhij", (2, 3, 4, 5), (2, 3, 6, 5)),
+    ("...ij,...kj->...ik", (2, 3, 4), (2, 5, 4)),
+    ("i,j->ij", (3,), (4,)),
+    ("ij,ij->", (3, 4), (3, 4)),
+    ("ij->", (3, 4), None),
+    ("abcd->dbca", (2, 3, 4, 5), None),
+    ("ab,bc,cd", None, None),
+    ("ij,j", (3, 4), (4,)),
+    ("bqc,bchw->bqhw", (2, 5, 3), (2, 3, 4, 6)),
+    ("bhwc,hkc->bhwk", (2, 3, 4, 5), (3, 6, 5)),
+    ("ijk,jl->ilk", (2, 3, 4), (3, 5)),
+    ("abcxd,abcdy->abcxy", (2, 2, 2, 3, 4), (2, 2, 2, 4, 5)),
+    ("...i,i->...", (2, 3, 4), (4,)),
+    ("aB, Bc -> ac", (2, 3), (3, 4)),
+    ("ij,kl->", (2, 3), (4, 5)),
+    ("b...d,d...->b...", (2, 3, 4), (4, 3)),
+]
 
 
 @pytest.mark.parametrize(("equation", "first", "second"), EQUATIONS, ids=lambda v: str(v))
 def test_einsum(equation: str, first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> None:
-    arrays = [normal(*s) for s in (first, second) if s is not None] or [normal(2, 3), normal(3, 4), normal(4, 5)]
-    expected = np.einsum(equation.replace(" ", ""), *(a.astype(np.float64) for a in arrays)).astype(np.float32)
+    arrays = [normal(*s) for s in (first, second) if s is not None] or [
+        normal(2, 3),
+        normal(3, 4),
+        normal(4, 5),
+    ]
+    expected = np.einsum(equation.replace(" ", ""), *(a.astype(np.float64) for a in arrays)).astype(
+        np.float32
+    )
     check_call("Einsum", arrays, {"equation": equation}, [np.asarray(expected)], rtol=1e-4, atol=1e-5)
 
 
@@ -63,7 +85,10 @@ def test_einsum(equation: str, first: tuple[int, ...] | None, second: tuple[int,
 @settings(max_examples=40, deadline=None)
 def test_einsum_of_random_labels(data: st.DataObject) -> None:
     sizes = {label: i % 3 + 1 for i, label in enumerate("abcdef")}
-    operands = [data.draw(st.lists(st.sampled_from("abcdef"), unique=True, max_size=4)) for _ in range(data.draw(st.integers(1, 3)))]
+    operands = [
+        data.draw(st.lists(st.sampled_from("abcdef"), unique=True, max_size=4))
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
     used = sorted({label for o in operands for label in o})
     output = data.draw(st.lists(st.sampled_from(used), unique=True)) if used else []
     equation = ",".join(map("".join, operands)) + "->" + "".join(output)
@@ -94,11 +119,19 @@ def test_fused_matmul(flags: int) -> None:
         transpose, batch = flags >> side & 1, flags >> (2 + side) & 1
         shape = [2, columns, rows] if transpose else [2, rows, columns]
         sides.append([shape[1], shape[0], shape[2]] if batch else shape)
-    attrs = {"alpha": 0.5, "transA": flags & 1, "transB": flags >> 1 & 1, "transBatchA": flags >> 2 & 1, "transBatchB": flags >> 3}
+    attrs = {
+        "alpha": 0.5,
+        "transA": flags & 1,
+        "transB": flags >> 1 & 1,
+        "transBatchA": flags >> 2 & 1,
+        "transBatchB": flags >> 3,
+    }
     check_against_onnxruntime("FusedMatMul", [normal(*sides[0]), normal(*sides[1])], attrs, domain=MICROSOFT)
 
 
-@pytest.mark.parametrize("attrs", [{"activation": "Relu", "beta": 2.0}, {"activation": "LeakyRelu", "activation_alpha": 0.1}])
+@pytest.mark.parametrize(
+    "attrs", [{"activation": "Relu", "beta": 2.0}, {"activation": "LeakyRelu", "activation_alpha": 0.1}]
+)
 def test_fused_gemm(attrs: dict[str, object]) -> None:
     check_against_onnxruntime("FusedGemm", [normal(3, 4), normal(4, 5), normal(5)], attrs, domain=MICROSOFT)
 
@@ -110,7 +143,9 @@ def test_matmul_nbits(bits: int, with_zero: bool) -> None:
     inputs = [normal(2, 3, k), integers(np.uint8, n, 3, size * bits // 8), np.abs(normal(n * 3))]
     inputs += [integers(np.uint8, n * ((3 * bits + 7) // 8), seed=1)] if with_zero else []
     attrs = {"K": k, "N": n, "bits": bits, "block_size": size, "accuracy_level": 1}
-    check_against_onnxruntime("MatMulNBits", inputs, attrs, domain=MICROSOFT, constants=(1, 2, 3), rtol=1e-4, atol=1e-3)
+    check_against_onnxruntime(
+        "MatMulNBits", inputs, attrs, domain=MICROSOFT, constants=(1, 2, 3), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_matmul_integer_with_column_zero_points() -> None:

@@ -9,9 +9,18 @@ from runtime_oracle import check_against_onnxruntime
 from test_matmul import normal
 
 OPS = [
-    "BatchNormalization", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax",
-    "LpNormalization", "MeanVarianceNormalization", "RMSNormalization", "Softmax",
-]  # fmt: skip
+    "BatchNormalization",
+    "GroupNormalization",
+    "Hardmax",
+    "InstanceNormalization",
+    "LRN",
+    "LayerNormalization",
+    "LogSoftmax",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "RMSNormalization",
+    "Softmax",
+]
 
 
 @pytest.mark.parametrize("case", cases_of(*OPS), ids=lambda c: c.name)
@@ -21,7 +30,9 @@ def test_onnx_case(case: Case) -> None:
 
 def _float64_layer(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> np.ndarray:
     wide = x.astype(np.float64)
-    return (wide - wide.mean(axis=axes, keepdims=True)) / np.sqrt(wide.var(axis=axes, keepdims=True) + epsilon)
+    return (wide - wide.mean(axis=axes, keepdims=True)) / np.sqrt(
+        wide.var(axis=axes, keepdims=True) + epsilon
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -67,10 +78,14 @@ def test_lp_normalization_of_zeros(axis: int, p: int) -> None:
 def test_skip_layer_normalization() -> None:
     inputs = [normal(2, 3, 8), normal(2, 3, 8, seed=1), normal(8), normal(8, seed=1), normal(8, seed=2)]
     attrs = {"epsilon": 1e-5}
-    check_against_onnxruntime("SkipLayerNormalization", inputs, attrs, outputs=4, compared=(0, 3), domain="com.microsoft")
+    check_against_onnxruntime(
+        "SkipLayerNormalization", inputs, attrs, outputs=4, compared=(0, 3), domain="com.microsoft"
+    )
     check_against_onnxruntime("SkipLayerNormalization", inputs[:3], attrs, domain="com.microsoft")
     four = [*inputs[:3], inputs[4]]
-    check_against_onnxruntime("SkipSimplifiedLayerNormalization", four, attrs, outputs=4, compared=(0, 3), domain="com.microsoft")
+    check_against_onnxruntime(
+        "SkipSimplifiedLayerNormalization", four, attrs, outputs=4, compared=(0, 3), domain="com.microsoft"
+    )
 
 
 def test_simplified_layer_normalization() -> None:
@@ -87,4 +102,6 @@ def test_embed_layer_normalization(with_segments: bool) -> None:
     kinds = normal(2, 8) if with_segments else None
     inputs = [words, segments, normal(10, 8), normal(6, 8), kinds, normal(8), normal(8, seed=1), mask]
     outputs = 3 if with_segments else 2
-    check_against_onnxruntime("EmbedLayerNormalization", inputs, {"epsilon": 1e-5}, outputs=outputs, domain="com.microsoft")
+    check_against_onnxruntime(
+        "EmbedLayerNormalization", inputs, {"epsilon": 1e-5}, outputs=outputs, domain="com.microsoft"
+    )

@@ -75,8 +75,25 @@ def test_dynamic_quantize_lstm(direction: str, per_column: bool) -> None:
     scales = [np.abs(normal(*shape, seed=s)) * 0.01 + 0.005 for s in (0, 1)]
     zero = np.zeros(shape, np.int8)
     inputs = [
-        normal(T, B, I), integers(np.int8, d, I, 4 * H), integers(np.int8, d, H, 4 * H), normal(d, 8 * H), None,
-        normal(d, B, H), normal(d, B, H, seed=1), normal(d, 3 * H) * 0.1, scales[0], zero, scales[1], zero,
-    ]  # fmt: skip
+        normal(T, B, I),
+        integers(np.int8, d, I, 4 * H),
+        integers(np.int8, d, H, 4 * H),
+        normal(d, 8 * H),
+        None,
+        normal(d, B, H),
+        normal(d, B, H, seed=1),
+        normal(d, 3 * H) * 0.1,
+        scales[0],
+        zero,
+        scales[1],
+        zero,
+    ]
     attrs = {"direction": direction, "hidden_size": H}
-    check_against_onnxruntime("DynamicQuantizeLSTM", inputs, attrs, outputs=3, domain="com.microsoft", constants=(1, 2, 8, 9, 10, 11))
+    check_against_onnxruntime(
+        "DynamicQuantizeLSTM",
+        inputs,
+        attrs,
+        outputs=3,
+        domain="com.microsoft",
+        constants=(1, 2, 8, 9, 10, 11),
+    )

@@ -1,7 +1,8 @@
-"""Scaled dot-product attention: ONNX's Attention, and our own minimal form that passes recognise and templates take.
+"""Scaled dot-product attention: ONNX's Attention, and our own minimal form that passes recognise and
+templates take.
 
-Both expand into two matrix products around a row softmax. Everywhere, a query that may attend no key gives zeros. The
-operators of com.microsoft are in `attention_microsoft`, rotary embedding in `rotary`.
+Both expand into two matrix products around a row softmax. Everywhere, a query that may attend no key gives
+zeros. The operators of com.microsoft are in `attention_microsoft`, rotary embedding in `rotary`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def mask_bias(b: Builder, allowed: Value, like: Value, masked: float = -np.inf) 
 
 
 def band(b: Builder, queries: Dim, keys: Dim, offset: Value, left: int, right: int) -> Value:
-    """Whether query i at absolute position p = i + offset may attend key j: p - left <= j <= p + right; -1 is unbounded.
+    """Whether query i at absolute position p = i + offset may attend key j: p - left <= j <= p + right; -1 is
+    unbounded.
 
     offset broadcasts against [queries, keys].
     """
@@ -162,10 +164,18 @@ def _eval(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: flo
 
 
 # causal: query i attends key j if j <= i + T - S, so the last query sees every key.
-ATTENTION = register(OpDef(
-    "Attention", Kind.EXPAND, infer=_infer, eval=_eval, expand=_expand, refuse=default_refuse, domain="minicc",
-    attrs={"scale": REQUIRED, "causal": False},
-))  # fmt: skip
+ATTENTION = register(
+    OpDef(
+        "Attention",
+        Kind.EXPAND,
+        infer=_infer,
+        eval=_eval,
+        expand=_expand,
+        refuse=default_refuse,
+        domain="minicc",
+        attrs={"scale": REQUIRED, "causal": False},
+    )
+)
 
 
 # -- ONNX Attention
@@ -319,8 +329,16 @@ def _onnx_expand(b: Builder, node: Node) -> list[Value]:
     return [head_axis_in(b, y) if flat else y, k, v, shown][: len(node.outputs)]
 
 
-def _onnx_eval(q: Array, k: Array, v: Array, mask: Array | None = None, past_key: Array | None = None,
-               past_value: Array | None = None, lengths: Array | None = None, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+def _onnx_eval(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    past_key: Array | None = None,
+    past_value: Array | None = None,
+    lengths: Array | None = None,
+    **attrs: Any,
+) -> tuple[Array, ...]:
     dtype, flat = q.dtype, q.ndim == 3
     if flat:
         heads, groups = attrs["q_num_heads"], attrs["kv_num_heads"]
@@ -372,10 +390,24 @@ def _onnx_eval(q: Array, k: Array, v: Array, mask: Array | None = None, past_key
     return y.astype(dtype), *present, stages[attrs["qk_matmul_output_mode"]].astype(dtype)
 
 
-register(OpDef(
-    "Attention", Kind.EXPAND, infer=_onnx_infer, eval=_onnx_eval, expand=_onnx_expand, refuse=_onnx_refuse,
-    attrs={
-        "is_causal": 0, "kv_num_heads": None, "left_window_size": -1, "q_num_heads": None, "qk_matmul_output_mode": 0,
-        "right_window_size": -1, "scale": None, "softcap": 0.0, "softmax_precision": None,
-    },
-))  # fmt: skip
+register(
+    OpDef(
+        "Attention",
+        Kind.EXPAND,
+        infer=_onnx_infer,
+        eval=_onnx_eval,
+        expand=_onnx_expand,
+        refuse=_onnx_refuse,
+        attrs={
+            "is_causal": 0,
+            "kv_num_heads": None,
+            "left_window_size": -1,
+            "q_num_heads": None,
+            "qk_matmul_output_mode": 0,
+            "right_window_size": -1,
+            "scale": None,
+            "softcap": 0.0,
+            "softmax_precision": None,
+        },
+    )
+)

@@ -1,8 +1,8 @@
 """com.microsoft's attention: Attention, MultiHeadAttention and GroupQueryAttention.
 
-The first two expand into products around `minicc` Attention. GroupQueryAttention keeps a cache whose fill differs for
-each sequence of a batch, so it runs on the host. Packed inputs, relative positions and past buffers shared with
-outputs are not supported.
+The first two expand into products around `minicc` Attention. GroupQueryAttention keeps a cache whose fill
+differs for each sequence of a batch, so it runs on the host. Packed inputs, relative positions and past
+buffers shared with outputs are not supported.
 """
 
 from __future__ import annotations
@@ -35,12 +35,18 @@ def _added(b: Builder, parts: Sequence[Value | None]) -> Value | None:
 
 
 def _key_mask(b: Builder, mask: Value | None, like: Value, keys: Dim, filler: float) -> Value | None:
-    """The additive form of a mask over keys: [B] counts of valid keys, [B, T], [B, S, T] or [B, 1, S, T] of 0 and 1."""
+    """The additive form of a mask over keys: [B] counts of valid keys, [B, T], [B, S, T] or [B, 1, S, T] of 0
+    and 1.
+    """
     if mask is None:
         return None
     if mask.tensor.rank == 1:
-        places = b.op("Range", b.constant(np.int32(0)), b.op("Cast", b.op("Reshape", b.shape([keys]), b.shape([])), to=i32),
-                      b.constant(np.int32(1)))  # fmt: skip
+        places = b.op(
+            "Range",
+            b.constant(np.int32(0)),
+            b.op("Cast", b.op("Reshape", b.shape([keys]), b.shape([])), to=i32),
+            b.constant(np.int32(1)),
+        )
         return mask_bias(b, b.op("Less", places, reshaped(b, mask, (mask.shape[0], 1, 1, 1))), like, filler)
     shape = {2: (mask.shape[0], 1, 1, mask.shape[-1]), 3: (mask.shape[0], 1, *mask.shape[1:])}.get(
         mask.tensor.rank, mask.shape
@@ -131,9 +137,17 @@ def _multi_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _multi_eval(q: Array, k: Array, v: Array, bias: Array | None = None, mask: Array | None = None,
-                attention_bias: Array | None = None, past_key: Array | None = None, past_value: Array | None = None,
-                **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+def _multi_eval(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    attention_bias: Array | None = None,
+    past_key: Array | None = None,
+    past_value: Array | None = None,
+    **attrs: Any,
+) -> tuple[Array, ...]:
     heads = attrs["num_heads"]
     parts, start = [], 0
     for part in (q, k, v):
@@ -152,10 +166,18 @@ def _multi_eval(q: Array, k: Array, v: Array, bias: Array | None = None, mask: A
     return _attend_arrays(query, key, value, total, attrs), key, value
 
 
-register(OpDef(
-    "MultiHeadAttention", Kind.EXPAND, infer=_multi_infer, eval=_multi_eval, expand=_multi_expand, refuse=_multi_refuse,
-    attrs={"mask_filter_value": -10000.0, "num_heads": REQUIRED, "scale": 0.0, "unidirectional": 0}, domain=_DOMAIN,
-))  # fmt: skip
+register(
+    OpDef(
+        "MultiHeadAttention",
+        Kind.EXPAND,
+        infer=_multi_infer,
+        eval=_multi_eval,
+        expand=_multi_expand,
+        refuse=_multi_refuse,
+        attrs={"mask_filter_value": -10000.0, "num_heads": REQUIRED, "scale": 0.0, "unidirectional": 0},
+        domain=_DOMAIN,
+    )
+)
 
 
 # -- Attention(input, weights, bias, mask_index, past, attention_bias)
@@ -212,8 +234,15 @@ def _attention_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _attention_eval(x: Array, w: Array, bias: Array | None = None, mask: Array | None = None, past: Array | None = None,
-                    attention_bias: Array | None = None, **attrs: Any) -> tuple[Array, Array]:  # fmt: skip
+def _attention_eval(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    past: Array | None = None,
+    attention_bias: Array | None = None,
+    **attrs: Any,
+) -> tuple[Array, Array]:
     projected = x @ w + (0 if bias is None else bias)
     cuts = np.cumsum([int(s) for s in _hidden_sizes(attrs, w.shape)])[:2]  # type: ignore[call-overload]
     q, k, v = (
@@ -250,9 +279,21 @@ def _group_infer(n: Inference) -> list[TensorType]:
 
 
 @computed_in_f32
-def _group_eval(q: Array, k: Array, v: Array, past_key: Array | None, past_value: Array | None, seqlens: Array,
-                total: Array, cos: Array | None = None, sin: Array | None = None, positions: Array | None = None,
-                bias: Array | None = None, sink: Array | None = None, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+def _group_eval(
+    q: Array,
+    k: Array,
+    v: Array,
+    past_key: Array | None,
+    past_value: Array | None,
+    seqlens: Array,
+    total: Array,
+    cos: Array | None = None,
+    sin: Array | None = None,
+    positions: Array | None = None,
+    bias: Array | None = None,
+    sink: Array | None = None,
+    **attrs: Any,
+) -> tuple[Array, ...]:
     heads, groups = attrs["num_heads"], attrs["kv_num_heads"]
     batch, steps = q.shape[:2]
     query, key, value = (
@@ -292,11 +333,26 @@ def _group_eval(q: Array, k: Array, v: Array, past_key: Array | None, past_value
     return out.transpose(0, 2, 1, 3).reshape(q.shape), *present
 
 
-register(OpDef(
-    "GroupQueryAttention", Kind.HOST, infer=_group_infer, eval=_group_eval, domain=_DOMAIN,
-    attrs={
-        "do_rotary": 0, "kv_num_heads": REQUIRED, "local_window_size": -1, "num_heads": REQUIRED, "rotary_interleaved": 0,
-        "scale": 0.0, "smooth_softmax": 0, "softcap": 0.0, "qk_output": 0, "k_quant_type": "NONE", "v_quant_type": "NONE",
-        "kv_cache_bit_width": 0,
-    },
-))  # fmt: skip
+register(
+    OpDef(
+        "GroupQueryAttention",
+        Kind.HOST,
+        infer=_group_infer,
+        eval=_group_eval,
+        domain=_DOMAIN,
+        attrs={
+            "do_rotary": 0,
+            "kv_num_heads": REQUIRED,
+            "local_window_size": -1,
+            "num_heads": REQUIRED,
+            "rotary_interleaved": 0,
+            "scale": 0.0,
+            "smooth_softmax": 0,
+            "softcap": 0.0,
+            "qk_output": 0,
+            "k_quant_type": "NONE",
+            "v_quant_type": "NONE",
+            "kv_cache_bit_width": 0,
+        },
+    )
+)

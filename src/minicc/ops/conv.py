@@ -1,7 +1,7 @@
 """Convolutions: Conv, ConvTranspose, ConvInteger, DeformConv and com.microsoft's FusedConv.
 
-Activations are [N, C, *spatial], or [N, *spatial, C] with the attribute layout="NHWC"; weights keep ONNX's order. The
-`compute` functions are the naive form for every type and rank; fast forms are templates.
+Activations are [N, C, *spatial], or [N, *spatial, C] with the attribute layout="NHWC"; weights keep ONNX's
+order. The `compute` functions are the naive form for every type and rank; fast forms are templates.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def split_index(layout: str, index: Sequence[Expr]) -> tuple[Expr, Expr, tuple[E
 
 def conv_sum(c: Indexing, index: tuple[Expr, ...], attrs: Mapping[str, Any], dtype: DType,
              factors: Any, operands: tuple[int, int] = (0, 1)) -> Expr:  # fmt: skip
-    """The sum of `factors(x index, w index)`, a pair of Exprs of `dtype`, over channels of a group and taps."""
+    """The sum of the product of `factors(x index, w index)`, in `dtype`, over channels of a group and taps."""
     x, w = (c.type(k).dims for k in operands)
     layout, group = attrs["layout"], attrs["group"]
     geometry = conv_window(attrs, x, w)
@@ -208,10 +208,18 @@ def _fused_conv_infer(n: Inference) -> list[TensorType]:
     return [conv_type(n, 0, 1, require_same_dtype(n))]
 
 
-register(OpDef(
-    "FusedConv", Kind.EXPAND, infer=_fused_conv_infer, eval=_fused_conv_eval, expand=_fused_conv_expand,
-    refuse=default_refuse, attrs={**CONV_ATTRS, "activation": "", "activation_params": None}, domain="com.microsoft",
-))  # fmt: skip
+register(
+    OpDef(
+        "FusedConv",
+        Kind.EXPAND,
+        infer=_fused_conv_infer,
+        eval=_fused_conv_eval,
+        expand=_fused_conv_expand,
+        refuse=default_refuse,
+        attrs={**CONV_ATTRS, "activation": "", "activation_params": None},
+        domain="com.microsoft",
+    )
+)
 
 
 # -- ConvInteger
@@ -249,10 +257,17 @@ def _conv_integer_eval(
     )
 
 
-CONV_INTEGER = register(OpDef(
-    "ConvInteger", Kind.CONTRACT, infer=_conv_integer_infer, eval=_conv_integer_eval, compute=_conv_integer_compute,
-    refuse=default_refuse, attrs=CONV_ATTRS,
-))  # fmt: skip
+CONV_INTEGER = register(
+    OpDef(
+        "ConvInteger",
+        Kind.CONTRACT,
+        infer=_conv_integer_infer,
+        eval=_conv_integer_eval,
+        compute=_conv_integer_compute,
+        refuse=default_refuse,
+        attrs=CONV_ATTRS,
+    )
+)
 
 
 # -- ConvTranspose
@@ -437,8 +452,10 @@ def _deform_eval(
     (batch, channels), (kh, kw), (oh, ow) = x.shape[:2], w.shape[2:], geometry.output
     parts, group = attrs["offset_group"], attrs["group"]
     moved = offset.reshape(batch, parts, 1, kh, kw, 2, oh, ow)
-    axes = [np.arange(o)[None] * s + np.arange(k)[:, None] * d - p
-            for o, s, k, d, p in zip((oh, ow), geometry.strides, (kh, kw), geometry.dilations, geometry.begin)]  # fmt: skip
+    axes = [
+        np.arange(o)[None] * s + np.arange(k)[:, None] * d - p
+        for o, s, k, d, p in zip((oh, ow), geometry.strides, (kh, kw), geometry.dilations, geometry.begin)
+    ]
     y = moved[..., 0, :, :] + axes[0].reshape(kh, 1, oh, 1).astype(x.dtype)
     z = moved[..., 1, :, :] + axes[1].reshape(1, kw, 1, ow).astype(x.dtype)
     image = x.reshape(batch, parts, channels // parts, *x.shape[2:])
@@ -450,7 +467,21 @@ def _deform_eval(
     return out if b is None else out + _channel_vector(b, 2)
 
 
-DEFORM_CONV = register(OpDef(
-    "DeformConv", Kind.REDUCE, infer=_deform_infer, eval=_deform_eval, compute=_deform_compute, refuse=default_refuse,
-    attrs={"dilations": None, "group": 1, "kernel_shape": None, "offset_group": 1, "pads": None, "strides": None},
-))  # fmt: skip
+DEFORM_CONV = register(
+    OpDef(
+        "DeformConv",
+        Kind.REDUCE,
+        infer=_deform_infer,
+        eval=_deform_eval,
+        compute=_deform_compute,
+        refuse=default_refuse,
+        attrs={
+            "dilations": None,
+            "group": 1,
+            "kernel_shape": None,
+            "offset_group": 1,
+            "pads": None,
+            "strides": None,
+        },
+    )
+)

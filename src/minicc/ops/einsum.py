@@ -1,7 +1,7 @@
 """Einsum, rewritten into transpositions, matrix products, multiplications and sums.
 
-Operands are contracted from left to right; no order of contraction is searched. Equations that name a label twice in one
-operand (diagonals) run on the host.
+Operands are contracted from left to right; no order of contraction is searched. Equations that name a label
+twice in one operand (diagonals) run on the host.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Equation:
-    """Labels of every operand and of the output; an ellipsis became labels "0", "1", ... numbered from the right."""
+    """Labels of every operand and of the output; an ellipsis became labels "0", "1", ... numbered from the
+    right.
+    """
 
     operands: tuple[tuple[str, ...], ...]
     output: tuple[str, ...]
@@ -96,9 +98,9 @@ def _refuse(node: Node) -> str | None:
         if len(set(labels)) < len(labels):
             return "Einsum over a diagonal (a label twice in one operand)"
         for label, size in zip(labels, shape):
-            if label not in equation.output and sizes.setdefault(label, size) != size:
-                if 1 in (size, sizes[label]):
-                    return "Einsum that sums over a broadcast size"
+            other = size if label in equation.output else sizes.setdefault(label, size)
+            if other != size and 1 in (size, other):
+                return "Einsum that sums over a broadcast size"
     return None
 
 
@@ -189,6 +191,14 @@ def _eval(*arrays: Array, equation: str) -> Array:
     )
 
 
-EINSUM = register(OpDef(
-    "Einsum", Kind.EXPAND, infer=_infer, eval=_eval, expand=_expand, refuse=_refuse, attrs={"equation": REQUIRED},
-))  # fmt: skip
+EINSUM = register(
+    OpDef(
+        "Einsum",
+        Kind.EXPAND,
+        infer=_infer,
+        eval=_eval,
+        expand=_expand,
+        refuse=_refuse,
+        attrs={"equation": REQUIRED},
+    )
+)

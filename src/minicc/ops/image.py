@@ -98,7 +98,15 @@ def _eval(x: Array, image_shape: Array, block_shape: Array, **attrs: Any) -> Arr
     return np.ascontiguousarray(padded[(..., *cut)])
 
 
-register(OpDef(
-    "Col2Im", Kind.REDUCE, infer=_infer, eval=_eval, compute=_compute, refuse=default_refuse, static_inputs=(1, 2),
-    attrs={"dilations": None, "pads": None, "strides": None},
-))  # fmt: skip
+register(
+    OpDef(
+        "Col2Im",
+        Kind.REDUCE,
+        infer=_infer,
+        eval=_eval,
+        compute=_compute,
+        refuse=default_refuse,
+        static_inputs=(1, 2),
+        attrs={"dilations": None, "pads": None, "strides": None},
+    )
+)

@@ -92,11 +92,25 @@ def _cross_entropy_eval(
 
 
 _ATTRS = {"ignore_index": None, "reduction": "mean"}
-register(OpDef(
-    "NegativeLogLikelihoodLoss", Kind.EXPAND, infer=_infer, eval=_nll_eval, expand=_nll_expand, refuse=default_refuse,
-    attrs=_ATTRS,
-))  # fmt: skip
-register(OpDef(
-    "SoftmaxCrossEntropyLoss", Kind.EXPAND, infer=_infer, eval=_cross_entropy_eval, expand=_cross_entropy_expand,
-    refuse=default_refuse, attrs=_ATTRS,
-))  # fmt: skip
+register(
+    OpDef(
+        "NegativeLogLikelihoodLoss",
+        Kind.EXPAND,
+        infer=_infer,
+        eval=_nll_eval,
+        expand=_nll_expand,
+        refuse=default_refuse,
+        attrs=_ATTRS,
+    )
+)
+register(
+    OpDef(
+        "SoftmaxCrossEntropyLoss",
+        Kind.EXPAND,
+        infer=_infer,
+        eval=_cross_entropy_eval,
+        expand=_cross_entropy_expand,
+        refuse=default_refuse,
+        attrs=_ATTRS,
+    )
+)

@@ -1,7 +1,8 @@
-"""Matrix products: MatMul, Gemm, Einsum, MatMulInteger and com.microsoft's FusedMatMul, FusedGemm, MatMulNBits.
+"""Matrix products: MatMul, Gemm, Einsum, MatMulInteger and com.microsoft's FusedMatMul, FusedGemm,
+MatMulNBits.
 
-Only MatMul and MatMulInteger compute; the others become them. Products of quantised operands with a quantised result are
-in `quant`.
+Only MatMul and MatMulInteger compute; the others become them. Products of quantised operands with a quantised
+result are in `quant`.
 """
 
 from __future__ import annotations
@@ -84,9 +85,16 @@ def _matmul_eval(a: Array, b: Array) -> Array:
     return np.matmul(a, b)
 
 
-MATMUL = register(OpDef(
-    "MatMul", Kind.CONTRACT, infer=_matmul_infer, eval=_matmul_eval, compute=_matmul_compute, refuse=default_refuse,
-))  # fmt: skip
+MATMUL = register(
+    OpDef(
+        "MatMul",
+        Kind.CONTRACT,
+        infer=_matmul_infer,
+        eval=_matmul_eval,
+        compute=_matmul_compute,
+        refuse=default_refuse,
+    )
+)
 
 
 # -- MatMulInteger
@@ -121,10 +129,11 @@ def _matmul_integer_compute(c: Indexing, index: tuple[Expr, ...]) -> Expr:
 
 
 def _matmul_integer_refuse(node: Node) -> str | None:
-    if len(node.inputs) > 2 and node.inputs[2] is not None and len(node.inputs[0].shape) == 1:  # type: ignore[union-attr]
-        if node.inputs[2].tensor.size != 1:
-            return "a zero point for each row of a vector"
-    return default_refuse(node)
+    a, zero = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+    reason = default_refuse(node)
+    if reason is None and a is not None and zero is not None and a.tensor.rank == 1 and zero.tensor.size != 1:
+        return "a zero point for each row of a vector"
+    return reason
 
 
 def _matmul_integer_eval(
@@ -203,11 +212,19 @@ def _gemm_eval(
 
 
 _GEMM_ATTRS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-GEMM = register(OpDef(
-    "Gemm", Kind.EXPAND, infer=_gemm_infer, eval=_gemm_eval, expand=_gemm_expand, refuse=_gemm_refuse, attrs=_GEMM_ATTRS,
-))  # fmt: skip
+GEMM = register(
+    OpDef(
+        "Gemm",
+        Kind.EXPAND,
+        infer=_gemm_infer,
+        eval=_gemm_eval,
+        expand=_gemm_expand,
+        refuse=_gemm_refuse,
+        attrs=_GEMM_ATTRS,
+    )
+)
 
-# activation name of com.microsoft ops: (operator, its attributes with the attribute of the fused op that gives each)
+# activation name of com.microsoft ops: (operator, {its attribute: the attribute of the fused op that gives it})
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "Relu": ("Relu", {}),
     "Tanh": ("Tanh", {}),
@@ -218,7 +235,9 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def _activation(attrs: dict[str, Any]) -> tuple[str, dict[str, float]] | None:
-    """Operator and attributes of the `activation` attribute; None when there is none. Raises ShapeError when unknown."""
+    """Operator and attributes of the `activation` attribute; None when there is none. Raises ShapeError when
+    unknown.
+    """
     name = attrs["activation"]
     if not name:
         return None
@@ -248,11 +267,24 @@ def _fused_gemm_eval(a: Array, b: Array, c: Array | None = None, **attrs: Any) -
     return np.asarray(result).astype(a.dtype)
 
 
-register(OpDef(
-    "FusedGemm", Kind.EXPAND, infer=_gemm_infer, eval=_fused_gemm_eval, expand=_fused_gemm_expand, refuse=_gemm_refuse,
-    attrs={**_GEMM_ATTRS, "activation": "", "activation_alpha": 0.0, "activation_beta": 0.0, "activation_gamma": 0.0},
-    domain="com.microsoft",
-))  # fmt: skip
+register(
+    OpDef(
+        "FusedGemm",
+        Kind.EXPAND,
+        infer=_gemm_infer,
+        eval=_fused_gemm_eval,
+        expand=_fused_gemm_expand,
+        refuse=_gemm_refuse,
+        attrs={
+            **_GEMM_ATTRS,
+            "activation": "",
+            "activation_alpha": 0.0,
+            "activation_beta": 0.0,
+            "activation_gamma": 0.0,
+        },
+        domain="com.microsoft",
+    )
+)
 
 
 # -- com.microsoft FusedMatMul
@@ -298,11 +330,18 @@ def _fused_matmul_eval(a: Array, b: Array, **attrs: Any) -> Array:
     return np.asarray(np.matmul(a, b) * a.dtype.type(attrs["alpha"]))
 
 
-register(OpDef(
-    "FusedMatMul", Kind.EXPAND, infer=_fused_matmul_infer, eval=_fused_matmul_eval, expand=_fused_matmul_expand,
-    refuse=default_refuse, domain="com.microsoft",
-    attrs={"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0},
-))  # fmt: skip
+register(
+    OpDef(
+        "FusedMatMul",
+        Kind.EXPAND,
+        infer=_fused_matmul_infer,
+        eval=_fused_matmul_eval,
+        expand=_fused_matmul_expand,
+        refuse=default_refuse,
+        domain="com.microsoft",
+        attrs={"alpha": 1.0, "transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0},
+    )
+)
 
 
 # -- com.microsoft MatMulNBits: weights of 2, 4 or 8 bits in blocks along the inner axis
@@ -358,8 +397,15 @@ def _matmul_nbits_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _matmul_nbits_eval(a: Array, b: Array, scales: Array, zero: Array | None = None, g_idx: Array | None = None,
-                       bias: Array | None = None, **attrs: Any) -> Array:  # fmt: skip
+def _matmul_nbits_eval(
+    a: Array,
+    b: Array,
+    scales: Array,
+    zero: Array | None = None,
+    g_idx: Array | None = None,
+    bias: Array | None = None,
+    **attrs: Any,
+) -> Array:
     if g_idx is not None:
         raise ShapeError(
             "MatMulNBits with g_idx is not supported", hint="export the weights without act_order"
@@ -368,8 +414,22 @@ def _matmul_nbits_eval(a: Array, b: Array, scales: Array, zero: Array | None = N
     return np.asarray(out if bias is None else out + bias)
 
 
-register(OpDef(
-    "MatMulNBits", Kind.EXPAND, infer=_matmul_nbits_infer, eval=_matmul_nbits_eval, expand=_matmul_nbits_expand,
-    refuse=_matmul_nbits_refuse, domain="com.microsoft",
-    attrs={"K": REQUIRED, "N": REQUIRED, "bits": 4, "block_size": REQUIRED, "accuracy_level": 0, "weight_prepacked": 0},
-))  # fmt: skip
+register(
+    OpDef(
+        "MatMulNBits",
+        Kind.EXPAND,
+        infer=_matmul_nbits_infer,
+        eval=_matmul_nbits_eval,
+        expand=_matmul_nbits_expand,
+        refuse=_matmul_nbits_refuse,
+        domain="com.microsoft",
+        attrs={
+            "K": REQUIRED,
+            "N": REQUIRED,
+            "bits": 4,
+            "block_size": REQUIRED,
+            "accuracy_level": 0,
+            "weight_prepacked": 0,
+        },
+    )
+)

@@ -1,7 +1,8 @@
 """Normalisations: batch, layer, RMS, instance, group, Lp, mean-variance and local response normalisation.
 
-All but local response normalisation expand into reductions and pointwise ops; lowering recognises several reductions over
-the same trailing axes as one row kernel. Half types are normalised in float32. Softmax is in `softmax`.
+All but local response normalisation expand into reductions and pointwise ops; lowering recognises several
+reductions over the same trailing axes as one row kernel. Half types are normalised in float32. Softmax is in
+`softmax`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from minicc.ir.expr import Expr, binary, cast, const, select, unary
 from minicc.ir.expr import maximum as expr_maximum
 from minicc.ir.expr import minimum as expr_minimum
 from minicc.ir.opdef import REQUIRED, Indexing, Inference, Kind, OpDef, register
-from minicc.ir.types import DType, TensorType, bf16, f16, f32, i32
+from minicc.ir.types import DType, TensorType, bf16, f16, f32
 from minicc.ops.helpers import (
     Array,
     computed_in_f32,
@@ -123,7 +124,7 @@ def _layer_expand(b: Builder, node: Node) -> list[Value]:
     return out[: len(node.outputs)]
 
 
-def _layer_eval(
+def layer_normalised(
     x: Array, scale: Array, bias: Array | None = None, *, axis: int, epsilon: float, stash_type: int
 ) -> Any:
     wide = widen(x)
@@ -136,16 +137,24 @@ def _layer_eval(
     return y.astype(x.dtype), mean.astype(statistics), inverse.astype(statistics)
 
 
-register(OpDef(
-    "LayerNormalization", Kind.EXPAND, infer=_layer_infer, eval=_layer_eval, expand=_layer_expand, refuse=default_refuse,
-    attrs={"axis": -1, "epsilon": 1e-5, "stash_type": 1},
-))  # fmt: skip
+register(
+    OpDef(
+        "LayerNormalization",
+        Kind.EXPAND,
+        infer=_layer_infer,
+        eval=layer_normalised,
+        expand=_layer_expand,
+        refuse=default_refuse,
+        attrs={"axis": -1, "epsilon": 1e-5, "stash_type": 1},
+    )
+)
 
 
 # -- RMSNormalization (Zhang and Sennrich, 2019), and com.microsoft's form of it with a second output
 
 
-def _inverse_rms(b: Builder, x: Value, axes: Sequence[int], epsilon: float) -> Value:
+def inverse_rms(b: Builder, x: Value, axes: Sequence[int], epsilon: float) -> Value:
+    """1 / sqrt(mean(x * x) + epsilon) over some axes."""
     squares = b.op("ReduceMean", b.op("Mul", x, x), axes_of(b, axes), keepdims=1)
     return b.op("Reciprocal", b.op("Sqrt", b.op("Add", squares, b.scalar(epsilon, x))))
 
@@ -165,7 +174,7 @@ def _simplified_infer(n: Inference) -> list[TensorType]:
 def _rms_expand(b: Builder, node: Node) -> list[Value]:
     x = required(node, 0)
     wide = widened(b, x)
-    inverse = _inverse_rms(
+    inverse = inverse_rms(
         b, wide, range(node.attrs["axis"] % x.tensor.rank, x.tensor.rank), node.attrs["epsilon"]
     )
     y = scaled_and_shifted(b, b.op("Mul", wide, inverse), required(node, 1), None)
@@ -173,7 +182,9 @@ def _rms_expand(b: Builder, node: Node) -> list[Value]:
     return out[: len(node.outputs)]
 
 
-def _rms_eval(x: Array, scale: Array, *, axis: int, epsilon: float, stash_type: int) -> tuple[Array, Array]:
+def rms_normalised(
+    x: Array, scale: Array, *, axis: int, epsilon: float, stash_type: int
+) -> tuple[Array, Array]:
     wide = widen(x)
     axes = tuple(range(axis % x.ndim, x.ndim))
     inverse = 1 / np.sqrt(np.square(wide).mean(axis=axes, keepdims=True) + wide.dtype.type(epsilon))
@@ -181,128 +192,30 @@ def _rms_eval(x: Array, scale: Array, *, axis: int, epsilon: float, stash_type: 
 
 
 _RMS_ATTRS = {"axis": -1, "epsilon": 1e-5, "stash_type": 1}
-register(OpDef(
-    "RMSNormalization", Kind.EXPAND, infer=_rms_infer, eval=_rms_eval, expand=_rms_expand, refuse=default_refuse,
-    attrs=_RMS_ATTRS,
-))  # fmt: skip
-for _domain in ("", "com.microsoft"):  # exporters and ONNX Runtime disagree on the domain
-    register(OpDef(
-        "SimplifiedLayerNormalization", Kind.EXPAND, infer=_simplified_infer, eval=_rms_eval, expand=_rms_expand,
-        refuse=default_refuse, attrs=_RMS_ATTRS, domain=_domain,
-    ))  # fmt: skip
-
-
-# -- com.microsoft SkipLayerNormalization, SkipSimplifiedLayerNormalization, EmbedLayerNormalization
-
-
-def _skip_infer(n: Inference) -> list[TensorType]:
-    shape = n.shape(0)
-    statistics = TensorType(f32, (*shape[:-1], 1))
-    return [n.type(0), statistics, statistics, n.type(0)]
-
-
-def _skip_sum(b: Builder, node: Node, bias: int) -> Value:
-    total = b.op("Add", widened(b, required(node, 0)), widened(b, required(node, 1)))
-    extra = optional(node, bias)
-    return total if extra is None else b.op("Add", total, widened(b, extra))
-
-
-def _skip_layer_expand(b: Builder, node: Node) -> list[Value]:
-    x = required(node, 0)
-    total = _skip_sum(b, node, 4)
-    y, mean, inverse = normalised(b, total, [x.tensor.rank - 1], node.attrs["epsilon"])
-    y = scaled_and_shifted(b, y, required(node, 2), optional(node, 3))
-    dtype = x.tensor.dtype
-    return [as_type(b, y, dtype), as_type(b, mean, f32), as_type(b, inverse, f32), as_type(b, total, dtype)][
-        : len(node.outputs)
-    ]
-
-
-def _skip_layer_eval(x: Array, skip: Array, gamma: Array, beta: Array | None = None, bias: Array | None = None, *,
-                     epsilon: float) -> tuple[Array, ...]:  # fmt: skip
-    total = widen(x) + widen(skip) + (0 if bias is None else widen(bias))
-    y, mean, inverse = _layer_eval(
-        total, widen(gamma), None if beta is None else widen(beta), axis=-1, epsilon=epsilon, stash_type=1
+register(
+    OpDef(
+        "RMSNormalization",
+        Kind.EXPAND,
+        infer=_rms_infer,
+        eval=rms_normalised,
+        expand=_rms_expand,
+        refuse=default_refuse,
+        attrs=_RMS_ATTRS,
     )
-    return y.astype(x.dtype), mean, inverse, total.astype(x.dtype)
-
-
-def _skip_simplified_expand(b: Builder, node: Node) -> list[Value]:
-    x = required(node, 0)
-    total = _skip_sum(b, node, 3)
-    inverse = _inverse_rms(b, total, [x.tensor.rank - 1], node.attrs["epsilon"])
-    y = scaled_and_shifted(b, b.op("Mul", total, inverse), required(node, 2), None)
-    out = [as_type(b, y, x.tensor.dtype)]
-    if len(node.outputs) > 1:
-        zero = b.op("Mul", inverse, b.scalar(0, inverse))  # there is no mean; its place is never read
-        out += [as_type(b, zero, f32), as_type(b, inverse, f32), as_type(b, total, x.tensor.dtype)]
-    return out[: len(node.outputs)]
-
-
-def _skip_simplified_eval(
-    x: Array, skip: Array, gamma: Array, bias: Array | None = None, *, epsilon: float
-) -> tuple[Array, ...]:
-    total = widen(x) + widen(skip) + (0 if bias is None else widen(bias))
-    y, inverse = _rms_eval(total, widen(gamma), axis=-1, epsilon=epsilon, stash_type=1)
-    return y.astype(x.dtype), np.zeros_like(inverse), inverse, total.astype(x.dtype)
-
-
-register(OpDef(
-    "SkipLayerNormalization", Kind.EXPAND, infer=_skip_infer, eval=_skip_layer_eval, expand=_skip_layer_expand,
-    refuse=default_refuse, attrs={"epsilon": 1e-12}, domain="com.microsoft",
-))  # fmt: skip
-register(OpDef(
-    "SkipSimplifiedLayerNormalization", Kind.EXPAND, infer=_skip_infer, eval=_skip_simplified_eval,
-    expand=_skip_simplified_expand, refuse=default_refuse, attrs={"epsilon": 1e-12}, domain="com.microsoft",
-))  # fmt: skip
-
-
-def _embed_infer(n: Inference) -> list[TensorType]:
-    batch, length = n.shape(0)
-    out = TensorType(n.dtype(2), (batch, length, n.shape(2)[1]))
-    return [out, TensorType(i32, (batch,)), out]
-
-
-def _embed_expand(b: Builder, node: Node) -> list[Value]:
-    words, segments, table, positions, kinds, gamma, beta, mask, where = (*node.inputs, *(None,) * 9)[:9]
-    assert words is not None and table is not None and positions is not None
-    length = words.shape[1]
-    total = b.op("Gather", table, words, axis=0)
-    if where is None:
-        start, stop, axis = (b.shape([v]) for v in (0, length, 0))
-        total = b.op("Add", total, b.op("Slice", positions, start, stop, axis))
-    else:
-        total = b.op("Add", total, b.op("Gather", positions, where, axis=0))
-    if segments is not None:
-        total = b.op("Add", total, b.op("Gather", kinds, segments, axis=0))
-    y, _, _ = normalised(b, widened(b, total), [2], node.attrs["epsilon"])
-    out = [as_type(b, scaled_and_shifted(b, y, gamma, beta), total.tensor.dtype)]
-    if len(node.outputs) > 1:
-        if mask is None:
-            counted = b.op("Expand", b.constant(np.int32(0)), b.shape([words.shape[0]]))
-        else:
-            ones = as_type(b, b.op("Equal", mask, b.scalar(1, mask)), i32)
-            counted = b.op("ReduceSum", ones, axes_of(b, [1]), keepdims=0)
-        out += [counted, total]
-    return out[: len(node.outputs)]
-
-
-def _embed_eval(words: Array, segments: Array | None, table: Array, positions: Array, kinds: Array | None, gamma: Array,
-                beta: Array, mask: Array | None = None, where: Array | None = None, *, epsilon: float,
-                mask_index_type: int) -> tuple[Array, ...]:  # fmt: skip
-    batch, length = words.shape
-    total = table[words] + (positions[:length][None] if where is None else positions[where])
-    if segments is not None and kinds is not None:
-        total = total + kinds[segments]
-    y = _layer_eval(total, gamma, beta, axis=-1, epsilon=epsilon, stash_type=1)[0]
-    counted = np.zeros(batch, dtype=np.int32) if mask is None else (mask == 1).sum(axis=1).astype(np.int32)
-    return y, counted, total
-
-
-register(OpDef(
-    "EmbedLayerNormalization", Kind.EXPAND, infer=_embed_infer, eval=_embed_eval, expand=_embed_expand,
-    refuse=default_refuse, attrs={"epsilon": 1e-12, "mask_index_type": 0}, domain="com.microsoft",
-))  # fmt: skip
+)
+for _domain in ("", "com.microsoft"):  # exporters and ONNX Runtime disagree on the domain
+    register(
+        OpDef(
+            "SimplifiedLayerNormalization",
+            Kind.EXPAND,
+            infer=_simplified_infer,
+            eval=rms_normalised,
+            expand=_rms_expand,
+            refuse=default_refuse,
+            attrs=_RMS_ATTRS,
+            domain=_domain,
+        )
+    )
 
 
 # -- BatchNormalization (Ioffe and Szegedy, 2015)
@@ -354,8 +267,17 @@ def _batch_refuse(node: Node) -> str | None:
     return default_refuse(node)
 
 
-def _batch_eval(x: Array, scale: Array, bias: Array, mean: Array, variance: Array, *, epsilon: float, momentum: float,
-                training_mode: int) -> tuple[Array, ...]:  # fmt: skip
+def _batch_eval(
+    x: Array,
+    scale: Array,
+    bias: Array,
+    mean: Array,
+    variance: Array,
+    *,
+    epsilon: float,
+    momentum: float,
+    training_mode: int,
+) -> tuple[Array, ...]:
     wide = widen(x)
     shape = (1, -1, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (-1,)
     used_mean, used_variance = widen(mean).reshape(shape), widen(variance).reshape(shape)
@@ -372,10 +294,17 @@ def _batch_eval(x: Array, scale: Array, bias: Array, mean: Array, variance: Arra
     return y.astype(x.dtype), new_mean, new_variance
 
 
-register(OpDef(
-    "BatchNormalization", Kind.EXPAND, infer=_batch_infer, eval=_batch_eval, expand=_batch_expand, refuse=_batch_refuse,
-    attrs={"epsilon": 1e-5, "momentum": 0.9, "training_mode": 0},
-))  # fmt: skip
+register(
+    OpDef(
+        "BatchNormalization",
+        Kind.EXPAND,
+        infer=_batch_infer,
+        eval=_batch_eval,
+        expand=_batch_expand,
+        refuse=_batch_refuse,
+        attrs={"epsilon": 1e-5, "momentum": 0.9, "training_mode": 0},
+    )
+)
 
 
 # -- InstanceNormalization (Ulyanov et al., 2016) and GroupNormalization (Wu and He, 2018)
@@ -453,10 +382,17 @@ def _group_eval(
     return (y * vectors[0] + vectors[1]).astype(x.dtype)
 
 
-register(OpDef(
-    "GroupNormalization", Kind.EXPAND, infer=_group_infer, eval=_group_eval, expand=_group_expand, refuse=default_refuse,
-    attrs={"num_groups": REQUIRED, "epsilon": 1e-5, "stash_type": 1},
-))  # fmt: skip
+register(
+    OpDef(
+        "GroupNormalization",
+        Kind.EXPAND,
+        infer=_group_infer,
+        eval=_group_eval,
+        expand=_group_expand,
+        refuse=default_refuse,
+        attrs={"num_groups": REQUIRED, "epsilon": 1e-5, "stash_type": 1},
+    )
+)
 
 
 # -- LpNormalization, MeanVarianceNormalization
@@ -550,7 +486,14 @@ def _lrn_eval(x: Array, *, alpha: float, beta: float, bias: float, size: int) ->
     return np.asarray(x / np.power(bias + alpha / size * total, beta)).astype(x.dtype)
 
 
-register(OpDef(
-    "LRN", Kind.REDUCE, infer=same_as_float_input, eval=_lrn_eval, compute=_lrn_compute, refuse=default_refuse,
-    attrs={"alpha": 1e-4, "beta": 0.75, "bias": 1.0, "size": REQUIRED},
-))  # fmt: skip
+register(
+    OpDef(
+        "LRN",
+        Kind.REDUCE,
+        infer=same_as_float_input,
+        eval=_lrn_eval,
+        compute=_lrn_compute,
+        refuse=default_refuse,
+        attrs={"alpha": 1e-4, "beta": 0.75, "bias": 1.0, "size": REQUIRED},
+    )
+)

@@ -1,6 +1,7 @@
 """Pooling: MaxPool, AveragePool, LpPool, their global forms, MaxUnpool and MaxRoiPool.
 
-Activations are [N, C, *spatial], or [N, *spatial, C] with layout="NHWC" for the windowed ops. RoiAlign is in `resize`.
+Activations are [N, C, *spatial], or [N, *spatial, C] with layout="NHWC" for the windowed ops. RoiAlign is in
+`resize`.
 """
 
 from __future__ import annotations
@@ -36,13 +37,18 @@ if TYPE_CHECKING:
     from minicc.ir.graph import Builder, Node, Value
 
 POOL_ATTRS: dict[str, Any] = {
-    "auto_pad": "NOTSET", "ceil_mode": 0, "dilations": None, "kernel_shape": REQUIRED, "pads": None, "strides": None,
+    "auto_pad": "NOTSET",
+    "ceil_mode": 0,
+    "dilations": None,
+    "kernel_shape": REQUIRED,
+    "pads": None,
+    "strides": None,
     "layout": "NCHW",
-}  # fmt: skip
+}
 
 
 def pool_window(attrs: Mapping[str, Any], x: Sequence[Dim]) -> Window:
-    """The window of a pooling op over an activation of shape `x`; SAME paddings count the whole last window."""
+    """The window of a pooling op over an activation of shape `x`."""
     return window(attrs, attrs["kernel_shape"], [x[a] for a in spatial_axes(attrs["layout"], len(x))])
 
 
@@ -158,10 +164,17 @@ def _max_pool_eval(x: Array, *, storage_order: int, **attrs: Any) -> tuple[Array
     return from_channels_first(best, layout), from_channels_first(flat, layout)
 
 
-MAX_POOL = register(OpDef(
-    "MaxPool", Kind.REDUCE, infer=_max_pool_infer, eval=_max_pool_eval, compute=_max_pool_compute, refuse=default_refuse,
-    attrs={**POOL_ATTRS, "storage_order": 0},
-))  # fmt: skip
+MAX_POOL = register(
+    OpDef(
+        "MaxPool",
+        Kind.REDUCE,
+        infer=_max_pool_infer,
+        eval=_max_pool_eval,
+        compute=_max_pool_compute,
+        refuse=default_refuse,
+        attrs={**POOL_ATTRS, "storage_order": 0},
+    )
+)
 
 
 # -- AveragePool
@@ -222,10 +235,17 @@ def average_pool_array(x: Array, *, count_include_pad: int, **attrs: Any) -> Arr
     return from_channels_first(out.astype(array.dtype), attrs["layout"])
 
 
-AVERAGE_POOL = register(OpDef(
-    "AveragePool", Kind.REDUCE, infer=lambda n: [pool_type(n)], eval=average_pool_array, compute=_average_pool_compute,
-    refuse=default_refuse, attrs={**POOL_ATTRS, "count_include_pad": 0},
-))  # fmt: skip
+AVERAGE_POOL = register(
+    OpDef(
+        "AveragePool",
+        Kind.REDUCE,
+        infer=lambda n: [pool_type(n)],
+        eval=average_pool_array,
+        compute=_average_pool_compute,
+        refuse=default_refuse,
+        attrs={**POOL_ATTRS, "count_include_pad": 0},
+    )
+)
 
 
 # -- LpPool
@@ -304,18 +324,39 @@ def _over_spatial(function: Any) -> Any:
     return evaluate
 
 
-register(OpDef(
-    "GlobalAveragePool", Kind.EXPAND, infer=_global_infer, refuse=default_refuse, expand=_global_expand("ReduceMean"),
-    eval=_over_spatial(lambda x, axes: x.mean(axis=axes, keepdims=True)),
-))  # fmt: skip
-register(OpDef(
-    "GlobalMaxPool", Kind.EXPAND, infer=_global_infer, refuse=default_refuse, expand=_global_expand("ReduceMax"),
-    eval=_over_spatial(lambda x, axes: x.max(axis=axes, keepdims=True)),
-))  # fmt: skip
-register(OpDef(
-    "GlobalLpPool", Kind.EXPAND, infer=_global_infer, refuse=default_refuse, expand=_global_lp_expand, attrs={"p": 2},
-    eval=_over_spatial(lambda x, axes, p: np.power(np.power(np.abs(x), p).sum(axis=axes, keepdims=True), 1.0 / p)),
-))  # fmt: skip
+register(
+    OpDef(
+        "GlobalAveragePool",
+        Kind.EXPAND,
+        infer=_global_infer,
+        refuse=default_refuse,
+        expand=_global_expand("ReduceMean"),
+        eval=_over_spatial(lambda x, axes: x.mean(axis=axes, keepdims=True)),
+    )
+)
+register(
+    OpDef(
+        "GlobalMaxPool",
+        Kind.EXPAND,
+        infer=_global_infer,
+        refuse=default_refuse,
+        expand=_global_expand("ReduceMax"),
+        eval=_over_spatial(lambda x, axes: x.max(axis=axes, keepdims=True)),
+    )
+)
+register(
+    OpDef(
+        "GlobalLpPool",
+        Kind.EXPAND,
+        infer=_global_infer,
+        refuse=default_refuse,
+        expand=_global_lp_expand,
+        attrs={"p": 2},
+        eval=_over_spatial(
+            lambda x, axes, p: np.power(np.power(np.abs(x), p).sum(axis=axes, keepdims=True), 1.0 / p)
+        ),
+    )
+)
 
 
 # -- MaxUnpool: puts elements back where MaxPool found them
@@ -369,10 +410,18 @@ def _unpool_eval(x: Array, positions: Array, output_shape: Array | None = None, 
     return padded
 
 
-register(OpDef(
-    "MaxUnpool", Kind.EXPAND, infer=_unpool_infer, eval=_unpool_eval, expand=_unpool_expand, static_inputs=(2,),
-    refuse=default_refuse, attrs={"kernel_shape": REQUIRED, "pads": None, "strides": None},
-))  # fmt: skip
+register(
+    OpDef(
+        "MaxUnpool",
+        Kind.EXPAND,
+        infer=_unpool_infer,
+        eval=_unpool_eval,
+        expand=_unpool_expand,
+        static_inputs=(2,),
+        refuse=default_refuse,
+        attrs={"kernel_shape": REQUIRED, "pads": None, "strides": None},
+    )
+)
 
 
 # -- MaxRoiPool: window sizes depend on data, so it runs on the host

@@ -1,8 +1,8 @@
 """Quantisation: QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear, QLinearConv, QLinearMatMul.
 
-All expand: integer sums by MatMulInteger and ConvInteger, then float scaling, rounding half to even, and saturation.
-Types below 8 bits and 8-bit floats have no kernels and run by `eval`. The operators of com.microsoft are in
-`quant_microsoft`.
+All expand: integer sums by MatMulInteger and ConvInteger, then float scaling, rounding half to even, and
+saturation. Types below 8 bits and 8-bit floats have no kernels and run by `eval`. The operators of
+com.microsoft are in `quant_microsoft`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _check_granularity(n: Inference, scale: int, zero: int) -> None:
 # -- building blocks of expansions
 
 
-def quantised(b: Builder, ratio: Value, zero: Value | None, dtype: DType, *, zero_first: bool = False) -> Value:
+def quantised(
+    b: Builder, ratio: Value, zero: Value | None, dtype: DType, *, zero_first: bool = False
+) -> Value:
     """saturate(round(ratio) + zero) as `dtype`; the ratio is a float.
 
     zero_first: round(ratio + zero) instead, which rounds halves the other way for odd zero points.
@@ -166,8 +168,17 @@ def _quantise_expand(b: Builder, node: Node) -> list[Value]:
     ]
 
 
-def _quantise_eval(x: Array, scale: Array, zero: Array | None = None, *, axis: int, block_size: int, output_dtype: int,
-                   precision: int, saturate: int) -> Array:  # fmt: skip
+def _quantise_eval(
+    x: Array,
+    scale: Array,
+    zero: Array | None = None,
+    *,
+    axis: int,
+    block_size: int,
+    output_dtype: int,
+    precision: int,
+    saturate: int,
+) -> Array:
     dtype = dtype_of(zero.dtype) if zero is not None else element_type(output_dtype) if output_dtype else u8
     wide_scale = _spread_array(scale, x.shape, axis, block_size)
     wide_zero = None if zero is None else _spread_array(zero, x.shape, axis, block_size)
@@ -218,10 +229,18 @@ for _domain in ("", "com.microsoft"):
         refuse=_quantise_refuse, domain=_domain,
         attrs={"axis": 1, "block_size": 0, "output_dtype": 0, "precision": 0, "saturate": 1},
     ))  # fmt: skip
-    register(OpDef(
-        "DequantizeLinear", Kind.EXPAND, infer=_dequantise_infer, eval=_dequantise_eval, expand=_dequantise_expand,
-        refuse=default_refuse, attrs={"axis": 1, "block_size": 0, "output_dtype": 0}, domain=_domain,
-    ))  # fmt: skip
+    register(
+        OpDef(
+            "DequantizeLinear",
+            Kind.EXPAND,
+            infer=_dequantise_infer,
+            eval=_dequantise_eval,
+            expand=_dequantise_expand,
+            refuse=default_refuse,
+            attrs={"axis": 1, "block_size": 0, "output_dtype": 0},
+            domain=_domain,
+        )
+    )
 
 
 # -- DynamicQuantizeLinear
@@ -254,17 +273,25 @@ def dynamic_quantise_array(x: Array) -> tuple[Array, Array, Array]:
     return quantise_array(x, np.asarray(scale), np.asarray(zero), u8), np.asarray(scale), np.asarray(zero)
 
 
-register(OpDef(
-    "DynamicQuantizeLinear", Kind.EXPAND, infer=_dynamic_infer, eval=dynamic_quantise_array, expand=_dynamic_expand,
-    refuse=default_refuse,
-))  # fmt: skip
+register(
+    OpDef(
+        "DynamicQuantizeLinear",
+        Kind.EXPAND,
+        infer=_dynamic_infer,
+        eval=dynamic_quantise_array,
+        expand=_dynamic_expand,
+        refuse=default_refuse,
+    )
+)
 
 
 # -- QLinearMatMul
 
 
 def along_rows(scale: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The shape that makes the scale of a left operand broadcast against the product: a vector runs along rows."""
+    """The shape that makes the scale of a left operand broadcast against the product: a vector runs along
+    rows.
+    """
     return tuple(scale) if len(scale) != 1 else () if scale[0] == 1 else (scale[0], 1)
 
 
@@ -308,8 +335,16 @@ def integer_product(a: Array, b: Array, a_zero: Array | None, b_zero: Array | No
     return np.asarray(left @ right)
 
 
-def _qlinear_matmul_eval(a: Array, a_scale: Array, a_zero: Array, b: Array, b_scale: Array, b_zero: Array, y_scale: Array,
-                         y_zero: Array) -> Array:  # fmt: skip
+def _qlinear_matmul_eval(
+    a: Array,
+    a_scale: Array,
+    a_zero: Array,
+    b: Array,
+    b_scale: Array,
+    b_zero: Array,
+    y_scale: Array,
+    y_zero: Array,
+) -> Array:
     total = integer_product(a, b, a_zero, b_zero).astype(np.float32)
     scale = a_scale.astype(np.float32).reshape(along_rows(a_scale.shape)) * b_scale.astype(np.float32)
     return requantise_array(total * (scale / y_scale.astype(np.float32)), y_zero, dtype_of(y_zero.dtype))
@@ -321,10 +356,16 @@ def requantise_array(ratio: Array, zero: Array | None, dtype: DType) -> Array:
     return quantise_array(ratio, np.ones((), np.float32), point, dtype)
 
 
-register(OpDef(
-    "QLinearMatMul", Kind.EXPAND, infer=_qlinear_matmul_infer, eval=_qlinear_matmul_eval, expand=_qlinear_matmul_expand,
-    refuse=default_refuse,
-))  # fmt: skip
+register(
+    OpDef(
+        "QLinearMatMul",
+        Kind.EXPAND,
+        infer=_qlinear_matmul_infer,
+        eval=_qlinear_matmul_eval,
+        expand=_qlinear_matmul_expand,
+        refuse=default_refuse,
+    )
+)
 
 
 # -- QLinearConv
@@ -360,8 +401,18 @@ def _qlinear_conv_expand(b: Builder, node: Node) -> list[Value]:
     return [quantised(b, ratio, reshaped(b, y_zero, flat_scalar(y_zero.shape)), node.output.tensor.dtype)]
 
 
-def _qlinear_conv_eval(x: Array, x_scale: Array, x_zero: Array, w: Array, w_scale: Array, w_zero: Array, y_scale: Array,
-                       y_zero: Array, bias: Array | None = None, **attrs: Any) -> Array:  # fmt: skip
+def _qlinear_conv_eval(
+    x: Array,
+    x_scale: Array,
+    x_zero: Array,
+    w: Array,
+    w_scale: Array,
+    w_zero: Array,
+    y_scale: Array,
+    y_zero: Array,
+    bias: Array | None = None,
+    **attrs: Any,
+) -> Array:
     attrs = _layout(attrs)
     channel = (-1, *(1,) * (w.ndim - 1))
     image = to_channels_first(x, attrs["layout"]).astype(np.int32) - np.int32(x_zero.reshape(-1)[0])
@@ -377,11 +428,26 @@ def _qlinear_conv_eval(x: Array, x_scale: Array, x_zero: Array, w: Array, w_scal
     return from_channels_first(out, attrs["layout"])
 
 
-register(OpDef(
-    "QLinearConv", Kind.EXPAND, infer=_qlinear_conv_infer, eval=_qlinear_conv_eval, expand=_qlinear_conv_expand,
-    refuse=default_refuse, attrs=CONV_ATTRS,
-))  # fmt: skip
-register(OpDef(
-    "QLinearConv", Kind.EXPAND, infer=_qlinear_conv_infer, eval=_qlinear_conv_eval, expand=_qlinear_conv_expand,
-    refuse=default_refuse, attrs={**CONV_ATTRS, "channels_last": 0}, domain="com.microsoft",
-))  # fmt: skip
+register(
+    OpDef(
+        "QLinearConv",
+        Kind.EXPAND,
+        infer=_qlinear_conv_infer,
+        eval=_qlinear_conv_eval,
+        expand=_qlinear_conv_expand,
+        refuse=default_refuse,
+        attrs=CONV_ATTRS,
+    )
+)
+register(
+    OpDef(
+        "QLinearConv",
+        Kind.EXPAND,
+        infer=_qlinear_conv_infer,
+        eval=_qlinear_conv_eval,
+        expand=_qlinear_conv_expand,
+        refuse=default_refuse,
+        attrs={**CONV_ATTRS, "channels_last": 0},
+        domain="com.microsoft",
+    )
+)

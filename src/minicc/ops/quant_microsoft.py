@@ -1,7 +1,7 @@
 """com.microsoft's quantised operators: element-wise, pooling, concatenation and products on 8-bit tensors.
 
-Each expands in the order in which ONNX Runtime computes it: float arithmetic on dequantised numbers, or an integer sum
-scaled once. Parameters are per tensor unless said otherwise.
+Each expands in the order in which ONNX Runtime computes it: float arithmetic on dequantised numbers, or an
+integer sum scaled once. Parameters are per tensor unless said otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from minicc.ir.dims import product
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
-from minicc.ir.types import DType, TensorType, dtype_of, f32, i32
+from minicc.ir.types import TensorType, dtype_of, f32, i32
 from minicc.ops.helpers import Array, broadcast_shape, default_refuse
 from minicc.ops.matmul import matmul_shape
 from minicc.ops.norm import as_type, axes_of, optional, required, reshaped
@@ -76,8 +76,16 @@ def _pair_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
 
 
 def _pair_eval(function: Any) -> Any:
-    def evaluate(a: Array, a_scale: Array, a_zero: Array | None, b: Array, b_scale: Array, b_zero: Array | None,
-                 y_scale: Array, y_zero: Array | None = None) -> Array:  # fmt: skip
+    def evaluate(
+        a: Array,
+        a_scale: Array,
+        a_zero: Array | None,
+        b: Array,
+        b_scale: Array,
+        b_zero: Array | None,
+        y_scale: Array,
+        y_zero: Array | None = None,
+    ) -> Array:
         real = function(dequantise_array(a, a_scale.reshape(()), _scalar(a_zero)),
                         dequantise_array(b, b_scale.reshape(()), _scalar(b_zero)))  # fmt: skip
         return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype_of(a.dtype), zero_first=True)
@@ -86,10 +94,17 @@ def _pair_eval(function: Any) -> Any:
 
 
 for _operator, _function in (("Add", np.add), ("Mul", np.multiply)):
-    register(OpDef(
-        f"QLinear{_operator}", Kind.EXPAND, infer=_pair_infer, eval=_pair_eval(_function), expand=_pair_expand(_operator),
-        refuse=default_refuse, domain=_DOMAIN,
-    ))  # fmt: skip
+    register(
+        OpDef(
+            f"QLinear{_operator}",
+            Kind.EXPAND,
+            infer=_pair_infer,
+            eval=_pair_eval(_function),
+            expand=_pair_expand(_operator),
+            refuse=default_refuse,
+            domain=_DOMAIN,
+        )
+    )
 
 
 # -- functions of one operand (X, X_scale, X_zero_point, Y_scale, Y_zero_point)
@@ -101,9 +116,7 @@ def _same(n: Inference) -> list[TensorType]:
 
 def _single_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
     def expand(b: Builder, node: Node) -> list[Value]:
-        return [
-            _rounded(b, node, b.op(operator, _real(b, node, 0), **node.attrs), 3)
-        ]
+        return [_rounded(b, node, b.op(operator, _real(b, node, 0), **node.attrs), 3)]
 
     return expand
 
@@ -122,10 +135,18 @@ register(OpDef(
     "QLinearSigmoid", Kind.EXPAND, infer=_same, eval=_single_eval(lambda x: 1 / (1 + np.exp(-x))),
     expand=_single_expand("Sigmoid"), refuse=default_refuse, domain=_DOMAIN,
 ))  # fmt: skip
-register(OpDef(
-    "QLinearLeakyRelu", Kind.EXPAND, infer=_same, eval=_single_eval(lambda x, alpha: np.where(x < 0, alpha * x, x)),
-    expand=_single_expand("LeakyRelu"), refuse=default_refuse, attrs={"alpha": 0.01}, domain=_DOMAIN,
-))  # fmt: skip
+register(
+    OpDef(
+        "QLinearLeakyRelu",
+        Kind.EXPAND,
+        infer=_same,
+        eval=_single_eval(lambda x, alpha: np.where(x < 0, alpha * x, x)),
+        expand=_single_expand("LeakyRelu"),
+        refuse=default_refuse,
+        attrs={"alpha": 0.01},
+        domain=_DOMAIN,
+    )
+)
 
 
 # -- pooling
@@ -145,11 +166,18 @@ def _average_pool_expand(b: Builder, node: Node) -> list[Value]:
     return [_rounded(b, node, real, 3, zero_first=True)]
 
 
-register(OpDef(
-    "QLinearAveragePool", Kind.EXPAND, infer=_average_pool_infer, expand=_average_pool_expand, refuse=default_refuse,
-    eval=_single_eval(lambda x, **attrs: average_pool_array(x, **_pool_attrs(attrs)), zero_first=True), domain=_DOMAIN,
-    attrs={**POOL_ATTRS, "count_include_pad": 0, "channels_last": 0},
-))  # fmt: skip
+register(
+    OpDef(
+        "QLinearAveragePool",
+        Kind.EXPAND,
+        infer=_average_pool_infer,
+        expand=_average_pool_expand,
+        refuse=default_refuse,
+        eval=_single_eval(lambda x, **attrs: average_pool_array(x, **_pool_attrs(attrs)), zero_first=True),
+        domain=_DOMAIN,
+        attrs={**POOL_ATTRS, "count_include_pad": 0, "channels_last": 0},
+    )
+)
 
 
 def _global_axes(attrs: Any, rank: int) -> range:
@@ -177,8 +205,15 @@ def _global_expand(b: Builder, node: Node) -> list[Value]:
     return [quantised(b, ratio, _number(b, optional(node, 4)), node.output.tensor.dtype)]
 
 
-def _global_eval(x: Array, x_scale: Array, x_zero: Array | None, y_scale: Array, y_zero: Array | None = None, *,
-                 channels_last: int) -> Array:  # fmt: skip
+def _global_eval(
+    x: Array,
+    x_scale: Array,
+    x_zero: Array | None,
+    y_scale: Array,
+    y_zero: Array | None = None,
+    *,
+    channels_last: int,
+) -> Array:
     axes = tuple(_global_axes({"channels_last": channels_last}, x.ndim))
     whole = x.astype(np.int32) - (0 if x_zero is None else np.int32(x_zero.reshape(())))
     count = np.float32(np.prod([x.shape[a] for a in axes]))
@@ -207,10 +242,7 @@ def _concat_infer(n: Inference) -> list[TensorType]:
 
 
 def _concat_expand(b: Builder, node: Node) -> list[Value]:
-    parts = [
-        _rounded(b, node, _real(b, node, i), 0)
-        for i in range(2, len(node.inputs), 3)
-    ]
+    parts = [_rounded(b, node, _real(b, node, i), 0) for i in range(2, len(node.inputs), 3)]
     return [b.op("Concat", *parts, axis=node.attrs["axis"])]
 
 
@@ -224,10 +256,18 @@ def _concat_eval(y_scale: Array, y_zero: Array, *parts: Array, axis: int) -> Arr
     )
 
 
-register(OpDef(
-    "QLinearConcat", Kind.EXPAND, infer=_concat_infer, eval=_concat_eval, expand=_concat_expand, refuse=default_refuse,
-    attrs={"axis": REQUIRED}, domain=_DOMAIN,
-))  # fmt: skip
+register(
+    OpDef(
+        "QLinearConcat",
+        Kind.EXPAND,
+        infer=_concat_infer,
+        eval=_concat_eval,
+        expand=_concat_expand,
+        refuse=default_refuse,
+        attrs={"axis": REQUIRED},
+        domain=_DOMAIN,
+    )
+)
 
 
 # -- QGemm(A, a_scale, a_zero, B, b_scale, b_zero, C in int32, y_scale, y_zero); B per tensor or per column
@@ -260,9 +300,21 @@ def _qgemm_expand(b: Builder, node: Node) -> list[Value]:
     return [quantised(b, ratio, _number(b, optional(node, 8)), node.output.tensor.dtype)]
 
 
-def _qgemm_eval(a: Array, a_scale: Array, a_zero: Array | None, w: Array, w_scale: Array, w_zero: Array | None,
-                c: Array | None = None, y_scale: Array | None = None, y_zero: Array | None = None, *, alpha: float,
-                transA: int, transB: int) -> Array:  # fmt: skip
+def _qgemm_eval(
+    a: Array,
+    a_scale: Array,
+    a_zero: Array | None,
+    w: Array,
+    w_scale: Array,
+    w_zero: Array | None,
+    c: Array | None = None,
+    y_scale: Array | None = None,
+    y_zero: Array | None = None,
+    *,
+    alpha: float,
+    transA: int,
+    transB: int,
+) -> Array:
     total = integer_product(a.T if transA else a, w.T if transB else w, _scalar(a_zero), w_zero)
     if c is not None:
         total = total + c

@@ -1,7 +1,7 @@
 """Recurrent layers: RNN, GRU and LSTM.
 
-Only templates compute them, `eval` is the reference. Gates are in ONNX's order: LSTM i, o, f, c; GRU z, r, h. Sequences
-shorter than the longest end with zeros in Y.
+Only templates compute them, `eval` is the reference. Gates are in ONNX's order: LSTM i, o, f, c; GRU z, r, h.
+Sequences shorter than the longest end with zeros in Y.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _run(x: Array, lengths: Array | None, states: list[Array], backwards: bool,
          step: Callable[[int | Array, list[Array]], list[Array]]) -> tuple[Array, list[Array]]:  # fmt: skip
     """All hidden states [T, B, H] and the last states of one direction.
 
-    step(t, states) gives the new states, the first of which is the hidden state, for the positions `t` of each batch row.
+    step(t, states) gives the new states, the first of which is the hidden state, for the positions `t` of
+    each batch row.
     """
     steps, batch = x.shape[:2]
     out = np.zeros((steps, batch, states[0].shape[-1]), dtype=x.dtype)
@@ -225,8 +226,16 @@ def _gru_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Arr
     return _assemble(parts, attrs["layout"])
 
 
-def lstm_directions(x: Array, hidden: int, product: Callable[[int, Array], Array], projections: Sequence[Array],
-                     states: Sequence[Array], lengths: Array | None, p: Array | None, attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+def lstm_directions(
+    x: Array,
+    hidden: int,
+    product: Callable[[int, Array], Array],
+    projections: Sequence[Array],
+    states: Sequence[Array],
+    lengths: Array | None,
+    p: Array | None,
+    attrs: Any,
+) -> tuple[Array, ...]:
     """Y, Y_h, Y_c given X·W + biases of every direction and `product(direction, h)` = h·R."""
     clip = _clipped(attrs["clip"])
     activations = activations_of(attrs, ("Sigmoid", "Tanh", "Tanh"))
@@ -263,16 +272,34 @@ def _lstm_eval(x: Array, w: Array, r: Array, b: Array | None = None, lengths: Ar
 
 
 RECURRENT_ATTRS: dict[str, Any] = {
-    "activation_alpha": None, "activation_beta": None, "activations": None, "clip": None, "direction": "forward",
-    "hidden_size": None, "layout": 0,
-}  # fmt: skip
-register(OpDef(
-    "RNN", Kind.TEMPLATE, infer=lambda n: _infer(n, 1, 1, ("Tanh",)), eval=_rnn_eval, refuse=default_refuse, attrs=RECURRENT_ATTRS,
-))  # fmt: skip
-register(OpDef(
-    "GRU", Kind.TEMPLATE, infer=lambda n: _infer(n, 1, 3, ("Sigmoid", "Tanh")), eval=_gru_eval, refuse=default_refuse,
-    attrs={**RECURRENT_ATTRS, "linear_before_reset": 0},
-))  # fmt: skip
+    "activation_alpha": None,
+    "activation_beta": None,
+    "activations": None,
+    "clip": None,
+    "direction": "forward",
+    "hidden_size": None,
+    "layout": 0,
+}
+register(
+    OpDef(
+        "RNN",
+        Kind.TEMPLATE,
+        infer=lambda n: _infer(n, 1, 1, ("Tanh",)),
+        eval=_rnn_eval,
+        refuse=default_refuse,
+        attrs=RECURRENT_ATTRS,
+    )
+)
+register(
+    OpDef(
+        "GRU",
+        Kind.TEMPLATE,
+        infer=lambda n: _infer(n, 1, 3, ("Sigmoid", "Tanh")),
+        eval=_gru_eval,
+        refuse=default_refuse,
+        attrs={**RECURRENT_ATTRS, "linear_before_reset": 0},
+    )
+)
 register(OpDef(
     "LSTM", Kind.TEMPLATE, infer=lambda n: _infer(n, 2, 4, ("Sigmoid", "Tanh", "Tanh")), eval=_lstm_eval,
     refuse=default_refuse, attrs={**RECURRENT_ATTRS, "input_forget": 0},

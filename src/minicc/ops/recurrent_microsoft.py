@@ -1,7 +1,7 @@
 """com.microsoft's DynamicQuantizeLSTM: an LSTM with 8-bit weights and activations quantised while it runs.
 
-Weights are [D, I, 4H] and [D, H, 4H], transposed against ONNX's LSTM. Every step quantises the hidden state by its own
-range, as ONNX Runtime does, so it expands into a Scan over integer products and not into an LSTM.
+Weights are [D, I, 4H] and [D, H, 4H], transposed against ONNX's LSTM. Every step quantises the hidden state
+by its own range, as ONNX Runtime does, so it expands into a Scan over integer products and not into an LSTM.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _quantised_infer(n: Inference) -> list[TensorType]:
 
 
 def dequantised_weight(weight: Array, scale: Array, zero: Array) -> Array:
-    """Float32 weights [D, K, 4H] from 8-bit ones with a scale for each direction, or for each direction and column."""
+    """Float32 weights [D, K, 4H] from 8-bit ones with a scale for each direction, or for each direction and
+    column.
+    """
     shape = (weight.shape[0], 1, -1)
     return np.asarray(
         (weight.astype(np.float32) - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape)
@@ -63,9 +65,21 @@ def fake_quantised(x: Array) -> Array:
     return np.asarray(((numbers - zero) * scale).astype(np.float32))
 
 
-def _quantised_eval(x: Array, w: Array, r: Array, b: Array | None, lengths: Array | None, initial_h: Array | None,
-                    initial_c: Array | None, p: Array | None, w_scale: Array, w_zero: Array, r_scale: Array,
-                    r_zero: Array, **attrs: Any) -> tuple[Array, ...]:  # fmt: skip
+def _quantised_eval(
+    x: Array,
+    w: Array,
+    r: Array,
+    b: Array | None,
+    lengths: Array | None,
+    initial_h: Array | None,
+    initial_c: Array | None,
+    p: Array | None,
+    w_scale: Array,
+    w_zero: Array,
+    r_scale: Array,
+    r_zero: Array,
+    **attrs: Any,
+) -> tuple[Array, ...]:
     hidden = r.shape[1]
     directions = len(directions_of(attrs))
     x, states = time_major(x, [initial_h, initial_c], directions, hidden, attrs["layout"])
@@ -84,10 +98,16 @@ def _quantised_eval(x: Array, w: Array, r: Array, b: Array | None, lengths: Arra
 
 # activation name: (operator, names of its attributes)
 _OPERATORS = {
-    "relu": ("Relu", ()), "tanh": ("Tanh", ()), "sigmoid": ("Sigmoid", ()), "softsign": ("Softsign", ()),
-    "softplus": ("Softplus", ()), "leakyrelu": ("LeakyRelu", ("alpha",)), "thresholdedrelu": ("ThresholdedRelu", ("alpha",)),
-    "hardsigmoid": ("HardSigmoid", ("alpha", "beta")), "elu": ("Elu", ("alpha",)),
-}  # fmt: skip
+    "relu": ("Relu", ()),
+    "tanh": ("Tanh", ()),
+    "sigmoid": ("Sigmoid", ()),
+    "softsign": ("Softsign", ()),
+    "softplus": ("Softplus", ()),
+    "leakyrelu": ("LeakyRelu", ("alpha",)),
+    "thresholdedrelu": ("ThresholdedRelu", ("alpha",)),
+    "hardsigmoid": ("HardSigmoid", ("alpha", "beta")),
+    "elu": ("Elu", ("alpha",)),
+}
 
 
 def _refuse(node: Node) -> str | None:
@@ -185,7 +205,15 @@ def _expand(b: Builder, node: Node) -> list[Value]:
     return out[: len(node.outputs)]
 
 
-register(OpDef(
-    "DynamicQuantizeLSTM", Kind.EXPAND, infer=_quantised_infer, eval=_quantised_eval, expand=_expand, refuse=_refuse,
-    attrs={**RECURRENT_ATTRS, "input_forget": 0}, domain="com.microsoft",
-))  # fmt: skip
+register(
+    OpDef(
+        "DynamicQuantizeLSTM",
+        Kind.EXPAND,
+        infer=_quantised_infer,
+        eval=_quantised_eval,
+        expand=_expand,
+        refuse=_refuse,
+        attrs={**RECURRENT_ATTRS, "input_forget": 0},
+        domain="com.microsoft",
+    )
+)

@@ -1,8 +1,8 @@
 """Resize: nearest, linear and cubic interpolation in every coordinate mode.
 
-Source positions are computed in float32, as ONNX Runtime does, so ties of nearest fall the same way. Antialiased
-downscaling and contents that are not known at compile time run on the host. The retired Upsample arrives here
-rewritten by the frontend.
+Source positions are computed in float32, as ONNX Runtime does, so ties of nearest fall the same way.
+Antialiased downscaling and contents that are not known at compile time run on the host. The retired Upsample
+arrives here rewritten by the frontend.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 @dataclass(frozen=True)
 class AxisPlan:
-    """How one axis is resized; `scale` is None for a size known only at run time (then it is target / source)."""
+    """How one axis is resized; `scale` is None for a size known only at run time (then it is target /
+    source).
+    """
 
     axis: int
     source: Dim
@@ -120,8 +122,12 @@ def plan(attrs: Mapping[str, Any], shape: Sequence[Dim], roi: Content | None, sc
 
 
 def _check(n: Inference) -> None:
-    for name, allowed in (("mode", MODES), ("coordinate_transformation_mode", COORDINATES), ("nearest_mode", NEAREST),
-                          ("keep_aspect_ratio_policy", ("stretch", "not_larger", "not_smaller"))):  # fmt: skip
+    for name, allowed in (
+        ("mode", MODES),
+        ("coordinate_transformation_mode", COORDINATES),
+        ("nearest_mode", NEAREST),
+        ("keep_aspect_ratio_policy", ("stretch", "not_larger", "not_smaller")),
+    ):
         if n.attr(name) not in allowed:
             raise n.error(f"{name} {n.attr(name)!r} is unknown", hint=f"one of {', '.join(allowed)}")
 
@@ -156,9 +162,9 @@ def _refuse(node: Node) -> str | None:
     plans = plan(node.attrs, x.shape, *contents)
     if plans is None:
         return "data-dependent: sizes are not known at compile time"
-    if node.attrs["antialias"] and node.attrs["mode"] != "nearest":
-        if any(not p.unchanged and (p.scale is None or p.scale < 1) for p in plans):
-            return "antialiased downscaling"
+    shrinks = any(not p.unchanged and (p.scale is None or p.scale < 1) for p in plans)
+    if node.attrs["antialias"] and node.attrs["mode"] != "nearest" and shrinks:
+        return "antialiased downscaling"
     needs_width = node.attrs["coordinate_transformation_mode"] in (
         "half_pixel_symmetric",
         "tf_crop_and_resize",
@@ -223,8 +229,12 @@ def _symmetric_offset(p: AxisPlan) -> float:
 def _whole_factor(p: AxisPlan, attrs: Mapping[str, Any]) -> int | None:
     """The factor f when nearest means position // f, the common case of upsampling by whole numbers."""
     mode, nearest = attrs["coordinate_transformation_mode"], attrs["nearest_mode"]
-    if (mode, nearest) not in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"),
-                               ("half_pixel", "round_prefer_ceil"), ("pytorch_half_pixel", "round_prefer_floor")):  # fmt: skip
+    if (mode, nearest) not in (
+        ("asymmetric", "floor"),
+        ("half_pixel", "round_prefer_floor"),
+        ("half_pixel", "round_prefer_ceil"),
+        ("pytorch_half_pixel", "round_prefer_floor"),
+    ):
         return None
     factor = exact_quotient(p.target, p.source)
     exact = isinstance(factor, int) and factor >= 1 and p.scale in (None, float(factor))
@@ -339,7 +349,9 @@ def _positions(p: AxisPlan, attrs: Mapping[str, Any]) -> Array:
         return o * step + np.float32(p.start * (p.source - 1))  # type: ignore[operator]
     if mode == "pytorch_half_pixel" and target == 1:
         return np.zeros(1, np.float32)
-    offset = source / np.float32(2) * (1 - np.float32(target) / width) if mode == "half_pixel_symmetric" else 0
+    offset = (
+        source / np.float32(2) * (1 - np.float32(target) / width) if mode == "half_pixel_symmetric" else 0
+    )
     return np.asarray((np.float32(offset) + (o + np.float32(0.5)) / scale) - np.float32(0.5))
 
 
@@ -409,11 +421,25 @@ def _eval(
     return np.ascontiguousarray(out.astype(x.dtype))
 
 
-RESIZE = register(OpDef(
-    "Resize", Kind.INDEX, infer=_infer, eval=_eval, compute=_compute, refuse=_refuse, static_inputs=(1, 2, 3),
-    attrs={
-        "antialias": 0, "axes": None, "coordinate_transformation_mode": "half_pixel", "cubic_coeff_a": -0.75,
-        "exclude_outside": 0, "extrapolation_value": 0.0, "keep_aspect_ratio_policy": "stretch", "mode": "nearest",
-        "nearest_mode": "round_prefer_floor",
-    },
-))  # fmt: skip
+RESIZE = register(
+    OpDef(
+        "Resize",
+        Kind.INDEX,
+        infer=_infer,
+        eval=_eval,
+        compute=_compute,
+        refuse=_refuse,
+        static_inputs=(1, 2, 3),
+        attrs={
+            "antialias": 0,
+            "axes": None,
+            "coordinate_transformation_mode": "half_pixel",
+            "cubic_coeff_a": -0.75,
+            "exclude_outside": 0,
+            "extrapolation_value": 0.0,
+            "keep_aspect_ratio_policy": "stretch",
+            "mode": "nearest",
+            "nearest_mode": "round_prefer_floor",
+        },
+    )
+)

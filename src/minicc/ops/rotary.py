@@ -1,6 +1,7 @@
 """Rotary position embedding (Su et al., 2021): ONNX's RotaryEmbedding and com.microsoft's.
 
-They differ in the order of inputs and in how positions are given; both expand into slices, products and a concatenation.
+They differ in the order of inputs and in how positions are given; both expand into slices, products and a
+concatenation.
 """
 
 from __future__ import annotations
@@ -154,8 +155,21 @@ def _microsoft_eval(x: Array, positions: Array, cos: Array, sin: Array, **attrs:
     return _eval_heads(x, cos[positions][:, None], sin[positions][:, None], attrs)
 
 
-register(OpDef(
-    "RotaryEmbedding", Kind.EXPAND, infer=_infer, eval=_microsoft_eval, expand=_microsoft_expand, refuse=_refuse,
-    attrs={"interleaved": 0, "num_heads": 0, "rotary_embedding_dim": 0, "scale": 1.0, "is_packed_batching": 0},
-    domain="com.microsoft",
-))  # fmt: skip
+register(
+    OpDef(
+        "RotaryEmbedding",
+        Kind.EXPAND,
+        infer=_infer,
+        eval=_microsoft_eval,
+        expand=_microsoft_expand,
+        refuse=_refuse,
+        attrs={
+            "interleaved": 0,
+            "num_heads": 0,
+            "rotary_embedding_dim": 0,
+            "scale": 1.0,
+            "is_packed_batching": 0,
+        },
+        domain="com.microsoft",
+    )
+)

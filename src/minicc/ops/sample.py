@@ -1,6 +1,7 @@
 """Sampling at positions computed in the model: GridSample, AffineGrid, RoiAlign.
 
-GridSample follows PyTorch: positions in [-1, 1], last coordinate first. Interpolation weights are float32 or wider.
+GridSample follows PyTorch: positions in [-1, 1], last coordinate first. Interpolation weights are float32 or
+wider.
 """
 
 from __future__ import annotations
@@ -220,10 +221,18 @@ def _affine_eval(theta: Array, size: Array, *, align_corners: int) -> Array:
     return np.einsum("...j,nij->n...i", base, theta).astype(theta.dtype)
 
 
-register(OpDef(
-    "AffineGrid", Kind.INDEX, infer=_affine_infer, eval=_affine_eval, compute=_affine_compute, refuse=default_refuse,
-    attrs={"align_corners": 0}, static_inputs=(1,),
-))  # fmt: skip
+register(
+    OpDef(
+        "AffineGrid",
+        Kind.INDEX,
+        infer=_affine_infer,
+        eval=_affine_eval,
+        compute=_affine_compute,
+        refuse=default_refuse,
+        attrs={"align_corners": 0},
+        static_inputs=(1,),
+    )
+)
 
 
 # -- RoiAlign (He et al., 2017)
@@ -254,8 +263,17 @@ def _border(x: Expr, size: Dim) -> tuple[Expr, Expr, Expr, Expr]:
     return low, _clamp(low + 1, size), x - unary("floor", x), near
 
 
-def _roi_compute(c: Indexing, index: tuple[Expr, ...], *, coordinate_transformation_mode: str, mode: str,
-                 output_height: int, output_width: int, sampling_ratio: int, spatial_scale: float) -> Expr:  # fmt: skip
+def _roi_compute(
+    c: Indexing,
+    index: tuple[Expr, ...],
+    *,
+    coordinate_transformation_mode: str,
+    mode: str,
+    output_height: int,
+    output_width: int,
+    sampling_ratio: int,
+    spatial_scale: float,
+) -> Expr:
     x, dtype = c.type(0).dims, c.type(0).dtype
     wide = wide_dtype(dtype)
     roi, channel, row, column = index
@@ -276,9 +294,13 @@ def _roi_compute(c: Indexing, index: tuple[Expr, ...], *, coordinate_transformat
         left, right, along, near_x = _border(position(1, output_width, column, j), x[3])
         parts = [
             cast(c.load(0, (batch, channel, y, z)), wide) * weight
-            for y, z, weight in ((top, left, (1.0 - down) * (1.0 - along)), (top, right, (1.0 - down) * along),
-                                 (bottom, left, down * (1.0 - along)), (bottom, right, down * along))
-        ]  # fmt: skip
+            for y, z, weight in (
+                (top, left, (1.0 - down) * (1.0 - along)),
+                (top, right, (1.0 - down) * along),
+                (bottom, left, down * (1.0 - along)),
+                (bottom, right, down * along),
+            )
+        ]
         if mode == "avg":
             value = parts[0] + parts[1] + parts[2] + parts[3]
         else:
@@ -292,8 +314,18 @@ def _roi_compute(c: Indexing, index: tuple[Expr, ...], *, coordinate_transformat
 
 
 @computed_in_f32
-def _roi_eval(x: Array, rois: Array, batches: Array, *, coordinate_transformation_mode: str, mode: str,
-              output_height: int, output_width: int, sampling_ratio: int, spatial_scale: float) -> Array:  # fmt: skip
+def _roi_eval(
+    x: Array,
+    rois: Array,
+    batches: Array,
+    *,
+    coordinate_transformation_mode: str,
+    mode: str,
+    output_height: int,
+    output_width: int,
+    sampling_ratio: int,
+    spatial_scale: float,
+) -> Array:
     half = coordinate_transformation_mode == "half_pixel"
     out = np.zeros((len(rois), x.shape[1], output_height, output_width), dtype=x.dtype)
     for number, roi in enumerate(rois * spatial_scale - (0.5 if half else 0.0)):
@@ -311,9 +343,11 @@ def _roi_eval(x: Array, rois: Array, batches: Array, *, coordinate_transformatio
         if not near_y.size or not near_x.size:
             continue
         parts = [
-            image[:, ys[:, None, :, None], zs[None, :, None, :]] * (wy[:, None, :, None] * wx[None, :, None, :])
-            for ys, wy in ((top, 1 - down), (bottom, down)) for zs, wx in ((left, 1 - along), (right, along))
-        ]  # fmt: skip
+            image[:, ys[:, None, :, None], zs[None, :, None, :]]
+            * (wy[:, None, :, None] * wx[None, :, None, :])
+            for ys, wy in ((top, 1 - down), (bottom, down))
+            for zs, wx in ((left, 1 - along), (right, along))
+        ]
         value = sum(parts) if mode == "avg" else np.maximum.reduce(parts)
         value = np.where(near_y[:, None, :, None] & near_x[None, :, None, :], value, 0)
         out[number] = value.mean(axis=(3, 4)) if mode == "avg" else value.max(axis=(3, 4))

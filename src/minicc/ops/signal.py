@@ -1,7 +1,7 @@
 """Signal processing: DFT, STFT, window functions and the mel filter bank.
 
-Fourier transforms of a length known at compile time become one matrix product with a constant table; longer or unknown
-ones run on the host with numpy's FFT.
+Fourier transforms of a length known at compile time become one matrix product with a constant table; longer
+or unknown ones run on the host with numpy's FFT.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def _static(value: Value | None) -> Dim | None:
 
 
 def fourier_table(points: int, length: int, components: int, *, inverse: bool, onesided: bool) -> Array:
-    """The matrix [points * components, bins * parts] that transforms `points` leading values of a signal of `length`.
+    """The matrix [points * components, bins * parts] that transforms `points` leading values of a signal of
+    `length`.
 
-    Rows and columns run over (position, real or imaginary part). The inverse one-sided transform has a real result
-    (parts = 1) and takes the first length // 2 + 1 bins.
+    Rows and columns run over (position, real or imaginary part). The inverse one-sided transform has a real
+    result (parts = 1) and takes the first length // 2 + 1 bins.
     """
     real_result = inverse and onesided
     bins = length // 2 + 1 if onesided and not inverse else length
@@ -143,10 +144,18 @@ def _dft_eval(
     return np.stack([out.real, out.imag], axis=-1).astype(x.dtype)
 
 
-register(OpDef(
-    "DFT", Kind.EXPAND, infer=_dft_infer, eval=_dft_eval, expand=_dft_expand, refuse=_dft_refuse, static_inputs=(1, 2),
-    attrs={"inverse": 0, "onesided": 0},
-))  # fmt: skip
+register(
+    OpDef(
+        "DFT",
+        Kind.EXPAND,
+        infer=_dft_infer,
+        eval=_dft_eval,
+        expand=_dft_expand,
+        refuse=_dft_refuse,
+        static_inputs=(1, 2),
+        attrs={"inverse": 0, "onesided": 0},
+    )
+)
 
 
 # -- STFT: signal [B, T, 1 or 2], frame_step, window [L], frame_length
@@ -205,8 +214,11 @@ def _stft_expand(b: Builder, node: Node) -> list[Value]:
     places = b.op("Add", reshaped(b, starts, (frames, 1)), b.constant(np.arange(length, dtype=np.int64)))
     signal = reshaped(b, signal, (batch, signal.shape[1], components))
     parts = b.op("Gather", signal, places, axis=1)  # [batch, frames, length, components]
-    table = b.constant(fourier_table(length, length, components, inverse=False, onesided=bool(node.attrs["onesided"]))
-                       .astype(signal.tensor.dtype.numpy))  # fmt: skip
+    table = b.constant(
+        fourier_table(
+            length, length, components, inverse=False, onesided=bool(node.attrs["onesided"])
+        ).astype(signal.tensor.dtype.numpy)
+    )
     if window is not None:  # scaling the table is free when the window is a constant
         scale = reshaped(b, as_type(b, window, signal.tensor.dtype), (length, 1, 1))
         rows = reshaped(b, table, (length, components, table.shape[1]))
@@ -216,8 +228,14 @@ def _stft_expand(b: Builder, node: Node) -> list[Value]:
 
 
 @computed_in_f32
-def _stft_eval(signal: Array, frame_step: Array, window: Array | None = None, frame_length: Array | None = None, *,
-               onesided: int) -> Array:  # fmt: skip
+def _stft_eval(
+    signal: Array,
+    frame_step: Array,
+    window: Array | None = None,
+    frame_length: Array | None = None,
+    *,
+    onesided: int,
+) -> Array:
     given = None if frame_length is None else int(frame_length.reshape(-1)[0])
     length = int(_frame_length(signal.shape, None if window is None else window.shape, given))  # type: ignore[arg-type]
     if signal.ndim == 3:
@@ -277,12 +295,22 @@ def _window_eval(coefficients: tuple[float, float, float]) -> Any:
 
 
 for _name, _coefficients in (
-    ("HannWindow", (0.5, 0.5, 0.0)), ("HammingWindow", (25 / 46, 21 / 46, 0.0)), ("BlackmanWindow", (0.42, 0.5, 0.08)),
-):  # fmt: skip
-    register(OpDef(
-        _name, Kind.EXPAND, infer=_window_infer, eval=_window_eval(_coefficients), expand=_window_expand(_coefficients),
-        refuse=default_refuse, static_inputs=(0,), attrs={"output_datatype": 1, "periodic": 1},
-    ))  # fmt: skip
+    ("HannWindow", (0.5, 0.5, 0.0)),
+    ("HammingWindow", (25 / 46, 21 / 46, 0.0)),
+    ("BlackmanWindow", (0.42, 0.5, 0.08)),
+):
+    register(
+        OpDef(
+            _name,
+            Kind.EXPAND,
+            infer=_window_infer,
+            eval=_window_eval(_coefficients),
+            expand=_window_expand(_coefficients),
+            refuse=default_refuse,
+            static_inputs=(0,),
+            attrs={"output_datatype": 1, "periodic": 1},
+        )
+    )
 
 
 # -- MelWeightMatrix: made of scalars, so it is folded in every real model

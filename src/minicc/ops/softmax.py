@@ -84,6 +84,14 @@ for _name, _expand, _eval in (
     ("LogSoftmax", _log_softmax_expand, _log_softmax_eval),
     ("Hardmax", _hardmax_expand, _hardmax_eval),
 ):
-    register(OpDef(
-        _name, Kind.EXPAND, infer=_infer, eval=_eval, expand=_expand, refuse=default_refuse, attrs={"axis": -1},
-    ))  # fmt: skip
+    register(
+        OpDef(
+            _name,
+            Kind.EXPAND,
+            infer=_infer,
+            eval=_eval,
+            expand=_expand,
+            refuse=default_refuse,
+            attrs={"axis": -1},
+        )
+    )

@@ -1,7 +1,7 @@
 """Geometry shared by convolutions and pooling: kernel, strides, dilations and padding resolved to dimensions.
 
-One place turns ONNX's attributes (auto_pad, pads, ceil_mode) and an input size into padding and output sizes, for
-inference, computation, numpy evaluation and templates alike. Nothing here registers an op.
+One place turns ONNX's attributes (auto_pad, pads, ceil_mode) and an input size into padding and output sizes,
+for inference, computation, numpy evaluation and templates alike. Nothing here registers an op.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Window:
-    """A sliding window over the spatial axes; `begin` and `end` are paddings, `output` the number of positions."""
+    """A sliding window over the spatial axes; `begin` and `end` are paddings, `output` the number of
+    positions.
+    """
 
-    kernel: tuple[Dim, ...]
+    # Dims, plain integers when made from arrays; untyped because numpy takes only the latter.
+    kernel: tuple[Any, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
-    begin: tuple[Dim, ...]
-    end: tuple[Dim, ...]
-    output: tuple[Dim, ...]
+    begin: tuple[Any, ...]
+    end: tuple[Any, ...]
+    output: tuple[Any, ...]
 
     @property
     def rank(self) -> int:
@@ -176,7 +179,7 @@ def from_channels_first(array: Array, layout: str) -> Array:
 
 
 def windows_view(array: Array, w: Window, fill: Any) -> Array:
-    """Windows over [N, C, *spatial] as a view of shape [N, C, *output, *kernel]; outside elements are `fill`."""
+    """Windows over [N, C, *spatial] as a view [N, C, *output, *kernel]; outside elements are `fill`."""
     spatial = array.shape[2:]
     pads = [(0, 0), (0, 0)]
     for axis, size in enumerate(spatial):
