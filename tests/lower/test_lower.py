@@ -86,8 +86,8 @@ def as_it_is(cases: Sequence[Case], *, symbolic: bool) -> None:
     feeds: list[Array] = []
     want, names = [], []
     for case in cases:
-        _, fed = add_call(graph, case.op, case.inputs, case.attrs, outputs=len(case.outputs), domain=case.domain,
-                          symbolic=symbolic)  # fmt: skip
+        _, fed = add_call(graph, case.op, case.inputs, case.attrs, outputs=len(case.outputs),
+                          domain=case.domain, symbolic=symbolic)  # fmt: skip
         feeds += fed
         results = expected(case.op, case.inputs, case.attrs, case.domain)
         want += [None if array is None else result for array, result in zip(case.outputs, results)]
