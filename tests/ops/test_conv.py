@@ -129,9 +129,15 @@ def test_symbolic_sizes_give_the_static_ones(auto_pad: str, stride: int) -> None
 
 @pytest.mark.parametrize(
     ("x", "w", "attrs"),
-    [((1, 3, 5, 5), (2, 4, 3, 3), {}), ((1, 4, 2, 2), (2, 4, 3, 3), {}), ((1, 4, 5, 5), (3, 2, 3, 3), {"group": 2}),
-     ((1, 4, 5), (2, 4, 3, 3), {}), ((1, 4, 5, 5), (2, 4, 3, 3), {"strides": [0, 1]}), ((1, 4, 5, 5), (2, 4, 3, 3), {"pads": [1]})],
-)  # fmt: skip
+    [
+        ((1, 3, 5, 5), (2, 4, 3, 3), {}),
+        ((1, 4, 2, 2), (2, 4, 3, 3), {}),
+        ((1, 4, 5, 5), (3, 2, 3, 3), {"group": 2}),
+        ((1, 4, 5), (2, 4, 3, 3), {}),
+        ((1, 4, 5, 5), (2, 4, 3, 3), {"strides": [0, 1]}),
+        ((1, 4, 5, 5), (2, 4, 3, 3), {"pads": [1]}),
+    ],
+)
 def test_conv_that_does_not_fit(x: tuple[int, ...], w: tuple[int, ...], attrs: dict[str, object]) -> None:
     graph = Graph()
     with pytest.raises(MiniccError, match="Conv"):

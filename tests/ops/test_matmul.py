@@ -34,9 +34,17 @@ def test_onnx_case(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [((4,), (4,)), ((3, 4), (4,)), ((4,), (4, 5)), ((2, 3, 4), (4,)), ((4,), (2, 4, 5)), ((2, 1, 3, 4), (6, 4, 5)),
-     ((0, 4), (4, 5)), ((3, 0), (0, 5))],
-)  # fmt: skip
+    [
+        ((4,), (4,)),
+        ((3, 4), (4,)),
+        ((4,), (4, 5)),
+        ((2, 3, 4), (4,)),
+        ((4,), (2, 4, 5)),
+        ((2, 1, 3, 4), (6, 4, 5)),
+        ((0, 4), (4, 5)),
+        ((3, 0), (0, 5)),
+    ],
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.float16])
 def test_matmul_shapes(a: tuple[int, ...], b: tuple[int, ...], dtype: type) -> None:
     x, y = (normal(*a) * 4).astype(dtype), (normal(*b) * 4).astype(dtype)

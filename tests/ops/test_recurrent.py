@@ -8,7 +8,7 @@ from onnx_cases import Case, cases_of, check_case
 from runtime_oracle import check_against_onnxruntime
 from test_matmul import integers, normal
 
-T, B, I, H = 5, 3, 4, 6  # steps, batch, input size, hidden size
+T, B, IN, H = 5, 3, 4, 6  # steps, batch, input size, hidden size
 LENGTHS = np.array([5, 2, 3], np.int32)
 
 
@@ -18,7 +18,7 @@ def test_onnx_case(case: Case) -> None:
 
 
 def _weights(gates: int, directions: int) -> list[np.ndarray]:
-    return [normal(T, B, I), normal(directions, gates * H, I), normal(directions, gates * H, H) * 0.5,
+    return [normal(T, B, IN), normal(directions, gates * H, IN), normal(directions, gates * H, H) * 0.5,
             normal(directions, 2 * gates * H)]  # fmt: skip
 
 
@@ -48,9 +48,15 @@ def test_lstm_activations(direction: str) -> None:
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("before_reset", [0, 1])
 @pytest.mark.parametrize(
-    "extra", [{}, {"clip": 0.5}, {"activations": ["HardSigmoid", "Softsign"]}, {"activations": ["Sigmoid", "LeakyRelu"], "activation_alpha": [0.3]}],
+    "extra",
+    [
+        {},
+        {"clip": 0.5},
+        {"activations": ["HardSigmoid", "Softsign"]},
+        {"activations": ["Sigmoid", "LeakyRelu"], "activation_alpha": [0.3]},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_gru(direction: str, before_reset: int, extra: dict[str, object]) -> None:
     d = _directions(direction)
     repeated = {k: v * d if isinstance(v, list) else v for k, v in extra.items()}
@@ -75,8 +81,8 @@ def test_dynamic_quantize_lstm(direction: str, per_column: bool) -> None:
     scales = [np.abs(normal(*shape, seed=s)) * 0.01 + 0.005 for s in (0, 1)]
     zero = np.zeros(shape, np.int8)
     inputs = [
-        normal(T, B, I),
-        integers(np.int8, d, I, 4 * H),
+        normal(T, B, IN),
+        integers(np.int8, d, IN, 4 * H),
         integers(np.int8, d, H, 4 * H),
         normal(d, 8 * H),
         None,

@@ -27,10 +27,13 @@ def test_onnx_case(case: Case) -> None:
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize(
     "attrs",
-    [{"mode": "nearest", "nearest_mode": n} for n in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")]
+    [
+        {"mode": "nearest", "nearest_mode": n}
+        for n in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+    ]
     + [{"mode": "linear"}, {"mode": "cubic"}, {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}],
     ids=lambda a: "-".join(map(str, a.values())),
-)  # fmt: skip
+)
 def test_resize_as_onnxruntime(coordinates: str, attrs: dict[str, object]) -> None:
     attrs = {**attrs, "coordinate_transformation_mode": coordinates}
     for scales in ([1, 1, 2, 2], [1, 1, 0.5, 0.6], [1, 1, 3, 1], [1, 1, 1.3, 2.6]):
@@ -61,7 +64,7 @@ def test_symbolic_sizes_give_the_static_ones(scale: float) -> None:
         assert evaluate(symbolic.shape[0], {"h": size}) == static.shape[0]
 
 
-GRID_MODES = [m for m in product(("linear", "nearest", "cubic"), ("zeros", "border", "reflection"), (0, 1))]
+GRID_MODES = list(product(("linear", "nearest", "cubic"), ("zeros", "border", "reflection"), (0, 1)))
 
 
 @pytest.mark.parametrize(("mode", "padding", "align"), GRID_MODES)

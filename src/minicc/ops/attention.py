@@ -195,7 +195,8 @@ def _split(n: Inference) -> _Shapes:
     shapes = [n.shape(i) for i in range(3)]
     ranks = {len(s) for s in shapes}
     if ranks == {4}:
-        return _Shapes(*shapes, flat=False)  # type: ignore[arg-type]
+        q, k, v = shapes
+        return _Shapes(q, k, v, False)  # type: ignore[arg-type]
     heads, groups = n.attr("q_num_heads"), n.attr("kv_num_heads")
     if ranks != {3} or not heads or not groups:
         raise n.error("needs Q, K, V of rank 4, or of rank 3 with q_num_heads and kv_num_heads")

@@ -244,7 +244,8 @@ def _attention_eval(
     **attrs: Any,
 ) -> tuple[Array, Array]:
     projected = x @ w + (0 if bias is None else bias)
-    cuts = np.cumsum([int(s) for s in _hidden_sizes(attrs, w.shape)])[:2]  # type: ignore[call-overload]
+    sizes: list[Any] = _hidden_sizes(attrs, w.shape)
+    cuts = np.cumsum(sizes)[:2]
     q, k, v = (
         p.reshape(*x.shape[:2], attrs["num_heads"], -1).transpose(0, 2, 1, 3)
         for p in np.split(projected, cuts, axis=2)

@@ -94,7 +94,7 @@ def split_index(layout: str, index: Sequence[Expr]) -> tuple[Expr, Expr, tuple[E
 
 def conv_sum(c: Indexing, index: tuple[Expr, ...], attrs: Mapping[str, Any], dtype: DType,
              factors: Any, operands: tuple[int, int] = (0, 1)) -> Expr:  # fmt: skip
-    """The sum of the product of `factors(x index, w index)`, in `dtype`, over channels of a group and taps."""
+    """The sum of the products of `factors(x index, w index)` over a group's channels and taps, in `dtype`."""
     x, w = (c.type(k).dims for k in operands)
     layout, group = attrs["layout"], attrs["group"]
     geometry = conv_window(attrs, x, w)
@@ -136,7 +136,8 @@ def convolve(x: Array, w: Array, attrs: Mapping[str, Any]) -> Array:
             taps = w.reshape(group, -1, 1, *w.shape[2:])
             total: Any = 0
             for tap in cartesian(*map(range, w.shape[2:])):
-                factor = taps[(slice(None), slice(None), 0, *tap)]
+                at: tuple[Any, ...] = (slice(None), slice(None), 0, *tap)
+                factor = taps[at]
                 total = (
                     total
                     + windows[(slice(None), None, *(slice(None),) * rank, *tap)]
@@ -340,13 +341,15 @@ def _conv_transpose_eval(x: Array, w: Array, b: Array | None = None, **attrs: An
     columns = columns.reshape(x.shape[0], group, w.shape[1], int(np.prod(w.shape[2:])), *x.shape[2:])
     out = np.zeros((x.shape[0], group, w.shape[1], *full), dtype=x.dtype)
     for number, tap in enumerate(cartesian(*map(range, w.shape[2:]))):
-        place = tuple(
+        place: tuple[Any, ...] = tuple(
             slice(t * d, t * d + (size - 1) * s + 1, s)
             for t, d, size, s in zip(tap, geometry.dilations, x.shape[2:], geometry.strides)
         )
-        out[(..., *place)] += columns[:, :, :, number]
+        full_place: tuple[Any, ...] = (..., *place)
+        out[full_place] += columns[:, :, :, number]
     cut = tuple(slice(low, low + size) for low, size in zip(geometry.begin, geometry.output))
-    out = out[(..., *cut)].reshape(x.shape[0], group * w.shape[1], *geometry.output)
+    kept: tuple[Any, ...] = (..., *cut)
+    out = out[kept].reshape(x.shape[0], group * w.shape[1], *geometry.output)
     if b is not None:
         out = out + _channel_vector(b, rank)
     return from_channels_first(out, attrs["layout"])
@@ -464,7 +467,7 @@ def _deform_eval(
         sampled = sampled * mask.reshape(batch, parts, 1, kh, kw, oh, ow)
     columns = sampled.reshape(batch, group, channels // group * kh * kw, oh * ow)
     out = np.matmul(w.reshape(group, w.shape[0] // group, -1), columns).reshape(batch, w.shape[0], oh, ow)
-    return out if b is None else out + _channel_vector(b, 2)
+    return np.asarray(out if b is None else out + _channel_vector(b, 2))
 
 
 DEFORM_CONV = register(

@@ -86,16 +86,19 @@ def _eval(x: Array, image_shape: Array, block_shape: Array, **attrs: Any) -> Arr
     geometry = _blocks(attrs, image, block)
     channels = x.shape[1] // int(np.prod(block))
     columns = x.reshape(x.shape[0], channels, *block, *geometry.output)
-    sizes = [int(size + low + high) for size, low, high in zip(image, geometry.begin, geometry.end)]  # type: ignore[call-overload]
+    sizes = [int(size + low + high) for size, low, high in zip(image, geometry.begin, geometry.end)]
     padded = np.zeros((x.shape[0], channels, *sizes), dtype=x.dtype)
     for tap in cartesian(*map(range, block)):
-        place = tuple(
+        place: tuple[Any, ...] = tuple(
             slice(t * d, t * d + (count - 1) * s + 1, s)
             for t, d, count, s in zip(tap, geometry.dilations, geometry.output, geometry.strides)
         )
-        padded[(..., *place)] += columns[(slice(None), slice(None), *tap)]
+        target: tuple[Any, ...] = (..., *place)
+        source: tuple[Any, ...] = (slice(None), slice(None), *tap)
+        padded[target] += columns[source]
     cut = tuple(slice(low, low + size) for low, size in zip(geometry.begin, image))
-    return np.ascontiguousarray(padded[(..., *cut)])
+    kept: tuple[Any, ...] = (..., *cut)
+    return np.ascontiguousarray(padded[kept])
 
 
 register(

@@ -82,7 +82,7 @@ def _matmul_compute(c: Indexing, index: tuple[Expr, ...]) -> Expr:
 
 @computed_in_f32
 def _matmul_eval(a: Array, b: Array) -> Array:
-    return np.matmul(a, b)
+    return np.asarray(np.matmul(a, b))
 
 
 MATMUL = register(
@@ -224,7 +224,7 @@ GEMM = register(
     )
 )
 
-# activation name of com.microsoft ops: (operator, {its attribute: the attribute of the fused op that gives it})
+# activation name of com.microsoft ops: (operator, {attribute: attribute of the fused op that gives it})
 ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "Relu": ("Relu", {}),
     "Tanh": ("Tanh", {}),
@@ -234,7 +234,7 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def _activation(attrs: dict[str, Any]) -> tuple[str, dict[str, float]] | None:
+def _activation(attrs: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Operator and attributes of the `activation` attribute; None when there is none. Raises ShapeError when
     unknown.
     """
@@ -250,7 +250,10 @@ def _activation(attrs: dict[str, Any]) -> tuple[str, dict[str, float]] | None:
 def _fused_gemm_expand(b: Builder, node: Node) -> list[Value]:
     out = b.op("Gemm", *node.inputs, **{k: node.attrs[k] for k in _GEMM_ATTRS})
     activation = _activation(node.attrs)
-    return [out if activation is None else b.op(activation[0], out, **activation[1])]
+    if activation is None:
+        return [out]
+    operator, parameters = activation
+    return [b.op(operator, out, **parameters)]
 
 
 def _fused_gemm_eval(a: Array, b: Array, c: Array | None = None, **attrs: Any) -> Array:

@@ -379,7 +379,7 @@ def _group_eval(
     y = ((rows - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
     shape = (-1, *(1,) * (x.ndim - 2))
     vectors = [np.repeat(v, x.shape[1] // len(v)).reshape(shape) for v in (scale, bias)]
-    return (y * vectors[0] + vectors[1]).astype(x.dtype)
+    return np.asarray(y * vectors[0] + vectors[1]).astype(x.dtype)
 
 
 register(

@@ -1,6 +1,6 @@
 """com.microsoft's normalisations with the residual addition or the embedding lookup before them.
 
-SkipLayerNormalization, SkipSimplifiedLayerNormalization and EmbedLayerNormalization expand as their plain forms do.
+SkipLayerNormalization, SkipSimplifiedLayerNormalization and EmbedLayerNormalization expand as plain forms.
 """
 
 from __future__ import annotations

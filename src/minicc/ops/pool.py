@@ -362,7 +362,7 @@ register(
 # -- MaxUnpool: puts elements back where MaxPool found them
 
 
-def _unpooled_shape(attrs: Mapping[str, Any], x: Sequence[Dim]) -> tuple[Dim, ...]:
+def _unpooled_shape(attrs: Mapping[str, Any], x: Sequence[Any]) -> tuple[Any, ...]:
     """The shape that the indices of MaxUnpool refer to."""
     kernel = attrs["kernel_shape"]
     rank = len(kernel)
@@ -376,7 +376,8 @@ def _unpool_infer(n: Inference) -> list[TensorType]:
     x = n.shape(0)
     if n.has(2):
         content = n.content(2)
-        shape = tuple(content.flat) if content is not None else (*x[:2], *(n.fresh("d") for _ in x[2:]))
+        shape: tuple[Dim, ...] = (*x[:2], *(n.fresh("d") for _ in x[2:]))
+        shape = shape if content is None else tuple(content.reshape(-1).tolist())
         return [TensorType(n.dtype(0), shape)]
     return [TensorType(n.dtype(0), _unpooled_shape(n.attrs, x))]
 

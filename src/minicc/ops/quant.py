@@ -288,14 +288,14 @@ register(
 # -- QLinearMatMul
 
 
-def along_rows(scale: Sequence[Dim]) -> tuple[Dim, ...]:
+def along_rows(scale: Sequence[Any]) -> tuple[Any, ...]:
     """The shape that makes the scale of a left operand broadcast against the product: a vector runs along
     rows.
     """
     return tuple(scale) if len(scale) != 1 else () if scale[0] == 1 else (scale[0], 1)
 
 
-def flat_scalar(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+def flat_scalar(shape: Sequence[Any]) -> tuple[Any, ...]:
     """The shape of a per-tensor parameter given as a scalar or a vector of one; others stay."""
     return () if tuple(shape) == (1,) else tuple(shape)
 

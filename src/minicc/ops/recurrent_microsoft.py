@@ -122,7 +122,8 @@ def _applied(b: Builder, activation: Activation, x: Value, clip: float | None) -
     if clip:
         x = b.op("Clip", x, b.scalar(-clip, x), b.scalar(clip, x))
     operator, names = _OPERATORS[activation.name]
-    return b.op(operator, x, **dict(zip(names, activation.parameters)))
+    parameters: dict[str, Any] = dict(zip(names, activation.parameters))
+    return b.op(operator, x, **parameters)
 
 
 def _integer_product(b: Builder, x: Value, weight: Value, scale: Value, zero: Value) -> Value:

@@ -105,6 +105,7 @@ def plan(attrs: Mapping[str, Any], shape: Sequence[Dim], roi: Content | None, sc
         common = min(ratios) if policy == "not_larger" else max(ratios)
     for position, (axis, number) in enumerate(zip(axes, numbers)):
         start, end, size = box[position], box[position + len(axes)], shape[axis]
+        target: Dim
         scale: float | None
         if common is not None:
             scale, target = float(common), int(np.floor(common * np.float32(size) + np.float32(0.5)))  # type: ignore[arg-type]
@@ -346,7 +347,7 @@ def _positions(p: AxisPlan, attrs: Mapping[str, Any]) -> Array:
         if target == 1:
             return np.full(1, 0.5 * (p.start + p.end) * (source - 1), dtype=np.float32)
         step = np.float32((p.end - p.start) * (p.source - 1) / (target - 1))  # type: ignore[operator]
-        return o * step + np.float32(p.start * (p.source - 1))  # type: ignore[operator]
+        return np.asarray(o * step + np.float32(p.start * (p.source - 1)))  # type: ignore[operator]
     if mode == "pytorch_half_pixel" and target == 1:
         return np.zeros(1, np.float32)
     offset = (
@@ -358,6 +359,7 @@ def _positions(p: AxisPlan, attrs: Mapping[str, Any]) -> Array:
 def _table(p: AxisPlan, attrs: Mapping[str, Any]) -> tuple[Array, Array]:
     """(input positions, weights), both [target, taps]."""
     x = _positions(p, attrs)
+    assert isinstance(p.source, int)
     if attrs["mode"] == "nearest":
         rounded = {
             "round_prefer_floor": lambda: np.ceil(x - 0.5), "round_prefer_ceil": lambda: np.floor(x + 0.5),

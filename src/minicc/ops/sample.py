@@ -152,7 +152,7 @@ def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_
         t = position - base
         weights = {"nearest": [1], "linear": [1 - t, t], "cubic": cubic_weights(t, -0.75)}[mode]
         found = []
-        for k, weight in enumerate(weights):
+        for k, factor in enumerate(weights):
             where = base + (k - 1 if mode == "cubic" else k)
             if padding_mode == "reflection":
                 where = np.trunc(
@@ -160,7 +160,7 @@ def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_
                 )
             inside = (where >= 0) & (where <= size - 1)
             clipped = np.clip(np.nan_to_num(where), 0, size - 1).astype(np.int64)
-            found.append((clipped, weight, inside if padding_mode == "zeros" else True))
+            found.append((clipped, factor, inside if padding_mode == "zeros" else True))
         taps.append(found)
     batch = np.arange(x.shape[0]).reshape(-1, *(1,) * rank)
     total = np.zeros((x.shape[0], *grid.shape[1:-1], x.shape[1]), dtype=np.float64)
@@ -168,7 +168,8 @@ def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_
         weight: Any = np.ones(grid.shape[:-1])
         for _, factor, inside in chosen:
             weight = np.where(inside, weight * factor, 0)
-        picked = x[(batch, slice(None), *(where for where, _, _ in chosen))]
+        at: tuple[Any, ...] = (batch, slice(None), *(where for where, _, _ in chosen))
+        picked = x[at]
         total += np.where(weight[..., None] != 0, picked * weight[..., None], 0)
     return np.ascontiguousarray(np.moveaxis(total, -1, 1)).astype(x.dtype)
 
@@ -202,7 +203,7 @@ def _affine_compute(c: Indexing, index: tuple[Expr, ...], *, align_corners: int)
     rank = len(sizes)
     total = cast(c.load(0, (index[0], index[-1], rank)), wide)
     for axis in range(rank):
-        length = const(sizes[axis], wide) if isinstance(sizes[axis], int) else cast(dim(sizes[axis]), wide)
+        length = cast(dim(sizes[axis]), wide)
         position = cast(index[1 + axis], wide)
         if align_corners:
             place = position * 2.0 / expr_maximum(length - 1.0, 1.0) - 1.0
@@ -218,7 +219,7 @@ def _affine_eval(theta: Array, size: Array, *, align_corners: int) -> Array:
     axes = [np.linspace(-1, 1, s) if align_corners else (2 * np.arange(s) + 1) / s - 1 for s in sizes]
     planes = np.meshgrid(*axes, indexing="ij")
     base = np.stack([*reversed(planes), np.ones(sizes)], axis=-1)
-    return np.einsum("...j,nij->n...i", base, theta).astype(theta.dtype)
+    return np.asarray(np.einsum("...j,nij->n...i", base, theta)).astype(theta.dtype)
 
 
 register(

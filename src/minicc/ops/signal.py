@@ -96,9 +96,10 @@ def _dft_refuse(node: Node) -> str | None:
     x = required(node, 0)
     axis = _dft_axis(None if optional(node, 2) is None else _static(optional(node, 2)), x.tensor.rank)
     length = _dft_length(_static(optional(node, 1)), x.shape[axis], node.attrs)
-    if not isinstance(length, int) or not isinstance(x.shape[axis], int) or not isinstance(x.shape[-1], int):
+    size, components = x.shape[axis], x.shape[-1]
+    if not isinstance(length, int) or not isinstance(size, int) or not isinstance(components, int):
         return "a Fourier transform of a length known only at run time"
-    if length <= 0 or min(length, x.shape[axis]) * x.shape[-1] * node.output.shape[axis] * 2 > MAX_TABLE:  # type: ignore[operator]
+    if length <= 0 or min(length, size) * components * length * 2 > MAX_TABLE:
         return f"a Fourier transform of length {length}, for which an FFT on the host is faster"
     return None
 
@@ -170,8 +171,7 @@ def _stft_infer(n: Inference) -> list[TensorType]:
     if len(signal) not in (2, 3):
         raise n.error("the signal must be [batch, length, 1 or 2]")
     step = _static(n.inputs[1])
-    known = step is not None and not (n.has(3) and n.content(3) is None)
-    if not known:
+    if step is None or (n.has(3) and n.content(3) is None):
         return [TensorType(n.dtype(0), (signal[0], *unknown_dims(n, 2), 2))]
     length = _frame_length(
         signal, n.shape(2) if n.has(2) else None, _static(n.inputs[3]) if n.has(3) else None

@@ -41,9 +41,9 @@ class Window:
 
     def padded(self, axis: int) -> bool:
         """False when every tap of every position certainly lies inside the input."""
-        return self.begin[axis] != 0 or self.end[axis] != 0
+        return not (self.begin[axis] == 0 and self.end[axis] == 0)
 
-    def span(self, axis: int) -> Dim:
+    def span(self, axis: int) -> Any:
         """Input positions from the first to the last tap."""
         return (self.kernel[axis] - 1) * self.dilations[axis] + 1
 
