@@ -487,9 +487,9 @@ def _harmless(data: Any) -> str:
     return _string(data)
 
 
-def _constant(data: Any) -> int | float | str:
+def _constant(data: Any) -> bool | int | float | str:
     """A template's constant, which appears in generated text."""
     if isinstance(data, str):
         return _harmless(data)
-    _need(type(data) in (int, float), f"{data!r} is not a template constant")
+    _need(type(data) in (bool, int, float), f"{data!r} is not a template constant")
     return data  # type: ignore[no-any-return]
