@@ -153,7 +153,7 @@ class PassRun:
     def __init__(self, graph: Graph, options: Options, context: PassContext, observers: tuple[Observer, ...]) -> None:
         self.graph, self.options, self.context, self.observers = graph, options, context, observers
         self.statistics: dict[str, list[PassRow]] = {}
-        self.stage = Stage.IMPORTED
+        self.stage, self.reachable = Stage.IMPORTED, max(Stage)
         self.reference: Reference | None = None
         graph.tidy()
         if options.check >= 1:
@@ -179,6 +179,8 @@ class PassRun:
         """Run one pass; returns its changes, and its name when the pipeline must stop here."""
         stop = one.name if one.name == self.options.stop_after else ""
         if one.name in self.options.skip:
+            if one.stage > Stage.IMPORTED:  # what the pass would have established does not hold
+                self.reachable = min(self.reachable, Stage(one.stage - 1))
             return 0, stop
         before, graph, context = len(self.graph.nodes), self.graph, self.context
         text = print_graph(graph) if self.options.check == 2 else ""
@@ -187,7 +189,7 @@ class PassRun:
         changes = one.run(graph, context)
         removed = graph.tidy()
         elapsed = (time.perf_counter() - started) * 1e3
-        self.stage = max(self.stage, one.stage)
+        self.stage = min(max(self.stage, one.stage), self.reachable)
         if self.options.check >= 1 and (changes or removed):
             verify(graph, self.stage, pass_name=one.name, keep=context.keep)
         refusals = {f"{name}: {reason}": times for (name, reason), times in context.refusals.items()}
