@@ -114,7 +114,8 @@ def is_uniform(value: Value | None, number: float) -> bool:
     """Whether a constant holds one number everywhere (any shape, not empty)."""
     if value is None or value.data is None or value.data.size == 0 or value.data.size > 1 << 20:
         return False
-    return bool(np.all(value.data == np.asarray(number).astype(value.data.dtype)))
+    dtype = value.data.dtype  # infinity has no integer, so integers are compared as they are
+    return bool(np.all(value.data == (number if dtype.kind in "iub" else np.asarray(number).astype(dtype))))
 
 
 def nbytes(value: Value) -> int | None:
