@@ -32,6 +32,8 @@ def resolve_references(
     """
     found: dict[str, AttributeProto] = {}
     for attribute in attributes:
+        if not isinstance(attribute.name, str):
+            raise InvalidModelError("the name of an attribute is no UTF-8 text", where=where)
         if attribute.name in found:
             raise InvalidModelError(f"attribute {attribute.name!r} is given twice", where=where)
         if attribute.ref_attr_name:

@@ -67,6 +67,10 @@ def sorted_nodes(
 
     Raises InvalidModelError on a cycle, and for a value with two producers.
     """
+    for position, node in enumerate(nodes):
+        texts = (node.op_type, node.domain, node.name, node.overload, *node.input, *node.output)
+        if not all(isinstance(text, str) for text in texts):  # protobuf gives bytes
+            raise InvalidModelError(f"a name in node {position} of {where} is no UTF-8 text")
     all_reads = [reads(node) for node in nodes]
     producers: dict[str, int] = {}
     for position, node in enumerate(nodes):
