@@ -17,6 +17,9 @@ from minicc.lower.affine import Affine, affine, as_dim
 from minicc.lower.kernel import Body, Operand, Store
 
 
+MAX_LITERAL = 16
+
+
 @dataclass(frozen=True)
 class Write:
     """`array[offset] = value` for every point of the iteration space; `offset` and loads count elements.
@@ -270,8 +273,10 @@ class _Table:
         if expr in self.memo:
             return self.memo[expr]
         known = as_dim(expr)
-        if known is not None and expr.op != "const":
-            out = const(known, i64) if isinstance(known, int) else Expr("dim", i64, arg=self.size(known))
+        if known is not None:
+            # Small numbers shape the code; sizes are words, so that layers of other sizes share the kernel.
+            literal = isinstance(known, int) and abs(known) <= MAX_LITERAL
+            out = const(known, i64) if literal else Expr("dim", i64, arg=self.size(known))  # type: ignore[arg-type]
         elif expr.op == "iter":
             out = iteration(self.number[int(expr.arg)])  # type: ignore[call-overload]
         elif expr.op == "load":

@@ -20,6 +20,7 @@ from minicc.lower.affine import linearise, reshape_index
 # Ops that only rename positions; they are composed into their readers unless somebody needs their array.
 RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"))
 VIEWS = RESHAPES | {"Transpose", "Slice", "Expand", "Split"}
+MAX_DIGITS = 6  # longer constants are loaded rather than written into the code
 # Loop variables of reductions start here, above any parallel axis.
 FIRST_REDUCTION_AXIS = 100
 
@@ -152,6 +153,8 @@ def scalar_constant(value: Value) -> Expr | None:
         return None
     if value.data is not None and value.data.size == 1:
         item: Any = value.data.reshape(-1)[0]
+        if dtype.is_float and len(str(item)) > MAX_DIGITS:
+            return None  # such a number (a quantisation scale) differs from layer to layer; loaded, layers share the kernel
         return const(bool(item) if dtype == boolean else int(item) if dtype.is_integer else float(item), dtype)
     if value.data is None and value.content is not None and value.content.size == 1:
         item = value.content.reshape(-1)[0]

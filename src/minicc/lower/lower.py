@@ -146,6 +146,8 @@ def _contract_loops(node: Node) -> bool:
 
 
 def _why_host(node: Node) -> str:
+    if node.symbols:
+        return "data-dependent: a size of its result is known only when it has run"
     if node.op.kind is Kind.HOST:
         return "the operator has no kernel yet"
     for v in (*node.inputs, *node.outputs):
