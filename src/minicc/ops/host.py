@@ -171,9 +171,8 @@ def _infer(n: Inference) -> list[Type]:
     node = node_proto(n.op, n.attrs, names)
     model = _model(node, opset, infos, constants)
     try:
-        found = {
-            o.name: o.type for o in onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph.output
-        }
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        found = {output.name: output.type for output in inferred.graph.output}
     except Exception as error:  # onnx raises many kinds; its text says what does not fit
         raise n.error(str(error).strip().splitlines()[0] if str(error) else type(error).__name__) from error
     return [_found_type(n, i, found.get(f"y{i}"), symbols) for i in range(n.n_outputs)]
