@@ -19,7 +19,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 _HEAD = """
 import numpy as np
-from minicc.kernels.cpu.intrinsics import arg, ptr_f32, ld, st
+from minicc.kernels.cpu.intrinsics import arg, f32_of_bits, ptr_f32, ld, st
 f32 = np.float32
 
 def epilogue(args, b0, b1, i, j, acc):
@@ -33,8 +33,13 @@ EPILOGUES = {
     "none": "acc",
     "bias": "acc + bias",
     "residual": "max(acc + bias + rest, f32(0))",
+    "bits": "f32_of_bits(acc)",
     "scaled": "(acc * f32(0.125) + bias) / (abs(acc) + f32(1))",
 }
+
+
+# Those for sums in float32; "bits" stores the bits of an int32.
+FLOAT_EPILOGUES = sorted(set(EPILOGUES) - {"bits"})
 
 
 def expected_epilogue(kind: str, acc: Array, bias: Array, rest: Array) -> Array:

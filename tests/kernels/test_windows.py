@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_harness import EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
+from template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 from test_conv import convolution_words, output_extents, problems, reference
 
 from minicc.kernels.domain import panel_columns
@@ -45,7 +45,7 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
     problem=problems(),
     channels=CHANNELS,
     images=st.integers(1, 2),
-    kind=st.sampled_from(sorted(EPILOGUES)),
+    kind=st.sampled_from(FLOAT_EPILOGUES),
     gap=st.sampled_from([0, 3]),
     threads=st.sampled_from([1, 2, 5]),
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),

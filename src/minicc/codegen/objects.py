@@ -28,8 +28,8 @@ from minicc.targets.cpu import CpuTarget
 SIGNATURE = (types.CPointer(types.int64), types.int64, types.int64)
 
 Signature = tuple[Any, ...]
-# void epilogue(int64 *args, int64 b0, int64 b1, int64 i, int64 j, float acc)
-EPILOGUE_SIGNATURE = (types.CPointer(types.int64), *([types.int64] * 4), types.float32)
+# void epilogue(int64 *args, int64 b0, int64 b1, int64 i, int64 j, float or int32 acc): all but the last
+EPILOGUE_SIGNATURE = (types.CPointer(types.int64), *([types.int64] * 4))
 _TEMPLATE = "minicc.template"  # symbol of a template's kernel until it gets its own
 
 # Called by the entry when the kernel reports an error. It is never defined: when nothing in the kernel can
@@ -91,7 +91,9 @@ def _with_epilogue(template: str, epilogue: str, symbol: str, triple: str) -> An
     module = llvm.parse_bitcode(_template_bitcode(template, triple))
     module.get_function(_TEMPLATE).name = symbol
     function = _load_function(epilogue, symbol, "epilogue")
-    module.link_in(_lower(function, EPILOGUE_SYMBOL, triple, EPILOGUE_SIGNATURE))
+    *_, acc = module.get_function(EPILOGUE_SYMBOL).arguments
+    signature = (*EPILOGUE_SIGNATURE, types.int32 if str(acc.type) == "i32" else types.float32)
+    module.link_in(_lower(function, EPILOGUE_SYMBOL, triple, signature))
     inlined = module.get_function(EPILOGUE_SYMBOL)
     inlined.linkage = "internal"
     inlined.add_function_attribute("alwaysinline")

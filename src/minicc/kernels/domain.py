@@ -185,6 +185,25 @@ def conv_transpose_domain(w: Words, constants: Mapping[str, int], target: CpuTar
     return units
 
 
+# As in kernels/cpu/conv_integer.py: int16 values of a widened row.
+INTEGER_DEPTH = 4096
+
+
+def conv_integer_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill ROW_TILES and PANELS of an integer convolution; the number of units."""
+    taps = w["KD"] * w["KH"] * w["KW"]
+    depth = taps * ceil_divide(w["C"], 2) * 2
+    batches = w["IMAGES"] * w["GROUPS"]
+    w["ROW_TILES"], w["PANELS"], units = product_blocks(
+        w["M"], w["N"], depth, batches, constants["NR"], target, threads, row_bytes=max(1, w["C"])
+    )
+    if units and (depth > INTEGER_DEPTH or taps > TAPS):  # sums over parts of the row stay in one tile
+        w["PANELS"] = 1
+        rows = ceil_divide(ceil_divide(w["M"], tile_rows(target)), w["ROW_TILES"])
+        units = batches * rows * ceil_divide(w["N"], constants["NR"])
+    return units
+
+
 def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """Fill ROW_TILES and PANELS of a depthwise convolution or a pooling; the number of units."""
     mr, m, n = tile_rows(target), w["M"], w["N"]

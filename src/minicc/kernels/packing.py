@@ -97,3 +97,19 @@ def pack_depthwise(weights: Array, columns: int) -> Array:
     c = weights.shape[0]
     packed = pack_b(weights.reshape(c, -1).T, columns)
     return np.concatenate([packed.reshape(-1), np.zeros(c, weights.dtype)])
+
+
+def pack_conv_integer(weights: Array, zero_points: Array, groups: int, columns: int) -> Array:
+    """8-bit weights [M, C / group, *kernel] as int16 panels [group][ceil(N / NR)][taps * even C / 2][NR][2].
+
+    zero_points: of the weights, one or one per output channel M; they are taken off. `columns` is NR. A right operand
+    [K, N] of a matrix product is the case weights = its transpose, one group, no kernel axes.
+    """
+    m, c, *kernel = weights.shape
+    taps = int(np.prod(kernel, dtype=np.int64))
+    centred = weights.reshape(m, c, taps).astype(np.int16) - zero_points.astype(np.int16).reshape(-1, 1, 1)
+    padded = np.zeros((groups, taps, c + c % 2, m // groups), np.int16)
+    padded[:, :, :c] = centred.reshape(groups, m // groups, c, taps).transpose(0, 3, 2, 1)
+    packed = pack_b(padded.reshape(groups, -1, m // groups), columns)
+    pairs = packed.reshape(*packed.shape[:2], -1, 2, columns).swapaxes(-1, -2)
+    return np.ascontiguousarray(pairs).reshape(-1)

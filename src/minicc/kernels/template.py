@@ -30,6 +30,12 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
+conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW. POINTER (constant):
+          ptr_u8 or ptr_i8, the type of X; W (int16) is packed by `packing.pack_conv_integer`. A matrix product [M, K] by
+          [K, N] has IW = OW = M rows at distance X_W, C = K channels, and all kernel extents 1
+  X_ZERO          address of the zero point of X, or 0
+  ROW_TILES PANELS  (bind)
+
 conv_transpose  transposed convolution, channels last; indices and words as conv up to PW, where P* are ONNX's pads before
           the first element and S*, D* its strides and dilations; W is packed by `packing.pack_conv_transpose`; then
   ROW_TILES PANELS  (bind)
@@ -147,6 +153,12 @@ TEMPLATES: dict[str, Template] = {
             f"{_WINDOWS} MERGED ROW_TILES PANELS",
             "NR",
             domain.conv_domain,
+        ),
+        _template(
+            "conv_integer",
+            f"{_WINDOWS} X_ZERO ROW_TILES PANELS",
+            "NR POINTER",
+            domain.conv_integer_domain,
         ),
         _template(
             "conv_transpose",

@@ -98,7 +98,7 @@ def kernel(args, begin, end):
         # One pass; several when there are more taps than the table holds, and then a unit is a single tile.
         while first < taps:
             count = min(taps - first, TAPS)
-            fill_table(args, x, zeros, MR, i_begin, i_end, columns, first, count, table)
+            fill_table(args, x, 4, zeros, MR, i_begin, i_end, columns, first, count, table)
             if merged:
                 assemble_runs(args, zeros, MR, i_begin, i_end, count, table, scratch)
             for p in range(p_begin, p_end):

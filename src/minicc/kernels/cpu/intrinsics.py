@@ -121,16 +121,16 @@ EPILOGUE_SYMBOL = "minicc.epilogue"
 @intrinsic
 def external_epilogue(typing_context, args, b0, b1, i, j, acc):
     """A call of an epilogue compiled on its own and linked in later (see codegen/objects.py)."""
-    if acc != types.float32:
+    if acc not in (types.float32, types.int32):
         return None
 
     def emit(context, builder, signature, values):
-        kind = ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64, I64, I64, I64, F32])
+        kind = ir.FunctionType(ir.VoidType(), [I64.as_pointer(), I64, I64, I64, I64, values[5].type])
         builder.call(cgutils.get_or_insert_function(builder.module, kind, EPILOGUE_SYMBOL), values)
         return context.get_dummy_value()
 
     index = types.int64
-    return types.void(types.CPointer(index), index, index, index, index, types.float32), emit
+    return types.void(types.CPointer(index), index, index, index, index, acc), emit
 
 
 # --------------------------------------------------------------------------------------- loads and stores

@@ -127,7 +127,7 @@ def kernel(args, begin, end):
         # One pass; several when there are more taps than the table holds, and then a unit is a single tile.
         while first < taps:
             count = min(taps - first, TAPS)
-            fill_table(args, x, arg(args, W), MR, i_begin, i_end, arg(args, KW), first, count, table)
+            fill_table(args, x, 4, arg(args, W), MR, i_begin, i_end, arg(args, KW), first, count, table)
             if AVERAGE:
                 fill_factors(args, i_begin, i_end, factors)
             for i in range(i_begin, i_end, MR):

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from minicc.kernels.cpu.intrinsics import (
     F32,
+    I16,
     I32,
     I64,
     call_vector_intrinsic,
@@ -328,3 +329,76 @@ def _emit_window(builder, kind, shape, rows, operands, masks):
 
 sum_tile = _pool_tile("sum")
 max_tile = _pool_tile("max")
+
+
+@intrinsic
+def integer_tile(typing_context, rows, columns, width, height, left, stride, panel, tile, pairs, first):
+    """tile[r, j] (+)= sum over k < 2 * pairs of left[r * stride + k] * panel[k // 2][j][k % 2], modulo 2**32.
+
+    rows, columns, width: literals MR, NR and VW (32-bit lanes of a vector).
+    height: one of `heights(MR)`; only rows r < height are computed.
+    left:   int16 scratch rows; panel: int16 [pairs][NR][2]. Their values are at most 255 in magnitude.
+    tile:   int32 scratch [MR][NR]; overwritten when `first`, else added to.
+    """
+    if not _literals(rows, columns, width):
+        return None
+    mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
+
+    def emit(context, builder, signature, values):
+        chosen, left, stride, panel, buffer, pairs, first = values[3:]
+        done = builder.append_basic_block("tile.done")
+        switch = builder.switch(chosen, done)
+        for height in heights(mr):
+            block = builder.append_basic_block(f"tile.{height}")
+            switch.add_case(I64(height), block)
+            builder.position_at_end(block)
+            _emit_integer_tile(builder, (nr, vw, height), left, stride, panel, buffer, pairs, first)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (mr, nr, vw)]
+    size, halves = types.int64, types.CPointer(types.int16)
+    words = types.CPointer(types.int32)
+    return types.void(*literals, size, halves, size, halves, words, size, types.boolean), emit
+
+
+def _emit_integer_tile(builder, shape, left, stride, panel, buffer, pairs, first):
+    nr, vw, height = shape
+    type_ = vector(I32, vw)
+    zero = constant(type_, 0)
+    places = [(r, v) for r in range(height) for v in range(nr // vw)]
+    sums = {place: stack_array(builder, type_, 1) for place in places}
+    for r, v in places:
+        earlier = load_vector(builder, builder.gep(buffer, [I64(r * nr + v * vw)]), vw, "scratch", 64)
+        builder.store(builder.select(first, zero, earlier), sums[r, v])
+    rows = [builder.gep(left, [builder.mul(stride, I64(r))]) for r in range(height)]
+    with counted_loop(builder, I64(0), pairs) as k:
+        b = builder.gep(panel, [builder.mul(k, I64(2 * nr))])
+        right = [
+            load_vector(builder, builder.gep(b, [I64(2 * v * vw)]), 2 * vw, "input") for v in range(nr // vw)
+        ]
+        for r in range(height):
+            at = builder.gep(rows[r], [builder.mul(k, I64(2))])
+            pair = builder.load(builder.bitcast(at, I32.as_pointer()), align=2)
+            set_memory_kind(builder, pair, "scratch")
+            pair = builder.bitcast(splat(builder, pair, vw), vector(I16, 2 * vw))
+            for v in range(nr // vw):
+                product = _products_of_pairs(builder, pair, right[v], vw)
+                builder.store(builder.add(builder.load(sums[r, v]), product), sums[r, v])
+    for r, v in places:
+        at = builder.gep(buffer, [I64(r * nr + v * vw)])
+        store_vector(builder, builder.load(sums[r, v]), at, "scratch", 64)
+
+
+def _products_of_pairs(builder, x, y, width):
+    """x[2i] * y[2i] + x[2i + 1] * y[2i + 1] of int16 vectors, in the form LLVM makes pmaddwd or vpdpwssd of."""
+    wide = vector(I32, 2 * width)
+    products = builder.mul(builder.sext(x, wide), builder.sext(y, wide), flags=["nsw"])
+    undefined = ir.Constant(wide, ir.Undefined)
+    even, odd = (
+        ir.Constant(vector(I32, width), [I32(2 * i + start) for i in range(width)]) for start in (0, 1)
+    )
+    return builder.add(
+        builder.shuffle_vector(products, undefined, even), builder.shuffle_vector(products, undefined, odd)
+    )

@@ -71,10 +71,11 @@ def set_zero(typing_context, target, count):
 
 
 @helper
-def fill_table(args, x, padding, rows, i_begin, i_end, columns, first, count, table):
+def fill_table(args, x, size, padding, rows, i_begin, i_end, columns, first, count, table):
     """The addresses of `count` taps from `first` on for pixels i_begin .. i_end: table [row tile][tap][rows].
 
     x, padding: byte addresses of the image and of the row that stands for padding. A last row tile repeats its last pixel.
+    size:    bytes of an element.
     columns: taps along W: KW, or 1 when whole runs of KW pixels are one tap; then W is not checked here.
     """
     kh = arg(args, KH)
@@ -114,7 +115,7 @@ def fill_table(args, x, padding, rows, i_begin, i_end, columns, first, count, ta
                 & (np.uint64(h) < np.uint64(ih))
                 & (np.uint64(w + w_shift) < np.uint64(w_bound))
             )
-            at = x + 4 * (d * x_d + h * x_h + w * x_w)
+            at = x + size * (d * x_d + h * x_h + w * x_w)
             st_scratch(entries, t * rows + r, at if inside else padding)
             w += dw
             if w == w_end:
