@@ -9,20 +9,22 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minicc.debug import levels
 from minicc.debug.explain import Explanation, explain
 from minicc.debug.profile import Profile, profile
 from minicc.lower.program import Program
 from minicc.options import Options
-from minicc.passes.manager import PassRow
 from minicc.runtime import artifact
 from minicc.runtime.artifact import Saved
 from minicc.runtime.code import Code
 from minicc.runtime.module import CompiledModule
 from minicc.runtime.store import Store
 from minicc.targets.cpu import CpuTarget
+
+if TYPE_CHECKING:
+    from minicc.passes.manager import PassRow
 
 # progress(stage, done, of): what is being done; `of` is 0 where the amount of work is not known.
 Progress = Callable[[str, int, int], None]

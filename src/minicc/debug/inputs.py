@@ -9,8 +9,8 @@ import numpy as np
 
 from minicc.errors import InputError
 from minicc.ir.dims import evaluate, symbols_of
+from minicc.ir.samples import random_array
 from minicc.ir.types import TensorType
-from minicc.passes.manager import random_array
 from minicc.runtime.engine import bare_symbol
 from minicc.runtime.signature import Port
 

@@ -21,8 +21,9 @@ from minicc.ir.dims import symbols_of
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph, Node
 from minicc.ir.rewrite import Rewrites
+from minicc.ir.samples import random_array
 from minicc.ir.text import print_graph
-from minicc.ir.types import OpaqueType, TensorType
+from minicc.ir.types import OpaqueType
 from minicc.ir.verify import Stage, verify
 from minicc.options import Options
 
@@ -273,15 +274,6 @@ def random_feeds(graph: Graph, seed: int = 0, size: int = CHECK_SIZE) -> list[An
         shape = [max(evaluate_dim(d, dict.fromkeys(names, size)), 0) for d in value.type.shape]
         feeds.append(random_array(rng, value.type, shape))
     return feeds
-
-
-def random_array(rng: np.random.Generator, type_: TensorType, shape: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Normal floats, integers and booleans of 0 and 1, empty strings."""
-    if type_.dtype.kind == "s":
-        return np.full(shape, "", dtype=object)
-    if type_.dtype.kind in "fc":
-        return rng.standard_normal(shape).astype(type_.dtype.numpy)
-    return rng.integers(0, 2, shape).astype(type_.dtype.numpy)
 
 
 def difference(expected: Any, actual: Any) -> str:
