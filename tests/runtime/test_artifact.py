@@ -93,7 +93,10 @@ def rich_program() -> Program:
         )
     )
     program = s.program((a,), (result,))
-    more = (LoopKernel(1, body, "rows"), TemplateKernel("gemm", (("NR", 16), ("FLAG", True), ("KIND", "f32")), epilogue, "gemm"))
+    more = (
+        LoopKernel(1, body, "rows"),
+        TemplateKernel("gemm", (("NR", 16), ("FLAG", True), ("KIND", "f32")), epilogue, "gemm"),
+    )
     return Program(
         **{**{f: getattr(program, f) for f in program.__dataclass_fields__}, "kernels": KERNELS + more}
     )

@@ -418,6 +418,27 @@ def test_growing_carried_value() -> None:
     np.testing.assert_array_equal(m(np.array(5), ones(1)), expected)
 
 
+def test_views_of_temporaries_outlive_the_arena() -> None:
+    """A host step in a loop body returns a view of a temporary, which the next iteration overwrites."""
+    s, b = Sketch("views"), Sketch("body")
+    trips, start = s.buffer("input", (), i64), s.buffer("input", (4,))
+    b.buffer("input", (), i64)
+    going = b.buffer("input", (), boolean)
+    value = b.buffer("input", (4,))
+    doubled, view = b.buffer("temporary", (4,)), b.buffer("host", (4,))
+    b.call("double", (value,), doubled)
+    minus = b.constant(np.array([-1], np.int64))
+    attrs = {"allowzero": 0}
+    b.steps.append(HostStep("", "Reshape", attrs, (doubled, minus), (view,), (number((4,)),), ("view",), ""))
+    body = b.program((0, going, value), (going, view, view), kernels=False)
+    final, all_ = s.buffer("host", (4,)), s.buffer("host", (n, 4))
+    types = (number((4,)), number((n, 4)))
+    s.steps.append(ControlStep("Loop", {"n_carried": 1}, (trips, None, start), (final, all_), types, (body,)))
+    final_, all__ = module(s.program((trips, start), (final, all_)))(np.array(3), ones(4))
+    np.testing.assert_array_equal(all__, np.array([2, 4, 8], np.float32)[:, None] * ones(3, 4))
+    np.testing.assert_array_equal(final_, 8 * ones(4))
+
+
 def test_programs_without_kernels() -> None:
     s = Sketch("empty")
     x = s.buffer("input", (n,))

@@ -132,7 +132,7 @@ class Runner:
                     self._run_segment(part, frame, held)
                 else:
                     self.run_step(*part, frame)
-            return [self._output(b, frame) for b in program.outputs]
+            return [self._output(b, frame, held) for b in program.outputs]
         finally:
             for bound, context in held:
                 bound.release(context)
@@ -163,10 +163,8 @@ class Runner:
         for b, item, type_ in zip(step.outputs, results, step.types):
             frame.store(b, item, type_, where)
 
-    def _output(self, buffer: int, frame: Frame) -> Item:
-        value = frame.item(buffer)
-        if self.program.buffers[buffer].kind == "temporary":
-            value = value.copy()  # its memory goes back with the context
+    def _output(self, buffer: int, frame: Frame, held: Held) -> Item:
+        value = _detached(frame.item(buffer), held)
         if value is None and self.program.buffers[buffer].kind == "output":
             value = self._unwritten(self.program.buffers[buffer], frame)
         return value
@@ -229,6 +227,18 @@ def _misfit(type_: TensorType, shape: Sequence[int], sizes: Mapping[str, int], w
         where=where,
         why=f"shape {list(shape)}, expected {type_}" + (f" with {known}" if known else ""),
     )
+
+
+def _detached(value: Item, held: Held) -> Item:
+    """The value itself, or a copy where its memory is in an arena that goes back when the run ends.
+
+    Temporaries are, and so may be what a host step made of one (a reshaped view).
+    """
+    if isinstance(value, list):
+        return [_detached(item, held) for item in value]
+    if not isinstance(value, np.ndarray) or value.base is None:
+        return value
+    return value.copy() if any(np.may_share_memory(value, c.arena) for _, c in held) else value
 
 
 def _address(value: Item, buffer: Buffer) -> int:

@@ -185,7 +185,11 @@ class CompiledModule:
             "pass_runs": self.pass_runs,
             "kernels": len(set(self.code.symbols)),
             "kernel_calls": sum(isinstance(step, KernelStep) for step in steps),
-            "host_nodes": [(s.op, ", ".join(s.origin), s.reason) for s in steps if isinstance(s, HostStep) and s.op != "Raise"],
+            "host_nodes": [
+                (s.op, ", ".join(s.origin), s.reason)
+                for s in steps
+                if isinstance(s, HostStep) and s.op != "Raise"
+            ],
             "arena_bytes": sum(bound.plan.arena_bytes for bound in bounds),
             "arena_lower_bound": sum(bound.plan.lower_bound for bound in bounds),
             "arena_without_reuse": sum(bound.plan.naive_bytes for bound in bounds),
