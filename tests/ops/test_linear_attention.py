@@ -16,7 +16,7 @@ def test_onnx_case(case: Case) -> None:
 
 
 def test_state_carries_over() -> None:
-    """Two halves of a sequence, the second starting from the first's state, give the whole sequence's output."""
+    """Two halves of a sequence, the second from the first's state, give the whole sequence's output."""
     from minicc.ir.opdef import get_op
 
     attrs = {**get_op("LinearAttention").attrs, "q_num_heads": 4, "kv_num_heads": 2}

@@ -1,6 +1,6 @@
 """State-space building blocks of opset 27: LinearAttention and CausalConvWithState.
 
-The convolution expands into a concatenation and a depthwise Conv; the recurrence expands into a Scan over tokens.
+The convolution expands into a concatenation and a depthwise Conv, the recurrence into a Scan over tokens.
 Chunk-parallel forms are not attempted.
 """
 
@@ -186,12 +186,12 @@ def _linear_expand(b: Builder, node: Node) -> list[Value]:
 def _linear_eval(q: Array, k: Array, v: Array, past: Array | None = None, decay: Array | None = None,
                  beta: Array | None = None, **attrs: Any) -> tuple[Array, Array]:  # fmt: skip
     heads, groups, rule = attrs["q_num_heads"], attrs["kv_num_heads"], attrs["update_rule"]
-    wide = np.float64 if q.dtype == np.float64 else np.float32
+    wide: Any = np.float64 if q.dtype == np.float64 else np.float32
     batch, steps = q.shape[:2]
     query = q.reshape(batch, steps, groups, heads // groups, -1).astype(wide)
     key, value = (x.reshape(batch, steps, groups, -1).astype(wide) for x in (k, v))
     shape = (batch, groups, key.shape[-1], value.shape[-1])
-    state = np.zeros(shape, wide) if past is None else past.astype(wide)
+    state: Array = np.zeros(shape, wide) if past is None else past.astype(wide)
     out = np.zeros((batch, steps, heads * value.shape[-1]), wide)
     scale = _linear_scale(attrs, query.shape[-1])
     for t in range(steps):
