@@ -200,7 +200,8 @@ def _source_position(p: AxisPlan, attrs: Mapping[str, Any], index: Expr) -> Expr
                 if width == 1
                 else position * (np.float32(p.source - 1) / np.float32(width - 1)).item()
             )
-        return position * (_number(p.source - 1) / expr_maximum(_number(p.target) - 1.0, 1.0))
+        span = _number(p.target) if p.scale is None else _number(p.source) * float(np.float32(p.scale))
+        return position * (_number(p.source - 1) / expr_maximum(span - 1.0, 1e-6))
     if mode == "asymmetric":
         return position / _scale(p)
     if mode == "tf_crop_and_resize":
