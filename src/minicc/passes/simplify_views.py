@@ -100,9 +100,12 @@ def merge_expands(b: Builder, inner: Node, shape: Value, outer: Node) -> Result:
     return b.op("Expand", x, b.shape(list(outer.output.shape)))
 
 
-@rule("slice-of-slice", op("Slice", op("Slice", name="inner", shared=True), name="outer"))
-def slice_of_slice(b: Builder, inner: Node, outer: Node) -> Result:
+@rule("slice-of-slice", op("Slice", name="outer"))
+def slice_of_slice(b: Builder, outer: Node) -> Result:
     """Two slices of different axes with plain bounds are one."""
+    inner = outer.inputs[0].producer if outer.inputs[0] is not None else None
+    if inner is None or inner.op is not outer.op:
+        return None
     first, second = _plain_slice(inner), _plain_slice(outer)
     if first is None or second is None or set(first) & set(second):
         return None
