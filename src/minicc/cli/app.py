@@ -199,7 +199,10 @@ def bench(
     def command() -> None:
         module = common.open_model(model, target, threads, level, trust)
         items = common.read_inputs(module.inputs, inputs, dim, seed)
-        rows = measure.bench(module, model, items, [a for a in against.split(",") if a], seconds)
+        with common.Bar() as progress:
+            rows = measure.bench(
+                module, model, items, [a for a in against.split(",") if a], seconds, progress
+            )
         if json:
             common.print_json({"model": str(model), "threads": module.stats()["threads"], "results": rows})
         else:

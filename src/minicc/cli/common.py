@@ -74,7 +74,7 @@ def open_model(
     chosen = Options.from_env().override(**options)
     if threads is not None:
         chosen = chosen.override(threads=threads)
-    with _Bar() as progress:
+    with Bar() as progress:
         if is_saved(path):
             return load(path, trust=trust, options=chosen, progress=progress)
         from minicc.api import compile as compile_model
@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-class _Bar:
+class Bar:
     """A progress bar on the error stream that appears when something takes longer than a second."""
 
     def __init__(self) -> None:
@@ -197,7 +197,7 @@ class _Bar:
             return
         if self.task is None:
             if time.perf_counter() - self.started < SHOW_AFTER and stage != "kernels":
-                return
+                return  # compiling kernels always takes longer
             self.bar.start()
             self.task = self.bar.add_task(stage, total=None)
         self.bar.update(self.task, description=stage, completed=done, total=of or None)

@@ -17,14 +17,19 @@ import numpy as np
 from rich.table import Table
 
 from minicc.errors import InputError
-from minicc.module import Module
+from minicc.module import Module, Progress
 
 Call = Callable[[], Sequence[Any]]
 _MIN_CALLS = 5
 
 
 def bench(
-    module: Module, path: Path, items: Sequence[Any], against: Sequence[str], seconds: float
+    module: Module,
+    path: Path,
+    items: Sequence[Any],
+    against: Sequence[str],
+    seconds: float,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """One row per runtime: milliseconds (median, least, 90 %), runs per second, ratio to minicc's median."""
     threads = module.stats()["threads"]
@@ -36,8 +41,9 @@ def bench(
     for call in calls.values():
         call()
         call()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["minicc"]) < _MIN_CALLS:
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times["minicc"]) < _MIN_CALLS:
+        progress("measuring, seconds", int(time.perf_counter() - begin), int(seconds))
         for name, call in calls.items():
             start = time.perf_counter()
             call()
