@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from compiling import Array, add_call, compile_graph, expected, host_ops
+from minicc.ir.dims import symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph, Value
 from minicc.ir.opdef import Kind, find_op
-from minicc.ir.types import KERNEL_DTYPES, TensorType, boolean, dtype_of
+from minicc.ir.types import KERNEL_DTYPES, TensorType, boolean, dtype_of, f32
 from minicc.lower.templates import is_anchor
 from minicc.options import Options
 from minicc.passes import default_pipeline
@@ -190,3 +191,58 @@ def test_random_graphs(seed):
 )
 def test_random_graphs_without_optimisation(seed):
     check_random(seed, opt_level=0)
+
+
+def data_dependent(graph: Graph) -> None:
+    """Ops whose output sizes depend on data, each followed by kernels over those sizes."""
+    n = symbol("n")
+    x = graph.input("x", TensorType(f32, (n, 4)))
+    boxes = graph.input("boxes", TensorType(f32, (1, n, 4)))
+    scores = graph.input("scores", TensorType(f32, (1, 2, n)))
+    zero = graph.constant(np.zeros((), np.float32))
+    half = graph.constant(np.array(0.5, np.float32))
+
+    def op(name: str, *inputs: Value | None, outputs: int = 1, **attrs: Any) -> Value:
+        return graph.add(name, inputs, attrs, outputs=outputs).output
+
+    def ints(*items: int) -> Value:
+        return graph.constant(np.array(items))
+
+    places = op("Transpose", op("NonZero", op("Relu", x)), perm=(1, 0))
+    found = op("GatherND", x, places)
+    kept = op("Compress", x, op("Greater", op("ReduceMax", x, ints(1), keepdims=0), half), axis=0)
+    different = op("Unique", op("Floor", x), outputs=4)
+    top = op("TopK", different, op("Min", op("Shape", different), ints(3)), outputs=2)
+    chosen = op("NonMaxSuppression", boxes, scores, ints(5), half, zero)
+    columns = op("Squeeze", op("Slice", chosen, ints(2), ints(3), ints(1)), ints(1))
+    best = op("Gather", op("Squeeze", boxes, ints(0)), columns, axis=0)
+    graph.outputs = [
+        op("Mul", found, half), op("ReduceSum", found, ints(0)), op("Softmax", op("Add", kept, half), axis=1),
+        op("Neg", different), op("Mul", top, half), op("Concat", best, best, axis=0),
+        op("Expand", half, op("Shape", found)), op("Reshape", kept, ints(-1)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("opt_level", [0, 2])
+def test_sizes_known_when_a_node_has_run(opt_level):
+    options = Options.from_env().override(opt_level=opt_level)
+    graph = Graph()
+    data_dependent(graph)
+    optimised = graph.copy()
+    run_passes(optimised, default_pipeline(options), options, (), PassContext(options, is_anchor=is_anchor))
+    module = compile_graph(optimised, opt_level=opt_level)
+    reasons = dict(host_ops(module))
+    assert {"NonZero", "Compress", "Unique", "NonMaxSuppression", "TopK"} >= reasons.keys()
+    assert all("data-dependent" in reason for reason in reasons.values()), reasons
+    for seed, n in enumerate((3, 8, 1, 8)):
+        rng = np.random.default_rng(seed)
+        corners = rng.random((1, n, 4)).astype(np.float32)
+        feeds = [
+            rng.standard_normal((n, 4)).astype(np.float32),
+            corners,
+            rng.random((1, 2, n)).astype(np.float32),
+        ]
+        if seed == 2:
+            feeds[0] = -np.abs(feeds[0])  # nothing is found
+        for i, (got, want) in enumerate(zip(module.run_items(feeds), evaluate(graph, feeds))):
+            assert_close(got, want, f"output {i}, n={n}")

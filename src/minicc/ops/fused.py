@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
+from minicc.ir.opdef import REQUIRED, Content, Inference, Kind, OpDef, register
 from minicc.ir.types import Type
 
 
@@ -16,4 +16,10 @@ def _infer(n: Inference) -> Sequence[Type]:
     return [value.type for value in n.attr("body").outputs]
 
 
-FUSED = register(OpDef("Fused", Kind.CONTROL, infer=_infer, attrs={"body": REQUIRED, "anchor": ""}, domain="minicc"))
+def _propagate(n: Inference) -> Sequence[Content | None]:
+    return [value.content for value in n.attr("body").outputs]
+
+
+FUSED = register(OpDef(
+    "Fused", Kind.CONTROL, infer=_infer, propagate=_propagate, attrs={"body": REQUIRED, "anchor": ""}, domain="minicc",
+))  # fmt: skip
