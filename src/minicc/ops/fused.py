@@ -21,5 +21,6 @@ def _propagate(n: Inference) -> Sequence[Content | None]:
 
 
 FUSED = register(OpDef(
-    "Fused", Kind.CONTROL, infer=_infer, propagate=_propagate, attrs={"body": REQUIRED, "anchor": ""}, domain="minicc",
+    "Fused", Kind.CONTROL, infer=_infer, propagate=_propagate, attrs={"body": REQUIRED, "anchor": ""},
+    domain="minicc",
 ))  # fmt: skip

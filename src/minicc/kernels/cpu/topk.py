@@ -35,6 +35,9 @@ from minicc.kernels.cpu.intrinsics import (
     st_f16,
 )
 
+# Elements that are compared with the root at once where they lie side by side.
+BLOCK = 32
+
 # Constants: memory access of the element type, and the order.
 POINTER = ptr_f32
 LOAD = ld
@@ -55,7 +58,7 @@ INNER = 6
 @helper
 def above(a, b):
     """Whether a is larger than b, NaN being larger than all numbers."""
-    return a > b or (a != a and b == b)
+    return (a > b) | ((a != a) & (b == b))
 
 
 @helper
@@ -66,6 +69,21 @@ def precedes(a, i, b, j):
     if above(b, a):
         return not LARGEST
     return i < j
+
+
+@helper
+def better(value, worst):
+    """Whether a later element of the row belongs before the worst of the heap; equals stay behind."""
+    return above(value, worst) if LARGEST else above(worst, value)
+
+
+@helper
+def none_better(x, worst):
+    """Whether no element of a block is better: one pass without branches, in vector registers."""
+    found = False
+    for j in range(BLOCK):
+        found |= better(LOAD(x, j), worst)
+    return not found
 
 
 @helper
@@ -111,12 +129,16 @@ def kernel(args, begin, end):
             settle(values, positions, inner, k, parent, value, ld_out(positions, parent * inner))
             parent -= 1
         worst = LOAD_OLD(values, 0)
-        for i in range(k, n):
-            value = LOAD(x, i * inner)
-            # Positions rise, so that among equals those already there stay.
-            if above(value, worst) if LARGEST else above(worst, value):
-                settle(values, positions, inner, k, 0, value, i)
-                worst = LOAD_OLD(values, 0)
+        block = k
+        while block < n:
+            after = min(block + BLOCK, n)
+            if inner != 1 or after - block < BLOCK or not none_better(off(x, block), worst):
+                for i in range(block, after):
+                    value = LOAD(x, i * inner)
+                    if better(value, worst):
+                        settle(values, positions, inner, k, 0, value, i)
+                        worst = LOAD_OLD(values, 0)
+            block = after
         size = k - 1
         while size > 0:
             value = LOAD_OLD(values, size * inner)
