@@ -1,8 +1,9 @@
 """Hypothesis strategies for random ONNX models: `models()` gives (ModelProto, feeds).
 
-Models are convolutional or general, with a symbolic batch axis or without, and hold what passes look for: shape
-arithmetic, identities, chains of views, normalisations after convolutions, repeated subexpressions. Values stay
-moderate, and every function is continuous (or its inputs are integers), so that rounding errors stay small.
+Models are convolutional or general, with a symbolic batch axis or without, and hold what passes look for:
+shape arithmetic, identities, chains of views, normalisations after convolutions, repeated subexpressions.
+Values stay moderate, and every function is continuous (or its inputs are integers), so that rounding errors
+stay small.
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ from onnx import TensorProto, helper, numpy_helper
 Array = np.ndarray[Any, Any]
 OPSET = 21
 BATCH = 2  # what the symbol "n" stands for in the feeds
-UNARY = ("Relu", "Sigmoid", "Tanh", "Abs", "Neg", "Identity", "HardSwish", "Softplus", "LeakyRelu", "Erf", "Dropout")
+UNARY = (
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Abs",
+    "Neg",
+    "Identity",
+    "HardSwish",
+    "Softplus",
+    "LeakyRelu",
+    "Erf",
+    "Dropout",
+)
 BINARY = ("Add", "Sub", "Mul", "Max", "Min")
 NEUTRAL = (("Add", -0.0), ("Sub", 0.0), ("Mul", 1.0), ("Div", 1.0), ("Pow", 1.0), ("Div", 4.0), ("Pow", 2.0))
 
@@ -59,7 +72,9 @@ class ModelSketch:
         self.shapes[name] = shape
         return name
 
-    def op(self, kind: str, *inputs: str, shape: tuple[int, ...] | None = None, outputs: int = 1, **attrs: Any) -> str:
+    def op(
+        self, kind: str, *inputs: str, shape: tuple[int, ...] | None = None, outputs: int = 1, **attrs: Any
+    ) -> str:
         out = self.name()
         names = [out, *(f"{out}_{i}" for i in range(1, outputs))]
         self.nodes.append(helper.make_node(kind, list(inputs), names, name=f"node{len(self.nodes)}", **attrs))
@@ -196,7 +211,11 @@ class ModelSketch:
     def batch_norm(self, x: str) -> str:
         channels = self.shapes[x][1]
         positive = self.constant(self.rng.uniform(0.5, 2, channels))
-        vectors = [self.constant(self.rng.uniform(0.5, 1.5, channels)), self.weights(channels), self.weights(channels)]
+        vectors = [
+            self.constant(self.rng.uniform(0.5, 1.5, channels)),
+            self.weights(channels),
+            self.weights(channels),
+        ]
         return self.op("BatchNormalization", x, *vectors, positive, shape=self.shapes[x])
 
     def pool(self, x: str) -> str:
@@ -212,14 +231,22 @@ class ModelSketch:
 
     def grow(self, count: int) -> onnx.ModelProto:
         image = self.pick((True, False))
-        shape = (BATCH, self.pick((1, 3, 4)), 5, 4) if image else (BATCH, *self.pick(((6,), (3, 4), (2, 3, 4))))
+        shape = (
+            (BATCH, self.pick((1, 3, 4)), 5, 4) if image else (BATCH, *self.pick(((6,), (3, 4), (2, 3, 4))))
+        )
         kinds = [
-            self.unary, self.neutral, self.binary, self.repeated, self.views, self.transpose, self.shape_arithmetic,
-            self.slice, self.split_and_join, self.pad, self.reduce, self.softmax, self.layer_norm, self.matmul, self.clip,
-            self.cast, self.where, self.residual, self.batch_norm,
+            self.unary, self.neutral, self.binary, self.repeated, self.views, self.transpose,
+            self.shape_arithmetic, self.slice, self.split_and_join, self.pad, self.reduce, self.softmax,
+            self.layer_norm, self.matmul, self.clip, self.cast, self.where, self.residual, self.batch_norm,
         ]  # fmt: skip
         if image:
-            kinds += [self.conv] * 6 + [self.pool, self.pool, self.squeeze_excite, self.batch_norm, self.residual]
+            kinds += [self.conv] * 6 + [
+                self.pool,
+                self.pool,
+                self.squeeze_excite,
+                self.batch_norm,
+                self.residual,
+            ]
         current = self.input(*shape)
         for _ in range(count):
             current = self.pick([v for v in self.shapes if 1 < int(np.prod(self.shapes[v])) < 3000][-3:])

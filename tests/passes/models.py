@@ -22,7 +22,9 @@ Array = np.ndarray[Any, Any]
 
 
 def parse(body: str, signature: str, opset: int = 21) -> onnx.ModelProto:
-    """A model from ONNX text: the nodes in braces and the signature such as `(float[2,3] x) => (float[2,3] y)`."""
+    """A model from ONNX text: the nodes in braces and the signature such as `(float[2,3] x) => (float[2,3]
+    y)`.
+    """
     text = f'<ir_version: 10, opset_import: ["" : {opset}]>\nmain {signature} {{\n{body}\n}}'
     return onnx.parser.parse_model(text)
 
@@ -37,11 +39,15 @@ def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Ar
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return list(session.run(None, dict(feeds)))
 
 
-def apply(graph: Graph, *passes: Pass, context: PassContext | None = None, feeds: Sequence[Any] | None = None) -> Report:
+def apply(
+    graph: Graph, *passes: Pass, context: PassContext | None = None, feeds: Sequence[Any] | None = None
+) -> Report:
     """Run passes with every check on, and compare the numbers before and after on random inputs."""
     feeds = random_feeds(graph) if feeds is None else feeds
     assert feeds is not None

@@ -28,7 +28,9 @@ def test_equal_nodes_are_computed_once() -> None:
 
 
 def test_equal_constants_are_one_value() -> None:
-    graph = graph_of("a = Add(x, p) y = Add(a, q)", f"{X} <float[3] p = {{1, 2, 3}}, float[3] q = {{1, 2, 3}}>")
+    graph = graph_of(
+        "a = Add(x, p) y = Add(a, q)", f"{X} <float[3] p = {{1, 2, 3}}, float[3] q = {{1, 2, 3}}>"
+    )
     apply(graph, MERGE)
     assert len(graph.constants()) == 1
 
@@ -39,7 +41,7 @@ def test_equal_constants_are_one_value() -> None:
         "a = LeakyRelu<alpha=0.1>(x) b = LeakyRelu<alpha=0.2>(x) y = Add(a, b)",  # attributes differ
         "a = Sub(x, p) b = Sub(p, x) y = Add(a, b)",  # order of inputs differs
         "a = RandomNormalLike(x) b = RandomNormalLike(x) y = Add(a, b)",  # random
-        "a = Cast<to=6>(x) b = Cast<to=7>(x) c = Cast<to=1>(a) d = Cast<to=1>(b) y = Add(c, d)",  # types differ
+        "a = Cast<to=6>(x) b = Cast<to=7>(x) c = Cast<to=1>(a) d = Cast<to=1>(b) y = Add(c, d)",  # types
     ],
 )
 def test_different_nodes_are_not_merged(body: str) -> None:

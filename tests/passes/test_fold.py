@@ -85,7 +85,9 @@ def test_data_dependent_shapes_of_constants_become_known() -> None:
 def test_large_results_are_not_stored(size: int, folded: bool) -> None:
     graph = Graph()
     x = graph.input("x", TensorType(f32, (size,)))
-    big = graph.add("Expand", [graph.constant(np.ones(1, np.float32)), graph.constant(np.array([size]))]).output
+    big = graph.add(
+        "Expand", [graph.constant(np.ones(1, np.float32)), graph.constant(np.array([size]))]
+    ).output
     graph.outputs = [graph.add("Add", [x, big]).output]
     report = apply(graph, CONSTANTS)
     assert ("Expand" not in ops(graph)) is folded

@@ -53,7 +53,9 @@ def silent(graph: Graph, context: PassContext) -> int:
 def test_passes_run_in_order_and_are_reported() -> None:
     seen: list[str] = []
     passes = [Pass("one", nothing), Pass("two", add_node), Pass("three", nothing)]
-    report = run_passes(sample(), passes, Options(), [lambda name, graph: seen.append(f"{name} {len(graph.nodes)}")])
+    report = run_passes(
+        sample(), passes, Options(), [lambda name, graph: seen.append(f"{name} {len(graph.nodes)}")]
+    )
     assert seen == ["one 2", "two 3", "three 3"]
     assert [(r.name, r.changes, r.nodes_before, r.nodes_after) for r in report.rows] == [
         ("one", 0, 2, 2), ("two", 1, 2, 3), ("three", 0, 3, 3),

@@ -43,7 +43,9 @@ def test_all_passes_preserve_the_numbers(case: tuple[onnx.ModelProto, dict[str, 
 
 @MODELS
 @given(models(), st.sets(st.sampled_from(NAMES)))
-def test_any_subset_of_passes_gives_equal_numbers(case: tuple[onnx.ModelProto, dict[str, Any]], skip: set[str]) -> None:
+def test_any_subset_of_passes_gives_equal_numbers(
+    case: tuple[onnx.ModelProto, dict[str, Any]], skip: set[str]
+) -> None:
     model, feeds = case
     graph = load_model(model).graph
     expected = evaluate(graph, feeds)

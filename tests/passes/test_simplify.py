@@ -30,18 +30,22 @@ CASES = [
     ("subtract-constant", "z = Constant<value_float=8.0>() y = Sub(x, z)", X, {"Add": 1}),
     ("add-negative", "t = Neg(x) s = Relu(x) y = Add(t, s)", X, {"Relu": 1, "Sub": 1}),
     ("subtract-negative", "t = Neg(x) s = Relu(x) y = Sub(s, t)", X, {"Relu": 1, "Add": 1}),
-    ("merge-constants", "a = Constant<value_float=0.7>() b = Constant<value_float=0.6>() t = Mul(a, x) y = Mul(t, b)", X,
+    ("merge-constants", "a = Constant<value_float=0.7>() b = Constant<value_float=0.6>() t = Mul(a, x) y = "
+     "Mul(t, b)", X,
      {"Mul": 1}),
     ("double", "t = Relu(x) y = Relu(t)", X, {"Relu": 1}),
     ("double", "t = Neg(x) s = Neg(t) y = Tanh(s)", X, {"Tanh": 1}),
     ("abs-of-relu", "t = Sigmoid(x) y = Relu(t)", X, {"Sigmoid": 1}),
-    ("relu-into-clip", "a = Constant<value_float=-1.0>() b = Constant<value_float=0.6>() t = Relu(x) y = Clip(t, a, b)", X,
+    ("relu-into-clip", "a = Constant<value_float=-1.0>() b = Constant<value_float=0.6>() t = Relu(x) y = "
+     "Clip(t, a, b)", X,
      {"Clip": 1}),
-    ("clip-of-clip", "a = Constant<value_float=-1.0>() b = Constant<value_float=0.6>() c = Constant<value_float=0.2>() "
+    ("clip-of-clip", "a = Constant<value_float=-1.0>() b = Constant<value_float=0.6>() c = "
+     "Constant<value_float=0.2>() "
      "t = Clip(x, a, b) y = Clip(t, a, c)", X, {"Clip": 1}),
     ("unbounded", "t = Clip(x) y = Relu(t)", X, {"Relu": 1}),
     ("unbounded", "t = Max(x) y = Relu(t)", X, {"Relu": 1}),
-    ("where-constant", "c = Constant<value=bool[1] {1}>() t = Neg(x) s = Where(c, x, t) y = Relu(s)", X, {"Relu": 1}),
+    ("where-constant", "c = Constant<value=bool[1] {1}>() t = Neg(x) s = Where(c, x, t) y = Relu(s)", X,
+     {"Relu": 1}),
     ("same-operands", "t = Max(x, x) y = Relu(t)", X, {"Relu": 1}),
     ("identity", "t = Identity(x) y = Relu(t)", X, {"Relu": 1}),
     ("cast-to-same", "t = Cast<to=1>(x) y = Relu(t)", X, {"Relu": 1}),
@@ -49,30 +53,39 @@ CASES = [
     ("dropout", "t = Dropout(x) y = Relu(t)", X, {"Relu": 1}),
     ("uniform-constant", "z = Constant<value=float[2,3] {7, 7, 7, 7, 7, 7}>() y = Mul(x, z)", X, {"Mul": 1}),
     ("same-shape", "s = Constant<value_ints=[2, 3]>() t = Expand(x, s) y = Relu(t)", X, {"Relu": 1}),
-    ("merge-reshapes", "s = Constant<value_ints=[6]>() p = Constant<value_ints=[2, 3]>() t = Reshape(x, s) u = Reshape(t, p) "
+    ("merge-reshapes", "s = Constant<value_ints=[6]>() p = Constant<value_ints=[2, 3]>() t = Reshape(x, s) "
+     "u = Reshape(t, p) "
      "y = Relu(u)", X, {"Relu": 1}),
     ("one-reshape", "y = Flatten<axis=1>(x)", VIEW, {"Reshape": 1}),
-    ("merge-transposes", "t = Transpose<perm=[1, 0]>(x) s = Transpose<perm=[1, 0]>(t) y = Relu(s)", X, {"Relu": 1}),
-    ("free-transpose", "y = Transpose<perm=[1, 0, 2]>(x)", "(float[1,3,4] x) => (float[3,1,4] y)", {"Reshape": 1}),
+    ("merge-transposes", "t = Transpose<perm=[1, 0]>(x) s = Transpose<perm=[1, 0]>(t) y = Relu(s)", X,
+     {"Relu": 1}),
+    ("free-transpose", "y = Transpose<perm=[1, 0, 2]>(x)", "(float[1,3,4] x) => (float[3,1,4] y)",
+     {"Reshape": 1}),
     ("expand-into-broadcast", "s = Constant<value_ints=[2, 3]>() t = Expand(b, s) y = Add(x, t)",
      "(float[2,3] x, float[3] b) => (float[2,3] y)", {"Add": 1}),
-    ("merge-expands", "s = Constant<value_ints=[2, 1, 3]>() p = Constant<value_ints=[2, 4, 3]>() t = Expand(x, s) "
+    ("merge-expands", "s = Constant<value_ints=[2, 1, 3]>() p = Constant<value_ints=[2, 4, 3]>() t = "
+     "Expand(x, s) "
      "y = Expand(t, p)", "(float[1,3] x) => (float[2,4,3] y)", {"Expand": 1}),
-    ("slice-of-slice", "a = Constant<value_ints=[1]>() z = Constant<value_ints=[0]>() e = Constant<value_ints=[3]>() "
+    ("slice-of-slice", "a = Constant<value_ints=[1]>() z = Constant<value_ints=[0]>() e = "
+     "Constant<value_ints=[3]>() "
      "t = Slice(x, a, e, z) y = Slice(t, a, e, a)", "(float[4,4] x) => (float[2,2] y)", {"Slice": 1}),
-    ("gather-range", "i = Constant<value_ints=[1, 2]>() y = Gather<axis=1>(x, i)", "(float[2,3] x) => (float[2,2] y)", {"Slice": 1}),
+    ("gather-range", "i = Constant<value_ints=[1, 2]>() y = Gather<axis=1>(x, i)", "(float[2,3] x) => "
+     "(float[2,2] y)", {"Slice": 1}),
     ("concat-of-concat", "t = Relu(x) s = Concat<axis=0>(x, t) y = Concat<axis=0>(s, x)",
      "(float[2,3] x) => (float[6,3] y)", {"Relu": 1, "Concat": 1}),
     ("split-into-one", "t = Split<axis=0, num_outputs=1>(x) y = Relu(t)", X, {"Relu": 1}),
     ("pad-nothing", "p = Constant<value_ints=[0, 0, 0, 0]>() t = Pad(x, p) y = Relu(t)", X, {"Relu": 1}),
     ("pad-nothing", "p = Constant<value_ints=[1, 1]>() t = Tile(x, p) y = Relu(t)", X, {"Relu": 1}),
-    ("boolean-constant", "c = Constant<value=bool[1] {1}>() z = Constant<value_float=0.0>() g = Greater(x, z) h = And(g, c) "
+    ("boolean-constant", "c = Constant<value=bool[1] {1}>() z = Constant<value_float=0.0>() g = Greater(x, "
+     "z) h = And(g, c) "
      "t = Neg(x) y = Where(h, x, t)", X, {"Greater": 1, "Neg": 1, "Where": 1}),
     ("known-size", "s = Shape(x) y = Cast<to=1>(s)", "(float[2,3] x) => (float[2] y)", {"Cast": 1}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "body", "signature", "left"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("rule", "body", "signature", "left"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)]
+)
 def test_rule_fires_and_keeps_the_numbers(rule: str, body: str, signature: str, left: dict[str, int]) -> None:
     model = parse(body, signature)
     graph = load_model(model).graph
@@ -99,17 +112,21 @@ REFUSED = [
     ("t = Cast<to=10>(x) s = Cast<to=1>(t) y = Relu(s)", X, {"Cast": 2, "Relu": 1}),
     ("t = Cast<to=7>(x) y = Cast<to=1>(t)", X, {"Cast": 2}),
     # The ranges do not meet.
-    ("a = Constant<value_float=-2.0>() b = Constant<value_float=-1.0>() c = Constant<value_float=2.0>() t = Clip(x, a, b) "
+    ("a = Constant<value_float=-2.0>() b = Constant<value_float=-1.0>() c = Constant<value_float=2.0>() t "
+     "= Clip(x, a, b) "
      "z = Constant<value_float=1.0>() y = Clip(t, z, c)", X, {"Clip": 2}),
     # Reverses.
-    ("a = Constant<value_ints=[-1]>() e = Constant<value_ints=[-9]>() z = Constant<value_ints=[0]>() t = Slice(x, a, e, z, a) "
+    ("a = Constant<value_ints=[-1]>() e = Constant<value_ints=[-9]>() z = Constant<value_ints=[0]>() t = "
+     "Slice(x, a, e, z, a) "
      "y = Relu(t)", X, {"Slice": 1, "Relu": 1}),
     # Not a range.
-    ("i = Constant<value_ints=[1, 0]>() y = Gather<axis=1>(x, i)", "(float[2,3] x) => (float[2,2] y)", {"Gather": 1}),
+    ("i = Constant<value_ints=[1, 0]>() y = Gather<axis=1>(x, i)", "(float[2,3] x) => (float[2,2] y)",
+     {"Gather": 1}),
     # Would move an element.
     ("y = Transpose<perm=[1, 0]>(x)", "(float[2,3] x) => (float[3,2] y)", {"Transpose": 1}),
     # The expansion gives the shape.
-    ("s = Constant<value_ints=[2, 3]>() t = Expand(b, s) y = Add(x, t)", "(float[3] x, float[3] b) => (float[2,3] y)",
+    ("s = Constant<value_ints=[2, 3]>() t = Expand(b, s) y = Add(x, t)", "(float[3] x, float[3] b) => "
+     "(float[2,3] y)",
      {"Expand": 1, "Add": 1}),
     # The output is the input: a graph output has a node of its own.
     ("y = Identity(x)", X, {"Identity": 1}),

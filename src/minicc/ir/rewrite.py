@@ -1,9 +1,10 @@
 """Rewriting: patterns as data, rules as plain functions, one worklist.
 
-A rule is a pattern and a function. The function gets a `Builder` and the captures by name and returns the replacement
-(a value, or a tuple for a root with several outputs), or a `Refusal` with its reason. Matching starts at the root's
-output and walks to its producers; commutative ops are tried both ways; an inner node must have no reader outside the
-match unless it is `shared`. What needs a global view (layout, fusion) is not a rule but a pass.
+A rule is a pattern and a function. The function gets a `Builder` and the captures by name and returns the
+replacement (a value, or a tuple for a root with several outputs), or a `Refusal` with its reason. Matching
+starts at the root's output and walks to its producers; commutative ops are tried both ways; an inner node
+must have no reader outside the match unless it is `shared`. What needs a global view (layout, fusion) is not
+a rule but a pass.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from minicc.errors import VerifyError
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.types import TensorType
 
-COMMUTATIVE = frozenset(("Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"))
+COMMUTATIVE = frozenset(
+    ("Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
+)
 MAX_APPLICATIONS_PER_NODE = 50  # beyond this, rules undo each other
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """Any value (`var`), or any numeric constant (`const`), captured by name; the same name must match the same value."""
+    """Any value (`var`), or any numeric constant (`const`), captured by name; the same name must match the
+    same value.
+    """
 
     name: str
     constant: bool = False
@@ -95,7 +100,9 @@ def scalar(value: float, name: str = "") -> Scalar:
     return Scalar(value, name)
 
 
-def op(names: str, *inputs: Pattern, name: str = "", shared: bool = False, domain: str = "", **attrs: Any) -> Op:
+def op(
+    names: str, *inputs: Pattern, name: str = "", shared: bool = False, domain: str = "", **attrs: Any
+) -> Op:
     """An op (or one of several, separated by spaces) on these inputs; no inputs given matches any."""
     return Op(tuple(names.split()), tuple(inputs) or None, name, shared, domain, tuple(attrs.items()))
 
@@ -149,7 +156,9 @@ def rewrite(graph: Graph, rules: Sequence[Rule], found: Rewrites | None = None) 
                 break
         if applied.total() > limit:
             names = ", ".join(name for name, _ in applied.most_common(3))
-            raise VerifyError("rewriting does not come to an end", where=node.describe(), why=f"rules {names} keep firing")
+            raise VerifyError(
+                "rewriting does not come to an end", where=node.describe(), why=f"rules {names} keep firing"
+            )
     graph.tidy()
     return found
 
@@ -222,7 +231,9 @@ def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrite
 def _unfit(graph: Graph, node: Node, values: Sequence[Value]) -> Refusal | None:
     """A replacement must have exactly the old types, so that every reader's type still holds."""
     if len(values) < len(node.outputs):
-        return Refusal("a second output is in use") if any(v.uses for v in node.outputs[len(values) :]) else None
+        return (
+            Refusal("a second output is in use") if any(v.uses for v in node.outputs[len(values) :]) else None
+        )
     for old, new in zip(node.outputs, values):
         if old.type != new.type:
             return Refusal(f"the type would change from {old.type} to {new.type}")
@@ -232,7 +243,9 @@ def _unfit(graph: Graph, node: Node, values: Sequence[Value]) -> Refusal | None:
 
 
 def remove_if_dead(graph: Graph, node: Node, worklist: Worklist | None = None) -> None:
-    """Drop a node nobody reads from the use lists, and then its producers; `tidy` drops it from the node list."""
+    """Drop a node nobody reads from the use lists, and then its producers; `tidy` drops it from the node
+    list.
+    """
     stack = [node]
     while stack:
         current = stack.pop()
@@ -254,7 +267,9 @@ def match(graph: Graph, pattern: Op, node: Node) -> tuple[Captures, list[Node]] 
     """Captures and matched nodes (root first) of a pattern at a node, or None."""
     for captures, nodes in _match_node(pattern, node, {}, []):
         inside = set(nodes)
-        if all(_closed(graph, member, inside) for member in nodes[1:] if member not in _shared(pattern, captures)):
+        if all(
+            _closed(graph, member, inside) for member in nodes[1:] if member not in _shared(pattern, captures)
+        ):
             return captures, nodes
     return None
 
@@ -267,7 +282,13 @@ def _shared(pattern: Op, captures: Captures) -> set[Node]:
 
 def _parts(pattern: Pattern) -> Iterator[Pattern]:
     yield pattern
-    for part in (pattern.inputs or ()) if isinstance(pattern, Op) else pattern.alternatives if isinstance(pattern, AnyOf) else ():
+    for part in (
+        (pattern.inputs or ())
+        if isinstance(pattern, Op)
+        else pattern.alternatives
+        if isinstance(pattern, AnyOf)
+        else ()
+    ):
         yield from _parts(part)
 
 
@@ -275,7 +296,9 @@ def _closed(graph: Graph, node: Node, inside: set[Node]) -> bool:
     return not any(v in graph.outputs or any(n not in inside for n, _ in v.uses) for v in node.outputs)
 
 
-def _match_node(pattern: Op, node: Node, captures: Captures, nodes: list[Node]) -> Iterator[tuple[Captures, list[Node]]]:
+def _match_node(
+    pattern: Op, node: Node, captures: Captures, nodes: list[Node]
+) -> Iterator[tuple[Captures, list[Node]]]:
     if node.op.name not in pattern.names or node.op.domain != pattern.domain:
         return
     if any(node.attrs.get(name) != value for name, value in pattern.attrs):
@@ -288,7 +311,7 @@ def _match_node(pattern: Op, node: Node, captures: Captures, nodes: list[Node]) 
     if pattern.inputs is None:
         yield captures, nodes
         return
-    given = [v for v in node.inputs]
+    given = list(node.inputs)
     while given and given[-1] is None:
         given.pop()
     if len(given) != len(pattern.inputs):

@@ -2,7 +2,8 @@
 
 One line per node, aligned and stable: outputs with their types, op, inputs, attributes that differ from their
 defaults, and the ONNX nodes it comes from as a comment. Small constants are written out, symbolic ones as
-`[batch, 12]`, large ones by name and type. There is no parser: tests write models in ONNX text through `onnx.parser`.
+`[batch, 12]`, large ones by name and type. There is no parser: tests write models in ONNX text through
+`onnx.parser`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ INDENT = "  "
 
 
 def print_graph(graph: Graph) -> str:
-    """The text of a graph, ending in a newline; bodies of control flow and of fused nodes are indented below their node."""
+    """The text of a graph, ending in a newline; bodies of control flow and of fused nodes are indented below
+    their node.
+    """
     return "\n".join(_lines(graph, "", "graph")) + "\n"
 
 
@@ -114,4 +117,3 @@ def _number(value: Any) -> str:
         text = f"{float(value):.7g}"
         return text if not text.lstrip("-").isdigit() else f"{text}.0"
     return str(value)
-

@@ -1,7 +1,8 @@
 """The verifier: invariants of a graph, checked after every pass.
 
-It trusts nothing that a pass could have left wrong: order, use lists, names, attributes, constants, and types, which are
-compared with a fresh run of each op's `infer`. It does not compare numbers (see passes/manager.py).
+It trusts nothing that a pass could have left wrong: order, use lists, names, attributes, constants, and
+types, which are compared with a fresh run of each op's `infer`. It does not compare numbers (see
+passes/manager.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Stage(IntEnum):
 
     IMPORTED: structure and types are right.
     EXPANDED: no op of Kind.EXPAND is left, except those a target keeps whole or the op itself refuses (host).
-    FUSED:    every group of `Fused` nodes is convex, which holds when the graph has an order (checked by IMPORTED).
+    FUSED:    every group of `Fused` nodes is convex, which holds when the graph has an order (checked by
+    IMPORTED).
     """
 
     IMPORTED = 0
@@ -36,7 +38,7 @@ class Stage(IntEnum):
 
 def verify(graph: Graph, stage: Stage = Stage.IMPORTED, *, pass_name: str = "",
            keep: frozenset[tuple[str, str]] = frozenset()) -> None:  # fmt: skip
-    """Raise VerifyError (rule, node, neighbouring lines, pass) unless the graph and its bodies hold the invariants.
+    """Raise VerifyError (rule, node, neighbouring lines, pass) where a graph or a body breaks an invariant.
 
     keep: (domain, name) of EXPAND ops that may stay after Stage.EXPANDED.
     """
@@ -46,7 +48,9 @@ def verify(graph: Graph, stage: Stage = Stage.IMPORTED, *, pass_name: str = "",
 class Verifier:
     """One check of one graph; `root` is the outermost graph, for messages."""
 
-    def __init__(self, root: Graph, graph: Graph, stage: Stage, pass_name: str, keep: frozenset[tuple[str, str]]) -> None:
+    def __init__(
+        self, root: Graph, graph: Graph, stage: Stage, pass_name: str, keep: frozenset[tuple[str, str]]
+    ) -> None:
         self.root, self.graph, self.stage, self.pass_name, self.keep = root, graph, stage, pass_name, keep
 
     def fail(self, rule: str, node: Node | None = None, why: str = "") -> VerifyError:
@@ -120,7 +124,9 @@ class Verifier:
         unknown = sorted(set(node.attrs) - set(node.op.attrs))
         missing = sorted(set(node.op.attrs) - set(node.attrs))
         if unknown or missing:
-            raise self.fail(f"attributes differ from those of {node.op}", node, f"unknown {unknown}, missing {missing}")
+            raise self.fail(
+                f"attributes differ from those of {node.op}", node, f"unknown {unknown}, missing {missing}"
+            )
 
     def _types(self, node: Node) -> None:
         symbols = node.symbols
@@ -136,9 +142,15 @@ class Verifier:
             if value.type != type_:
                 raise self.fail(f"a type does not follow from the inputs of {value.name!r}", node,
                                 f"recorded {value.type}, inferred {type_}")  # fmt: skip
-            if value.content is not None and content is not None and not _same_content(value.content, content):
-                raise self.fail(f"the known content of {value.name!r} does not follow from its inputs", node,
-                                f"recorded {value.content.tolist()}, inferred {content.tolist()}")  # fmt: skip
+            if (
+                value.content is not None
+                and content is not None
+                and not _same_content(value.content, content)
+            ):
+                why = f"recorded {list(value.content.flat)}, inferred {list(content.flat)}"
+                raise self.fail(
+                    f"the known content of {value.name!r} does not follow from its inputs", node, why
+                )
 
     def _use_lists(self, defined: set[Value], uses: Counter[tuple[Value, Node, int]]) -> None:
         values = defined | {value for value, _, _ in uses}
@@ -164,7 +176,8 @@ class Verifier:
         at = next((i for i, line in enumerate(lines) if line.strip().startswith(start)), 0)
         first = max(at - CONTEXT_LINES, 0)
         return "\n".join(
-            f"{'>' if i == at else ' '} {line}" for i, line in enumerate(lines[first : at + CONTEXT_LINES + 1], start=first)
+            f"{'>' if i == at else ' '} {line}"
+            for i, line in enumerate(lines[first : at + CONTEXT_LINES + 1], start=first)
         )
 
 

@@ -1,4 +1,4 @@
-"""What several passes share: visiting bodies, replacing with new types, inlining a body, constant operands."""
+"""What several passes share: visiting bodies, replacing with new types, inlining a body, constants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from minicc.ir.types import TensorType
 
 def bodies(graph: Graph) -> list[Graph]:
     """The graphs in attributes of a graph's nodes, except those of `Fused`."""
-    return [a for node in graph.nodes if node.op.name != "Fused" for a in node.attrs.values() if isinstance(a, Graph)]
+    return [
+        a
+        for node in graph.nodes
+        if node.op.name != "Fused"
+        for a in node.attrs.values()
+        if isinstance(a, Graph)
+    ]
 
 
 def has_control(graph: Graph) -> bool:
@@ -49,7 +55,9 @@ def refresh_types(graph: Graph, changed: set[Value]) -> None:
             changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
 
 
-def inline(graph: Graph, body: Graph, arguments: Sequence[Value | None], origin: tuple[str, ...]) -> list[Value]:
+def inline(
+    graph: Graph, body: Graph, arguments: Sequence[Value | None], origin: tuple[str, ...]
+) -> list[Value]:
     """Add the nodes of a body to a graph, its inputs being `arguments`; returns the values of its outputs."""
     mapping: dict[Value, Value | None] = dict(zip(body.inputs, arguments))
 
@@ -63,8 +71,8 @@ def inline(graph: Graph, body: Graph, arguments: Sequence[Value | None], origin:
     for node in body.nodes:
         merged = tuple(dict.fromkeys((*node.origin, *origin)))
         attrs = {name: a.copy() if isinstance(a, Graph) else a for name, a in node.attrs.items()}
-        new = graph.add(node.op, [mapped(v) for v in node.inputs], attrs, origin=merged, outputs=len(node.outputs),
-                        names=[v.name for v in node.outputs])  # fmt: skip
+        new = graph.add(node.op, [mapped(v) for v in node.inputs], attrs, origin=merged,
+                        outputs=len(node.outputs), names=[v.name for v in node.outputs])  # fmt: skip
         mapping.update(zip(node.outputs, new.outputs))
     return [v for v in map(mapped, body.outputs) if v is not None]
 

@@ -1,7 +1,7 @@
 """Expanding: ops that are defined by smaller ops are rewritten into them, until none is left.
 
-Ops that the target computes whole (`context.keep`) stay, and so do nodes whose op says why it has no compiled form:
-those run on the host.
+Ops that the target computes whole (`context.keep`) stay, and so do nodes whose op says why it has no compiled
+form: those run on the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def expand(graph: Graph, context: PassContext) -> int:
         refresh_types(graph, changed)
         graph.tidy()
     else:
-        raise VerifyError(f"expanding does not come to an end after {MAX_DEPTH} rounds", where=pending[0].describe())
+        raise VerifyError(
+            f"expanding does not come to an end after {MAX_DEPTH} rounds", where=pending[0].describe()
+        )
     return changes + sum(expand(body, context) for body in bodies(graph))
 
 

@@ -1,8 +1,8 @@
 """Folding: what is known at compile time becomes a constant.
 
 `fold_shape_values` turns values with known content (shape arithmetic, usually symbolic) into constants;
-`fold_constants` runs ops whose inputs are all constants, and puts the taken branch in the place of an `If`. Graph
-outputs stay computed values.
+`fold_constants` runs ops whose inputs are all constants, and puts the taken branch in the place of an `If`.
+Graph outputs stay computed values.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from dataclasses import replace as with_fields
 import numpy as np
 
 from minicc.errors import MiniccError
-from minicc.ir.dims import SymbolicDim, symbols_of
+from minicc.ir.dims import Dim, SymbolicDim, symbols_of
 from minicc.ir.evaluate import evaluate_node
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType
-from minicc.passes.common import bodies, has_control, inline, may_replace, nbytes, plain_symbols, refresh_types, replace
+from minicc.passes.common import (
+    bodies,
+    has_control,
+    inline,
+    may_replace,
+    nbytes,
+    plain_symbols,
+    refresh_types,
+    replace,
+)
 from minicc.passes.manager import PassContext
 
 SMALL_BYTES = 64 << 10  # results up to this size are always kept
@@ -27,15 +36,22 @@ MAX_GROWTH = 4  # larger results may take this many times the bytes of the input
 def fold_shape_values(graph: Graph, context: PassContext) -> int:
     """Replace values with known content by (symbolic) constants, so that shape arithmetic disappears.
 
-    A content whose symbols are found only at run time (by a node such as NonZero) stays: the node must run first.
+    A content whose symbols are found only at run time (by a node such as NonZero) stays: the node must run
+    first.
     """
     known = context.symbols | plain_symbols(graph.inputs)
     changes = 0
     for node in graph.nodes:
         for value in node.outputs:
-            if value.content is None or not isinstance(value.type, TensorType) or value in graph.outputs or not value.uses:
+            if (
+                value.content is None
+                or not isinstance(value.type, TensorType)
+                or value in graph.outputs
+                or not value.uses
+            ):
                 continue
-            names = {name for v in value.content.flat if isinstance(v, SymbolicDim) for name in symbols_of(v)}
+            dims: list[Dim] = [v for v in value.content.flat if isinstance(v, SymbolicDim)]
+            names = {name for d in dims for name in symbols_of(d)}
             if not names <= known:
                 context.refusals["fold-shape-values", "a size is known only at run time"] += 1
                 continue
@@ -56,7 +72,7 @@ def _constant(graph: Graph, value: Value) -> Value:
 
 
 def fold_constants(graph: Graph, context: PassContext) -> int:
-    """Evaluate deterministic nodes whose inputs are all numeric constants, when the result is not much larger.
+    """Evaluate deterministic nodes whose inputs are all numeric constants, if the result is not much larger.
 
     A result may take 64 KiB, or four times the bytes of the inputs, and never more than options.max_bytes.
     """
@@ -68,7 +84,11 @@ def fold_constants(graph: Graph, context: PassContext) -> int:
             changes += _inline_if(graph, node, changed)
         elif _foldable(node, context):
             try:
-                arrays = evaluate_node(node, [None if v is None else v.data for v in node.inputs], max_bytes=context.options.max_bytes)
+                arrays = evaluate_node(
+                    node,
+                    [None if v is None else v.data for v in node.inputs],
+                    max_bytes=context.options.max_bytes,
+                )
             except (MiniccError, TypeError, ValueError):
                 context.refusals["fold-constants", f"{node.op} cannot be evaluated"] += 1
                 continue
@@ -104,7 +124,10 @@ def _foldable(node: Node, context: PassContext) -> bool:
 
 
 def _cap(node: Node) -> int:
-    return max(SMALL_BYTES, MAX_GROWTH * sum(v.data.nbytes for v in node.inputs if v is not None and v.data is not None))
+    return max(
+        SMALL_BYTES,
+        MAX_GROWTH * sum(v.data.nbytes for v in node.inputs if v is not None and v.data is not None),
+    )
 
 
 def _inline_if(graph: Graph, node: Node, changed: set[Value]) -> int:

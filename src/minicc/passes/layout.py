@@ -1,13 +1,14 @@
 """Choosing a layout: which values are kept channels-last.
 
-Convolutions want [N, *spatial, C]; other ops take either order, or insist on the model's own. Every boundary between
-the two orders costs one transposition of a value. With two labels per node the cheapest assignment is a minimum cut,
-computed exactly by networkx: nodes on the side of the source are channels-last. Then the graph is rebuilt in order
-with explicit `Transpose` nodes at the boundaries. Weights are not touched, and no value has a hidden layout.
+Convolutions want [N, *spatial, C]; other ops take either order, or insist on the model's own. Every boundary
+between the two orders costs one transposition of a value. With two labels per node the cheapest assignment is
+a minimum cut, computed exactly by networkx: nodes on the side of the source are channels-last. Then the graph
+is rebuilt in order with explicit `Transpose` nodes at the boundaries. Weights are not touched, and no value
+has a hidden layout.
 
 The network: a value's transposition is paid once when its producer and any of its readers are on different
-sides (two auxiliary nodes for values with several readers). A model's own transpositions to and from channels-last are
-free when they meet a value of the right order.
+sides (two auxiliary nodes for values with several readers). A model's own transpositions to and from
+channels-last are free when they meet a value of the right order.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ FORCED = frozenset(("Conv", "ConvTranspose"))
 POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
 AXIS_ATTRIBUTE = frozenset(("Concat", "Split", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax"))
 REDUCTIONS = frozenset((
-    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare",
-    "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
+    "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp",
 ))  # fmt: skip
 SOURCE, SINK = "channels-last", "as it is"
 
@@ -45,7 +46,9 @@ def to_first(rank: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Role:
-    """How a node can be computed channels-last: input positions that are permuted with it, and whether outputs are."""
+    """How a node can be computed channels-last: input positions that are permuted with it, and whether
+    outputs are.
+    """
 
     inputs: tuple[int, ...]
     outputs: bool = True
@@ -62,7 +65,9 @@ def choose_layout(graph: Graph, context: PassContext) -> int:
     graph.tidy()
     shuffles = {node: shuffle for node in graph.nodes if (shuffle := find_shuffle(graph, node)) is not None}
     roles = {node: role for node in graph.nodes if (role := find_role(node)) is not None}
-    roles.update(dict.fromkeys((member for shuffle in shuffles.values() for member in shuffle.nodes), Role((0,))))
+    roles.update(
+        dict.fromkeys((member for shuffle in shuffles.values() for member in shuffle.nodes), Role((0,)))
+    )
     forced = {n for n in roles if n.op.name in FORCED and not n.op.domain and n.attrs["layout"] == "NCHW"}
     if not forced:
         return changes
@@ -94,10 +99,20 @@ def find_shuffle(graph: Graph, node: Node) -> Shuffle | None:
         nodes.append(value.producer)
     last, transpose, first = nodes
     source = first.inputs[0]
-    if node.op.name != "Reshape" or node.op.domain or source is None or _rank(source) is None or _rank(first.output) is None:
+    if (
+        node.op.name != "Reshape"
+        or node.op.domain
+        or source is None
+        or _rank(source) is None
+        or _rank(first.output) is None
+    ):
         return None
     rank = source.tensor.rank
-    if rank < 3 or last.output.type != source.type or list(transpose.attrs["perm"] or ()) != [0, 2, 1, *range(3, rank + 1)]:
+    if (
+        rank < 3
+        or last.output.type != source.type
+        or list(transpose.attrs["perm"] or ()) != [0, 2, 1, *range(3, rank + 1)]
+    ):
         return None
     split = first.output.shape
     if (split[0], *split[3:]) != (source.shape[0], *source.shape[2:]):
@@ -135,7 +150,12 @@ def find_role(node: Node) -> Role | None:
 
 def _pointwise_role(node: Node) -> Role | None:
     rank = _rank(node.output)
-    if rank is None or rank < 3 or "axis" in node.attrs or any(_rank(v) is None for v in node.inputs if v is not None):
+    if (
+        rank is None
+        or rank < 3
+        or "axis" in node.attrs
+        or any(_rank(v) is None for v in node.inputs if v is not None)
+    ):
         return None
     return Role(tuple(i for i, v in enumerate(node.inputs) if _rank(v) == rank))
 
@@ -158,7 +178,8 @@ def _static_role(node: Node, rank: int) -> Role | None:
         return None
     if name == "Expand" and _rank(node.output) != rank:
         return None
-    if name == "Resize" and (node.attrs.get("axes") is not None or (_present(node, 1) and 0 not in node.inputs[1].shape)):  # type: ignore[union-attr]
+    roi = node.inputs[1]
+    if name == "Resize" and (node.attrs.get("axes") is not None or (roi is not None and 0 not in roi.shape)):
         return None
     return Role((0,))
 
@@ -181,7 +202,9 @@ def _axes(node: Node, position: int, rank: int) -> list[int] | None:
 
 
 def _cost(value: Value) -> int:
-    """Elements moved by transposing a value; nothing for constants, and next to nothing where only axes of size 1 move."""
+    """Elements moved by transposing a value; nothing for constants, and next to nothing where only axes of
+    size 1 move.
+    """
     rank = _rank(value)
     if rank is None or rank < 3 or value.is_constant:
         return 0
@@ -211,7 +234,7 @@ def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node],
         return SINK if node is None or node not in roles else SOURCE if node in forced else node
 
     def edge(a: Any, b: Any, capacity: int | None) -> None:
-        if a == b or b == SOURCE or a == SINK:
+        if a in (b, SINK) or b == SOURCE:
             return
         if network.has_edge(a, b):
             if capacity is not None and "capacity" in network[a][b]:
@@ -229,8 +252,14 @@ def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node],
         if not cost:
             continue
         producer = value.producer
-        made = side(producer if producer in roles and roles[producer].outputs else None)
-        readers = {reader for node, position in value.uses if (reader := _reader(node, position, roles, side, node in last_of)) is not None}
+        made = side(
+            producer if producer is not None and producer in roles and roles[producer].outputs else None
+        )
+        readers = {
+            reader
+            for node, position in value.uses
+            if (reader := _reader(node, position, roles, side, node in last_of)) is not None
+        }
         if value in graph.outputs:
             readers.add(SINK)
         readers.discard(made)
@@ -254,7 +283,8 @@ def _minimum_cut(graph: Graph, roles: Mapping[Node, Role], forced: set[Node],
                 edge(node, SINK, None)
     _, (last, _) = networkx.minimum_cut(network, SOURCE, SINK)
     # A part of the graph that no convolution touches costs the same either way and stays as it is.
-    near, stack = {SOURCE}, [SOURCE]
+    near: set[Any] = {SOURCE}
+    stack: list[Any] = [SOURCE]
     while stack:
         current = stack.pop()
         for neighbour in (*network.successors(current), *network.predecessors(current)):
@@ -341,7 +371,8 @@ class _Rebuild:
 
     def _rebuild(self, node: Node) -> None:
         role, graph = self.roles[node], self.graph
-        rank = node.output.tensor.rank if node.op.kind is Kind.POINTWISE else node.inputs[0].tensor.rank  # type: ignore[union-attr]
+        rank = _rank(node.output if node.op.kind is Kind.POINTWISE else node.inputs[0])
+        assert rank is not None
         if node.op.name == "Transpose":
             self._rebuild_transpose(node)
             return
@@ -351,7 +382,10 @@ class _Rebuild:
         inputs: list[Value | None] = []
         for position, value in enumerate(node.inputs):
             follows = position in role.inputs or (
-                node.op.kind is Kind.POINTWISE and value is not None and value.tensor.rank > 0 and not _one_element(value)
+                node.op.kind is Kind.POINTWISE
+                and value is not None
+                and value.tensor.rank > 0
+                and not _one_element(value)
             )
             inputs.append(value if value is None or not follows else self._as_last(value, rank, node.origin))
         b = Builder(graph, node.origin)
@@ -399,7 +433,9 @@ def permuted(b: Builder, value: Value, perm: Sequence[int]) -> Value:
     return b.op("Transpose", value, perm=list(perm))
 
 
-def remap(b: Builder, node: Node, inputs: Sequence[Value | None], rank: int) -> tuple[list[Value | None], dict[str, Any]]:
+def remap(
+    b: Builder, node: Node, inputs: Sequence[Value | None], rank: int
+) -> tuple[list[Value | None], dict[str, Any]]:
     """Inputs and attributes of a node for channels-last operands: axes and vectors over axes are permuted."""
     name, attrs, out = node.op.name, dict(node.attrs), list(inputs)
     perm = to_last(rank)

@@ -1,7 +1,8 @@
 """Running passes: the loop around them, its checks and its report.
 
-For each pass, always in this order: skip if switched off, run, tidy, verify, statistics, observers, and, when asked, a
-comparison of numbers with the graph as it came in. What the passes do is theirs; the list of passes is in `__init__`.
+For each pass, always in this order: skip if switched off, run, tidy, verify, statistics, observers, and, when
+asked, a comparison of numbers with the graph as it came in. What the passes do is theirs; the list of passes
+is in `__init__`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ Observer = Callable[[str, Graph], None]
 
 @dataclass(frozen=True)
 class PassRow:
-    """What one pass did, over all its runs; `rules` counts changes by rule, `refusals` reasons of rules that did not apply."""
+    """What one pass did, over all its runs; `rules` counts changes by rule, `refusals` reasons of rules that
+    did not apply.
+    """
 
     name: str
     runs: int
@@ -107,9 +110,14 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{'pass':<22}{'runs':>5}{'changes':>9}{'nodes':>14}{'ms':>9}  rules fired"]
         for row in self.rows:
-            fired = ", ".join(f"{name} {times}" for name, times in sorted(row.rules.items(), key=lambda r: (-r[1], r[0])))
+            fired = ", ".join(
+                f"{name} {times}" for name, times in sorted(row.rules.items(), key=lambda r: (-r[1], r[0]))
+            )
             nodes = f"{row.nodes_before} -> {row.nodes_after}"
-            lines.append(f"{row.name:<22}{row.runs:>5}{row.changes:>9}{nodes:>14}{row.milliseconds:>9.1f}  {fired}".rstrip())
+            lines.append(
+                f"{row.name:<22}{row.runs:>5}{row.changes:>9}{nodes:>14}{row.milliseconds:>9.1f}"
+                f"  {fired}".rstrip()
+            )
         return "\n".join(lines)
 
 
@@ -119,12 +127,12 @@ def flatten(pipeline: Pipeline) -> list[Pass]:
     return list({p.name: p for p in passes}.values())
 
 
-def run_passes(graph: Graph, pipeline: Pipeline, options: Options | None = None, observers: Sequence[Observer] = (),
-               context: PassContext | None = None) -> Report:  # fmt: skip
+def run_passes(graph: Graph, pipeline: Pipeline, options: Options | None = None,
+               observers: Sequence[Observer] = (), context: PassContext | None = None) -> Report:  # fmt: skip
     """Run a pipeline on a graph in place and report.
 
-    observers: called with (pass name, graph) after every run. Raises VerifyError when a pass breaks the graph, and
-    InputError for an unknown name in options.skip or options.stop_after.
+    observers: called with (pass name, graph) after every run. Raises VerifyError when a pass breaks the
+    graph, and InputError for an unknown name in options.skip or options.stop_after.
     """
     if context is None:
         context = PassContext(options or Options())
@@ -151,7 +159,9 @@ def _check_names(pipeline: Pipeline, options: Options) -> None:
 class PassRun:
     """The state of one `run_passes`: statistics by pass, and the reference numbers when they are compared."""
 
-    def __init__(self, graph: Graph, options: Options, context: PassContext, observers: tuple[Observer, ...]) -> None:
+    def __init__(
+        self, graph: Graph, options: Options, context: PassContext, observers: tuple[Observer, ...]
+    ) -> None:
         self.graph, self.options, self.context, self.observers = graph, options, context, observers
         self.statistics: dict[str, list[PassRow]] = {}
         self.stage, self.reachable = Stage.IMPORTED, max(Stage)
@@ -163,7 +173,7 @@ class PassRun:
             self.reference = Reference.of(graph, options)
 
     def repeat(self, item: Repeat) -> str:
-        """Run passes in turn until a whole round changes nothing. Raises VerifyError when that never happens."""
+        """Run passes in turn until a whole round changes nothing. Raises VerifyError when that never is."""
         for _ in range(MAX_ROUNDS):
             total = 0
             for one in item.passes:
@@ -173,7 +183,9 @@ class PassRun:
                 total += changes
             if total == 0:
                 return ""
-        firing = {row.name: dict(row.rules) for one in item.passes for row in self.statistics.get(one.name, [])[-1:]}
+        firing = {
+            row.name: dict(row.rules) for one in item.passes for row in self.statistics.get(one.name, [])[-1:]
+        }
         raise VerifyError(f"passes still change the graph after {MAX_ROUNDS} rounds", why=str(firing))
 
     def once(self, one: Pass) -> tuple[int, str]:
@@ -213,8 +225,9 @@ class PassRun:
             for row in runs:
                 rules.update(row.rules)
                 refusals.update(row.refusals)
-            yield PassRow(name, len(runs), sum(r.changes for r in runs), runs[0].nodes_before, runs[-1].nodes_after,
-                          sum(r.milliseconds for r in runs), dict(rules), dict(refusals))  # fmt: skip
+            changes, milliseconds = sum(r.changes for r in runs), sum(r.milliseconds for r in runs)
+            before, after = runs[0].nodes_before, runs[-1].nodes_after
+            yield PassRow(name, len(runs), changes, before, after, milliseconds, dict(rules), dict(refusals))
 
 
 # -- comparing numbers
@@ -230,7 +243,9 @@ class Reference:
 
     @classmethod
     def of(cls, graph: Graph, options: Options) -> Reference | None:
-        """None when random numbers do not make sense to the model (it reads out of range, or divides by a size)."""
+        """None when random numbers do not make sense to the model (it reads out of range, or divides by a
+        size).
+        """
         feeds = random_feeds(graph)
         limit = min(options.max_bytes, CHECK_BYTES)
         if feeds is None or has_random_nodes(graph):
@@ -245,7 +260,9 @@ class Reference:
         try:
             outputs = evaluate(graph, self.feeds, max_bytes=self.max_bytes)
         except MiniccError as error:
-            raise VerifyError(f"pass {pass_name!r} made a graph that cannot be evaluated", why=str(error)) from error
+            raise VerifyError(
+                f"pass {pass_name!r} made a graph that cannot be evaluated", why=str(error)
+            ) from error
         for value, expected, actual in zip(graph.outputs, self.outputs, outputs):
             why = difference(expected, actual)
             if why:
@@ -255,13 +272,14 @@ class Reference:
 def has_random_nodes(graph: Graph) -> bool:
     """Whether some op, also in a body, draws random numbers."""
     return any(
-        not node.op.deterministic or any(isinstance(b, Graph) and has_random_nodes(b) for b in node.attrs.values())
+        not node.op.deterministic
+        or any(isinstance(b, Graph) and has_random_nodes(b) for b in node.attrs.values())
         for node in graph.nodes
     )
 
 
 def random_feeds(graph: Graph, seed: int = 0, size: int = CHECK_SIZE) -> list[Any] | None:
-    """Arrays for the graph's inputs, symbols bound to `size`; None when an input is not a tensor of known rank.
+    """Arrays for the graph's inputs, symbols bound to `size`; None when an input's rank is not known.
 
     Floats are normal numbers, integers are 0 or 1 (most integer inputs are indices).
     """

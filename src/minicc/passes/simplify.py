@@ -1,13 +1,14 @@
 """Simplifying: algebraic identities and redundant views, as rewrite rules.
 
-Every rule gives exactly the same numbers for every input, NaN, infinities and the sign of zero included, except
-reassociation of floating-point constants (`x + a + b`), which is allowed to round differently in the last bit. Rules
-that need a global view (layout, fusion) are passes of their own.
+Every rule gives exactly the same numbers for every input, NaN, infinities and the sign of zero included,
+except reassociation of floating-point constants (`x + a + b`), which is allowed to round differently in the
+last bit. Rules that need a global view (layout, fusion) are passes of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,22 +35,29 @@ def _is_float(value: Value) -> bool:
     return isinstance(value.type, TensorType) and value.type.dtype.kind == "f"
 
 
+def _sign_bits(constant: Value) -> np.ndarray[Any, Any]:
+    assert constant.data is not None
+    return np.atleast_1d(np.signbit(constant.data))
+
+
 # -- neutral elements: the result must have the shape and type of x, which the driver checks
 
 
 @rule("drop-neutral", op("Add Sub Mul Div Pow", name="node"))
-def drop_neutral(b: Builder, node: Node) -> Result:
-    """x - 0, x * 1, x / 1, x ** 1; x + 0 of integers, and x + (-0.0) of floats (x + 0.0 changes the sign of -0.0)."""
+def drop_neutral(_: Builder, node: Node) -> Result:
+    """x - 0, x * 1, x / 1, x ** 1; x + 0 of integers, and x + (-0.0) of floats (x + 0.0 changes the sign of
+    -0.0).
+    """
     x, y = node.inputs
     assert x is not None and y is not None
     name = node.op.name
     if name == "Add":
         for value, other in ((x, y), (y, x)):
-            if is_uniform(other, 0) and (not _is_float(other) or bool(np.all(np.signbit(other.data)))):  # type: ignore[call-overload]
+            if is_uniform(other, 0) and (not _is_float(other) or _sign_bits(other).all()):
                 return value
         return None
     if name == "Sub":
-        return x if is_uniform(y, 0) and not (_is_float(y) and bool(np.any(np.signbit(y.data)))) else None  # type: ignore[call-overload]
+        return x if is_uniform(y, 0) and not (_is_float(y) and _sign_bits(y).any()) else None
     if name == "Mul" and is_uniform(x, 1):
         return y
     return x if is_uniform(y, 1) else None
@@ -62,7 +70,11 @@ def square(b: Builder, x: Value, y: Value) -> Result:
     if exponent == 2:
         return b.op("Mul", x, x)
     producer = x.producer
-    if exponent == 0.5 and producer is not None and producer.op.name in ("Abs", "ReduceSumSquare", "ReduceL2", "ReduceL1"):
+    if (
+        exponent == 0.5
+        and producer is not None
+        and producer.op.name in ("Abs", "ReduceSumSquare", "ReduceL2", "ReduceL1")
+    ):
         return b.op("Sqrt", x)
     return None
 
@@ -107,7 +119,12 @@ def merge_constants(b: Builder, outer: Node) -> Result:
         return None
     inner_value, c = split
     inner = inner_value.producer
-    if inner is None or inner.op is not outer.op or len(inner_value.uses) != 1 or inner_value in b.graph.outputs:
+    if (
+        inner is None
+        or inner.op is not outer.op
+        or len(inner_value.uses) != 1
+        or inner_value in b.graph.outputs
+    ):
         return None
     again = _constant_operand(inner)
     if again is None:
@@ -121,7 +138,9 @@ def merge_constants(b: Builder, outer: Node) -> Result:
     with np.errstate(all="ignore"):
         wide_a, wide_c = a.data.astype(np.float64), c.data.astype(np.float64)
         merged = (wide_a + wide_c if outer.op.name == "Add" else wide_a * wide_c).astype(a.data.dtype)
-    if not bool(np.all(np.isfinite(merged))) or (outer.op.name == "Mul" and bool(np.any((merged == 0) & (wide_a * wide_c != 0)))):
+    if not bool(np.all(np.isfinite(merged))) or (
+        outer.op.name == "Mul" and bool(np.any((merged == 0) & (wide_a * wide_c != 0)))
+    ):
         return refuse("the merged constant leaves the range of the type")
     return b.op(outer.op.name, x, b.constant(merged))
 
@@ -139,7 +158,7 @@ def _constant_operand(node: Node) -> tuple[Value, Value] | None:
 
 
 @rule("double", op("Relu Abs Ceil Floor Round Sign Neg Not BitwiseNot Reciprocal", name="node"))
-def double(b: Builder, node: Node) -> Result:
+def double(_: Builder, node: Node) -> Result:
     """f(f(x)) is f(x) for idempotents (Relu, Abs, rounding, Sign) and x for involutions (Neg, Not)."""
     x = node.inputs[0]
     inner = x.producer if x is not None else None
@@ -151,7 +170,7 @@ def double(b: Builder, node: Node) -> Result:
 
 
 @rule("abs-of-relu", op("Abs Relu", op("Relu Abs Sigmoid Exp Sqrt Softplus", name="inner", shared=True)))
-def non_negative(b: Builder, inner: Node) -> Result:
+def non_negative(_: Builder, inner: Node) -> Result:
     """Abs and Relu do nothing to what is not negative."""
     return inner.output if inner.op.name != "Sqrt" else None
 
@@ -179,13 +198,13 @@ def clip_of_clip(b: Builder, x: Value, a: Value, c: Value, d: Value, e: Value) -
 
 
 @rule("unbounded", op("Clip Min Max", name="node"))
-def unbounded(b: Builder, node: Node) -> Result:
+def unbounded(_: Builder, node: Node) -> Result:
     """Bounds of infinity do nothing: Clip(-inf, inf), Max(x, -inf), Min(x, inf)."""
     name = node.op.name
     if name == "Clip":
         low, high = (*node.inputs[1:], None, None)[:2]
-        free_low = low is None or is_uniform(low, -np.inf) and _is_float(low)
-        free_high = high is None or is_uniform(high, np.inf) and _is_float(high)
+        free_low = low is None or (is_uniform(low, -np.inf) and _is_float(low))
+        free_high = high is None or (is_uniform(high, np.inf) and _is_float(high))
         return node.inputs[0] if free_low and free_high else None
     if len(node.inputs) == 1:
         return node.inputs[0]
@@ -195,7 +214,7 @@ def unbounded(b: Builder, node: Node) -> Result:
 
 
 @rule("where-constant", op("Where", const("condition"), var("x"), var("y")))
-def where_constant(b: Builder, condition: Value, x: Value, y: Value) -> Result:
+def where_constant(_: Builder, condition: Value, x: Value, y: Value) -> Result:
     """Where with a constant condition that is the same everywhere."""
     if is_uniform(condition, 1):
         return x
@@ -203,14 +222,14 @@ def where_constant(b: Builder, condition: Value, x: Value, y: Value) -> Result:
 
 
 @rule("same-operands", op("Where And Or Max Min", name="node"))
-def same_operands(b: Builder, node: Node) -> Result:
+def same_operands(_: Builder, node: Node) -> Result:
     """x and x, x or x, max(x, x), min(x, x), where(c, x, x) are x."""
     values = node.inputs[1:] if node.op.name == "Where" else node.inputs
     return values[0] if len(values) == 2 and values[0] is values[1] else None
 
 
 @rule("boolean-constant", op("And Or Xor", name="node"))
-def boolean_constant(b: Builder, node: Node) -> Result:
+def boolean_constant(_: Builder, node: Node) -> Result:
     """x and true, x or false, x xor false are x."""
     neutral = 1 if node.op.name == "And" else 0
     x, y = node.inputs
@@ -221,13 +240,13 @@ def boolean_constant(b: Builder, node: Node) -> Result:
 
 
 @rule("identity", op("Identity", var("x")))
-def identity(b: Builder, x: Value) -> Result:
+def identity(_: Builder, x: Value) -> Result:
     """Identity(x) = x."""
     return x
 
 
 @rule("cast-to-same", op("Cast CastLike", name="node"))
-def cast_to_same(b: Builder, node: Node) -> Result:
+def cast_to_same(_: Builder, node: Node) -> Result:
     """A cast to the type a value has."""
     x = node.inputs[0]
     return x if x is not None and _same_type(x, node.output) else None
@@ -249,17 +268,29 @@ def _widens(source: TensorType, target: TensorType) -> bool:
     if a.kind == "f" and c.kind == "f":
         return a.name in ("f16", "bf16", "f32") and c.name in ("f32", "f64") and c.bits >= a.bits
     if a.kind in "iu" and c.kind in "iu":
-        return (a.kind == c.kind and c.bits >= a.bits) or (a.kind == "u" and c.kind == "i" and c.bits > a.bits)
+        return (a.kind == c.kind and c.bits >= a.bits) or (
+            a.kind == "u" and c.kind == "i" and c.bits > a.bits
+        )
     return False
 
 
-@rule("expand-into-broadcast", op("Add Sub Mul Div Pow Min Max Where Equal Less Greater And Or LessOrEqual GreaterOrEqual", name="node"))
+@rule(
+    "expand-into-broadcast",
+    op("Add Sub Mul Div Pow Min Max Where Equal Less Greater And Or LessOrEqual GreaterOrEqual", name="node"),
+)
 def expand_into_broadcast(b: Builder, node: Node) -> Result:
     """f(expand(x), y) = f(x, y) when y alone already gives the shape."""
     for position, value in enumerate(node.inputs):
-        if value is None or value.producer is None or value.producer.op.name != "Expand" or value.producer.op.domain:
+        if (
+            value is None
+            or value.producer is None
+            or value.producer.op.name != "Expand"
+            or value.producer.op.domain
+        ):
             continue
-        if any(v is None or v.tensor.shape is None for v in (*node.inputs, *value.producer.inputs, node.output)):
+        if any(
+            v is None or v.tensor.shape is None for v in (*node.inputs, *value.producer.inputs, node.output)
+        ):
             continue
         source = value.producer.inputs[0]
         others = [v.shape for i, v in enumerate(node.inputs) if i != position and v is not None]
@@ -279,7 +310,13 @@ def uniform_constant(b: Builder, node: Node) -> Result:
     """A large constant with one number everywhere becomes a scalar when the other operand gives the shape."""
     for position, value in enumerate(node.inputs):
         other = node.inputs[1 - position] if len(node.inputs) == 2 else None
-        if value is None or other is None or value.data is None or value.data.size < 2 or other.type != node.output.type:
+        if (
+            value is None
+            or other is None
+            or value.data is None
+            or value.data.size < 2
+            or other.type != node.output.type
+        ):
             continue
         first = value.data.reshape(-1)[0]
         if is_uniform(value, first) and not np.isnan(first):
@@ -293,7 +330,9 @@ def uniform_constant(b: Builder, node: Node) -> Result:
 def dropout(b: Builder, node: Node) -> Result:
     """Dropout outside of training gives its input; the mask must be unused."""
     mode = node.inputs[2] if len(node.inputs) > 2 else None
-    if (mode is not None and not is_uniform(mode, 0)) or any(v.uses or v in b.graph.outputs for v in node.outputs[1:]):
+    if (mode is not None and not is_uniform(mode, 0)) or any(
+        v.uses or v in b.graph.outputs for v in node.outputs[1:]
+    ):
         return refuse("it trains, or its mask is used")
     return node.inputs[0]
 
@@ -328,7 +367,11 @@ def concat_of_concat(b: Builder, node: Node) -> Result:
     """Nested Concats along one axis are one; a Concat of one value is the value."""
     if len(node.inputs) == 1:
         return node.inputs[0]
-    if any(not isinstance(v.type, TensorType) or v.type.shape is None for v in (*node.inputs, node.output) if v is not None):
+    if any(
+        not isinstance(v.type, TensorType) or v.type.shape is None
+        for v in (*node.inputs, node.output)
+        if v is not None
+    ):
         return None
     rank, axis = node.output.tensor.rank, node.attrs["axis"]
     parts: list[Value | None] = []
@@ -347,13 +390,17 @@ def concat_of_concat(b: Builder, node: Node) -> Result:
 
 
 @rule("split-into-one", op("Split", name="node"))
-def split_into_one(b: Builder, node: Node) -> Result:
+def split_into_one(_: Builder, node: Node) -> Result:
     """A Split into one part is the value."""
-    return node.inputs[0] if len(node.outputs) == 1 and node.inputs[0] is not None and _same_type(node.inputs[0], node.output) else None
+    return (
+        node.inputs[0]
+        if len(node.outputs) == 1 and node.inputs[0] is not None and _same_type(node.inputs[0], node.output)
+        else None
+    )
 
 
 @rule("pad-nothing", op("Pad Tile", name="node"))
-def pad_nothing(b: Builder, node: Node) -> Result:
+def pad_nothing(_: Builder, node: Node) -> Result:
     """Padding by zero, repeating once."""
     counts = integers(node.inputs[1])
     neutral = 0 if node.op.name == "Pad" else 1
@@ -363,6 +410,7 @@ def pad_nothing(b: Builder, node: Node) -> Result:
 RULES: Sequence[Rule] = (
     identity, dropout, drop_neutral, cast_to_same, cast_of_cast, *VIEW_RULES, square, divide_by_power_of_two,
     subtract_constant, add_negative, subtract_negative, merge_constants, double, non_negative, relu_into_clip,
-    clip_of_clip, unbounded, where_constant, same_operands, boolean_constant, expand_into_broadcast, uniform_constant,
+    clip_of_clip, unbounded, where_constant, same_operands, boolean_constant, expand_into_broadcast,
+    uniform_constant,
     fold_known_size, gather_range, concat_of_concat, split_into_one, pad_nothing,
 )  # fmt: skip

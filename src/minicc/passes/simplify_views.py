@@ -1,6 +1,7 @@
 """Rules about ops that only rename positions: reshapes, transposes, slices, expansions.
 
-Every op of the reshape family becomes one form (`Reshape` with a known shape, allowzero=1), so that chains merge.
+Every op of the reshape family becomes one form (`Reshape` with a known shape, allowzero=1), so that chains
+merge.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def _fresh(node: Node, shape: tuple[Dim, ...]) -> bool:
 
 
 @rule("same-shape", op(f"{RESHAPES} Expand Slice", name="node"))
-def same_shape(b: Builder, node: Node) -> Result:
+def same_shape(_: Builder, node: Node) -> Result:
     """A reshape, expansion or slice to the shape a value has (a slice only forwards) gives the value."""
     x = node.inputs[0]
     if x is None or not _known(x) or not _known(node.output) or x.shape != node.output.shape or node.symbols:
@@ -65,7 +66,13 @@ def merge_reshapes(b: Builder, node: Node) -> Result:
     if inner is None or inner.op.domain or inner.op.name not in RESHAPES.split():
         return None
     x = inner.inputs[0]
-    if x is None or not _known(x) or not _known(node.output) or _fresh(node, node.output.shape) or _fresh(inner, node.output.shape):
+    if (
+        x is None
+        or not _known(x)
+        or not _known(node.output)
+        or _fresh(node, node.output.shape)
+        or _fresh(inner, node.output.shape)
+    ):
         return None
     return reshape_to(b, x, node.output.shape)
 
@@ -73,7 +80,11 @@ def merge_reshapes(b: Builder, node: Node) -> Result:
 @rule("merge-transposes", op("Transpose", op("Transpose", var("x"), name="inner", shared=True), name="outer"))
 def merge_transposes(b: Builder, x: Value, inner: Node, outer: Node) -> Result:
     """transpose(transpose(x)) is one transpose, or x."""
-    perm = [inner.attrs["perm"][a] for a in outer.attrs["perm"]] if inner.attrs["perm"] and outer.attrs["perm"] else None
+    perm = (
+        [inner.attrs["perm"][a] for a in outer.attrs["perm"]]
+        if inner.attrs["perm"] and outer.attrs["perm"]
+        else None
+    )
     if perm is None:
         return None
     return x if perm == sorted(perm) else b.op("Transpose", x, perm=perm)
@@ -91,8 +102,8 @@ def free_transpose(b: Builder, x: Value, node: Node) -> Result:
     return reshape_to(b, x, node.output.shape)
 
 
-@rule("merge-expands", op("Expand", op("Expand", name="inner", shared=True), var("shape"), name="outer"))
-def merge_expands(b: Builder, inner: Node, shape: Value, outer: Node) -> Result:
+@rule("merge-expands", op("Expand", op("Expand", name="inner", shared=True), var("_"), name="outer"))
+def merge_expands(b: Builder, inner: Node, outer: Node, _: Value) -> Result:
     """expand(expand(x)) = expand(x) when the outer shape is the final one."""
     x = inner.inputs[0]
     if x is None or not _known(outer.output) or outer.symbols or inner.symbols:
@@ -110,7 +121,10 @@ def slice_of_slice(b: Builder, outer: Node) -> Result:
     if first is None or second is None or set(first) & set(second):
         return None
     merged = {**first, **second}
-    columns = [list(column) for column in zip(*((*bounds[:2], axis, bounds[2]) for axis, bounds in sorted(merged.items())))]
+    columns = [
+        list(column)
+        for column in zip(*((*bounds[:2], axis, bounds[2]) for axis, bounds in sorted(merged.items())))
+    ]
     return b.op("Slice", inner.inputs[0], *(b.constant(np.array(c, dtype=np.int64)) for c in columns))
 
 
@@ -126,9 +140,17 @@ def _plain_slice(node: Node) -> dict[int, tuple[int, int, int]] | None:
         return None
     where = list(range(len(starts))) if axes is None else integers(axes)
     stride = [1] * len(starts) if steps is None else integers(steps)
-    if where is None or stride is None or len(set(a % rank for a in where)) != len(where):
+    if where is None or stride is None or len({a % rank for a in where}) != len(where):
         return None
     return {a % rank: (s, e, t) for a, s, e, t in zip(where, starts, ends, stride)}
 
 
-VIEW_RULES = (same_shape, one_reshape, merge_reshapes, merge_transposes, free_transpose, merge_expands, slice_of_slice)
+VIEW_RULES = (
+    same_shape,
+    one_reshape,
+    merge_reshapes,
+    merge_transposes,
+    free_transpose,
+    merge_expands,
+    slice_of_slice,
+)

@@ -349,7 +349,8 @@ def axis_groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int],
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        mine, theirs = [], []
+        mine: list[int] = []
+        theirs: list[int] = []
         a: Dim = 1
         b: Dim = 1
         while not mine or not theirs or a != b:
