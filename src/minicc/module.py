@@ -98,8 +98,7 @@ def load(
     progress: Progress | None = None,
     **option_overrides: Any,
 ) -> Module:
-    """Load a module written by `Module.save`; no pass runs, and kernels are compiled only where the file's do
-    not fit.
+    """Load a module written by `Module.save`; kernels are compiled only where the file's do not fit.
 
     trust: use the machine code in the file although it is not signed by this user. Only for files from a
     source that may run code on this machine. Raises ArtifactError for a file that is damaged or not valid.

@@ -1,7 +1,7 @@
 """`minicc diff`: outputs against another runtime, and the first layer where they part.
 
-A difference is followed to its layer by compiling ever shorter prefixes of the model, with all their fusions,
-and comparing with numpy.
+A difference is followed to its layer by compiling ever shorter prefixes of the model, with all their
+fusions, and comparing with numpy.
 """
 
 from __future__ import annotations

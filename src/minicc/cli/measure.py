@@ -1,7 +1,7 @@
 """`minicc bench`: other runtimes on the same inputs.
 
-Measurements are interleaved, one call of each runtime in turn, so that a change of the machine's load meets
-all of them.
+Measurements are interleaved, one call of each runtime in turn, so that a change of the machine's load
+meets all of them.
 """
 
 from __future__ import annotations

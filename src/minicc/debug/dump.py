@@ -1,5 +1,4 @@
-"""The dump folder (`options.dump`, MINICC_DUMP): every stage of one compilation as text, numbered in walk
-order.
+"""The dump folder (`options.dump`, MINICC_DUMP): every stage of one compilation as text, in walk order.
 
     00-import.txt  01-<pass>.txt ...  program.txt  memory.txt  kernels/*.py  report.json
 

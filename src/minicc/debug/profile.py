@@ -2,8 +2,7 @@
 
 Every row of the call table is given to the executor alone and timed, with all its threads; host steps are
 timed whole, control steps through their bodies. The sum is a little above an undisturbed run, which is
-measured as well. The
-module itself is not disturbed: measuring uses runners of its own.
+measured as well. The module itself is not disturbed: measuring uses runners of its own.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Programs as plain JSON data, and back.
 
-`to_data` writes what `from_data` reads. Constant arrays are left out: they are numbered, and the caller keeps
-them. Data may come from anywhere, so reading checks every type, range and reference, and whatever is wrong is
-an ArtifactError; names and literals that end up in generated text are limited to harmless characters. Nothing
-here touches files.
+`to_data` writes what `from_data` reads. Constant arrays are left out: they are numbered, and the caller
+keeps them. Data may come from anywhere, so reading checks every type, range and reference, and whatever is
+wrong is an ArtifactError; names and literals that end up in generated text are limited to harmless
+characters. Nothing here touches files.
 
-Dimensions: an integer is itself; anything else is `[number]`, an entry of the table "dims". Expressions of a
-body are a table whose entries refer to earlier ones.
+Dimensions: an integer is itself; anything else is `[number]`, an entry of the table "dims". Expressions of
+a body are a table whose entries refer to earlier ones.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """If, Loop and Scan over compiled bodies.
 
-A body is a `Runner` of its own; captured arrays, carried values and contiguous slices are handed over as they
-are, without copies. Sizes of the enclosing program are visible in a body, what a body learns stays inside.
-Semantics follow the ONNX operators of these names.
+A body is a `Runner` of its own; captured arrays, carried values and contiguous slices are handed over as
+they are, without copies. Sizes of the enclosing program are visible in a body, what a body learns stays
+inside. Semantics follow the ONNX operators of these names.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Running a program: its parts in order on one frame of arrays.
 
-A `Runner` is a prepared program, root or body. Each run has a frame: one array (or object) per buffer and the
-symbol sizes known so far; kernel segments borrow contexts for the length of the run, host steps go to numpy
-through the op's `eval`, control steps run the runners of their bodies (see control). Runners hold no state of
-a run, so any number of threads may run one. Nothing here checks the caller's inputs (see signature) or copies
-outputs (see module).
+A `Runner` is a prepared program, root or body. Each run has a frame: one array (or object) per buffer and
+the symbol sizes known so far; kernel segments borrow contexts for the length of the run, host steps go to
+numpy through the op's `eval`, control steps run the runners of their bodies (see control). Runners hold no
+state of a run, so any number of threads may run one. Nothing here checks the caller's inputs (see
+signature) or copies outputs (see module).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from minicc.runtime.bind import (
     Segment,
     Sizes,
     Words,
+    address_of,
     buffers_of,
     content_array,
 )
@@ -39,6 +40,10 @@ class Executes(Protocol):
 
     def run(self, rows: Words) -> None:
         """Run a table of rows."""
+        ...
+
+    def run_at(self, address: int, count: int) -> None:
+        """Run a table of rows, given by its address."""
         ...
 
 
@@ -154,7 +159,7 @@ class Runner:
 
     def execute(self, segment: Segment, bound: Bound, context: Context) -> None:  # noqa: ARG002
         """Run the rows of a context; who measures (debug/profile) needs to know whose."""
-        self.executor.run(context.rows)
+        self.executor.run_at(context.table, len(context.rows))
 
     def run_step(self, step: Other, run: HostRunner | ControlRunner, frame: Frame) -> None:
         """Run a host or control step and keep its results."""
@@ -244,8 +249,7 @@ def _detached(value: Item, held: Held) -> Item:
 def _address(value: Item, buffer: Buffer) -> int:
     if not isinstance(value, np.ndarray):
         raise VerifyError("a kernel reads a buffer that nothing has computed", where=buffer.name)
-    address: int = value.__array_interface__["data"][0]
-    return address
+    return address_of(value)
 
 
 def _groups(program: Program) -> list[list[KernelStep] | Other]:

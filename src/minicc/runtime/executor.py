@@ -91,9 +91,14 @@ class Executor:
             or not rows.flags.c_contiguous
         ):
             raise ValueError(f"not a table of rows: {rows.dtype} of shape {rows.shape}")
-        for first in range(0, len(rows), MAX_ROWS):
-            part = rows[first : first + MAX_ROWS]
-            self._pool.run(part.ctypes.data, len(part))
+        self.run_at(rows.ctypes.data, len(rows))
+
+    def run_at(self, address: int, count: int) -> None:
+        """As `run`, for a table that was checked before, given by its address and number of rows."""
+        while count > MAX_ROWS:
+            self._pool.run(address, MAX_ROWS)
+            address, count = address + 8 * ROW_WORDS * MAX_ROWS, count - MAX_ROWS
+        self._pool.run(address, count)
 
 
 class _Pool:

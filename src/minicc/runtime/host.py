@@ -1,7 +1,7 @@
 """Host steps: one node run by numpy, through its op's `eval` or ONNX's own evaluator.
 
-The op is looked up by name, so a program loaded from a file runs the same code as a compiled one. Errors come
-out typed, naming the node. Nothing here is fast.
+The op is looked up by name, so a program loaded from a file runs the same code as a compiled one. Errors
+come out typed, naming the node. Nothing here is fast.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A compiled module: arrays in, arrays out.
 
-It owns the code and the weights, checks what the caller gives, and hands work to the runner of its program.
-The usual case, a program without host or control steps, takes a short way: one dictionary look-up by the
-shapes of the inputs, one native call. Any number of threads may call one module at once. Outputs are fresh
-arrays, never internal memory.
+It owns the code and the weights, checks what the caller gives, and hands work to the runner of its
+program. The usual case, a program without host or control steps, takes a short way: one dictionary look-up
+by the shapes of the inputs, one native call. Any number of threads may call one module at once. Outputs
+are fresh arrays, never internal memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minicc.errors import InputError, TargetError
 from minicc.ir.types import TensorType
 from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Step
 from minicc.options import Options
-from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment
+from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment, address_of
 from minicc.runtime.code import Code
 from minicc.runtime.control import ControlCall
 from minicc.runtime.engine import Item, Other, Runner, bind_sizes
@@ -239,11 +239,11 @@ class _ShortWay:
         try:
             values = context.values
             for position, i in self.inputs:
-                values[position] = arrays[i].__array_interface__["data"][0]
+                values[position] = address_of(arrays[i])
             for position, output in zip(self.output_positions, outputs):
-                values[position] = output.__array_interface__["data"][0]
+                values[position] = address_of(output)
             bound.patch(context)
-            self.executor.run(context.rows)
+            self.executor.run_at(context.table, len(context.rows))
         finally:
             bound.release(context)
         return outputs

@@ -1,7 +1,8 @@
 """A module's inputs and outputs, and the check of what a caller gives.
 
-Checks are strict: names, element types (exact), ranks, known sizes, and one value per symbol. Everything that
-does not fit is an InputError naming the input, what it should be, and what to do. Nothing is cast silently.
+Checks are strict: names, element types (exact), ranks, known sizes, and one value per symbol. Everything
+that does not fit is an InputError naming the input, what it should be, and what to do. Nothing is cast
+silently.
 """
 
 from __future__ import annotations

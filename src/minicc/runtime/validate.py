@@ -1,10 +1,9 @@
-"""Checks of a program that came from a file: can it be bound and run without touching memory that is not its
-own?
+"""Checks of a program that came from a file: it must bind and run without touching memory of others.
 
 Every reference, word count, element type and order of definition is checked, and the loops' fixed strides
-against the sizes of buffers where both are numbers. Positions that a kernel computes from data (gathers) are
-bounded by the kernel's
-own clamps, which a file could lack: that is why programs of unknown origin deserve as much care as any code.
+against the sizes of buffers where both are numbers. Positions that a kernel computes from data (gathers)
+are bounded by the kernel's own clamps, which a file could lack: that is why programs of unknown origin
+deserve as much care as any code.
 """
 
 from __future__ import annotations
