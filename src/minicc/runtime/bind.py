@@ -383,7 +383,7 @@ class _DimTable:
 def address_of(array: Array) -> int:
     """Address of an array's data, by the quickest way there is (a third of a microsecond)."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):  # read-only, empty, or of a type Python does not know
         address: int = array.__array_interface__["data"][0]
         return address
