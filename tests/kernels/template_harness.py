@@ -1,9 +1,10 @@
-"""Compiles templates once per set of constants and calls them on numpy arrays, with hand-written epilogues."""
+"""Compiles templates once per set of constants and calls them on numpy arrays, with own epilogues."""
 
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+import itertools
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,10 @@ def usable_targets() -> list[CpuTarget]:
 TARGETS = {target.name: target for target in usable_targets()}
 
 
-@lru_cache(maxsize=None)
-def _function(name: str, constants: tuple[tuple[str, Any], ...], kind: str, target: str) -> tuple[Any, LoadedObjects]:
+@cache
+def _function(
+    name: str, constants: tuple[tuple[str, Any], ...], kind: str, target: str
+) -> tuple[Any, LoadedObjects]:
     fused = template.TEMPLATES[name].fused
     base = template.epilogue_base(name)
     epilogue = _HEAD.replace("{base}", str(base)).replace("{value}", EPILOGUES[kind]) if fused else ""
@@ -85,14 +88,14 @@ def call(
     threads: int = 1,
     cuts: tuple[float, ...] = (0.4,),
 ) -> None:
-    """Bind and run a template; arrays stand for their addresses, `cuts` are fractions at which the domain is split."""
+    """Bind and run a template; arrays stand for their addresses, `cuts` are where the domain is split."""
     function, _ = _function(name, tuple(sorted(constants.items())), kind, target)
     values = [words.get(word, 0) for word in template.TEMPLATES[name].words]
     numbers = [w.ctypes.data if isinstance(w, np.ndarray) else int(w) for w in (*values, *tail)]
     units = template.bind(name, constants, numbers, TARGETS[target], threads)
     block = np.array(numbers, np.int64)
     marks = sorted({0, units, *(int(cut * units) for cut in cuts)})
-    for begin, end in zip(marks, marks[1:]):
+    for begin, end in itertools.pairwise(marks):
         function(block.ctypes.data, begin, end)
 
 

@@ -48,7 +48,9 @@ def reference(x: Array, w: Array, strides, dilations, pads, groups: int) -> Arra
     return result
 
 
-def convolution_words(x: Array, w: Array, packed: Array, strides, dilations, pads, groups: int) -> dict[str, Any]:
+def convolution_words(
+    x: Array, w: Array, packed: Array, strides, dilations, pads, groups: int
+) -> dict[str, Any]:
     extents, kernel = x.shape[1:-1], w.shape[2:]
     out = output_extents(extents, kernel, strides, dilations, pads)
     words: dict[str, Any] = {
@@ -148,7 +150,12 @@ def test_convolution_on_smaller_targets(target, c):
         ((7, 7), (512, 64), (3, 3), 1),
         ((15, 15), (64, 256), (1, 1), 2),
         ((3000,), (1, 33), (400,), 160),
-        ((1500,), (2, 5), (700,), 3),  # too many taps for runs; dilation and channels below make tables in parts
+        (
+            (1500,),
+            (2, 5),
+            (700,),
+            3,
+        ),  # too many taps for runs; dilation and channels below make tables in parts
         ((900,), (33, 5), (600,), 7),
     ],
 )
@@ -168,25 +175,34 @@ def test_merged_groups_are_the_same_convolution(groups, c, n, lanes):
     merged, fewer = merge_groups(w, groups, lanes)
     assert groups % fewer == 0 and merged.shape[0] // fewer <= max(lanes, n)
     arguments = (1, 1), (1, 1), ((0, 0), (0, 0))
-    np.testing.assert_allclose(reference(x, merged, *arguments, fewer), reference(x, w, *arguments, groups), rtol=1e-12)
+    np.testing.assert_allclose(
+        reference(x, merged, *arguments, fewer), reference(x, w, *arguments, groups), rtol=1e-12
+    )
 
 
 def transposed_reference(x: Array, w: Array, strides, dilations, pads, out, groups: int) -> Array:
-    """x [N, *spatial, C], w [C, M / group, *kernel] -> float64 [N, *out, M]: every input scatters its window."""
+    """x [N, *spatial, C], w [C, M / group, *kernel] -> float64 [N, *out, M]; each input scatters a window."""
     kernel, spatial = w.shape[2:], x.shape[1:-1]
     c, n = x.shape[-1] // groups, w.shape[1]
     whole = [(i - 1) * s + (k - 1) * d + 1 for i, s, k, d in zip(spatial, strides, kernel, dilations)]
     room = [max(f, p + o) for f, p, o in zip(whole, pads, out)]
     result = np.zeros((x.shape[0], *room, groups * n))
     for tap in itertools.product(*map(range, kernel)):
-        at = tuple(slice(t * d, t * d + (i - 1) * s + 1, s) for t, d, i, s in zip(tap, dilations, spatial, strides))
+        at = tuple(
+            slice(t * d, t * d + (i - 1) * s + 1, s) for t, d, i, s in zip(tap, dilations, spatial, strides)
+        )
         for g in range(groups):
-            part = x[..., g * c : (g + 1) * c].astype(np.float64) @ w[(slice(g * c, (g + 1) * c), slice(None), *tap)]
+            part = (
+                x[..., g * c : (g + 1) * c].astype(np.float64)
+                @ w[(slice(g * c, (g + 1) * c), slice(None), *tap)]
+            )
             result[(slice(None), *at, slice(g * n, (g + 1) * n))] += part
     return result[(slice(None), *(slice(p, p + o) for p, o in zip(pads, out)))]
 
 
-def convolve_transposed(shape, channels, kernel, strides, dilations, pads, extra=0, *, groups=1, images=1, **options):
+def convolve_transposed(
+    shape, channels, kernel, strides, dilations, pads, extra=0, *, groups=1, images=1, **options
+):
     """Run and compare; pads as in convolve, `extra` is ONNX's output padding, cut to less than the stride."""
     rng = np.random.default_rng(0)
     c, n = channels
@@ -205,7 +221,9 @@ def convolve_transposed(shape, channels, kernel, strides, dilations, pads, extra
     words |= {"M": int(np.prod(out)), "N": n, "C": c}
     words |= dict(zip(["OD", "OH", "OW"], padded(out, 1)))
     kind = options.pop("kind", "none")
-    result, bias, rest = run_fused("conv_transpose", {"NR": nr}, words, (images, groups, words["M"], n), kind, 0, **options)
+    result, bias, rest = run_fused(
+        "conv_transpose", {"NR": nr}, words, (images, groups, words["M"], n), kind, 0, **options
+    )
 
     def grouped(y: Array) -> Array:
         return y.reshape(images, words["M"], groups, n).swapaxes(1, 2)

@@ -42,7 +42,9 @@ def convolve(shape, channels, kernel, strides, dilations, pads, *, groups=1, ima
     centred = x.astype(np.int64) - x_zero, w.astype(np.int64) - w_zero.reshape(-1, *[1] * (w.ndim - 1))
     exact = reference(*centred, strides, dilations, pads, groups).reshape(images, words["M"], groups, n)
     # Sums below 2**53 are exact in the reference's float64.
-    np.testing.assert_array_equal(result.view(np.int32), exact.swapaxes(1, 2).astype(np.int64).astype(np.int32))
+    np.testing.assert_array_equal(
+        result.view(np.int32), exact.swapaxes(1, 2).astype(np.int64).astype(np.int32)
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -69,7 +71,9 @@ def test_matrix_product(m, k):
     convolve((m,), (k, 45), (1,), (1,), (1,), ((0, 0),))
 
 
-@pytest.mark.parametrize("case", [((1300,), (7, 5), (600,)), ((20,), (900, 3), (11,)), ((6,), (4099, 40), (3,))])
+@pytest.mark.parametrize(
+    "case", [((1300,), (7, 5), (600,)), ((20,), (900, 3), (11,)), ((6,), (4099, 40), (3,))]
+)
 def test_sums_in_several_passes(case):
     convolve(*case, (1,), (1,), ((1, 2),), threads=2)
 

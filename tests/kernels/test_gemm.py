@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from template_harness import FLOAT_EPILOGUES, TARGETS, aligned, call, check, expected_epilogue, run_fused
 
 from minicc.kernels import template
-from minicc.kernels.domain import panel_columns, product_blocks, tile_rows
+from minicc.kernels.domain import ceil_divide, panel_columns, product_blocks, tile_rows
 from minicc.kernels.packing import pack_b
 from minicc.targets.cpu import host_target
 
@@ -41,7 +41,8 @@ def product(
     whole = packed[0, 0].size if packed.size else 0
     words = {
         "A": a, "B": packed, "M": m, "N": n, "K": k, "A_ROW": k + gap,
-        "A_B0": a.strides[0] // 4, "A_B1": a.strides[1] // 4, "B_B0": 0 if shared else b1 * whole, "B_B1": whole,
+        "A_B0": a.strides[0] // 4, "A_B1": a.strides[1] // 4,
+        "B_B0": 0 if shared else b1 * whole, "B_B1": whole,
         "B0": b0, "B1": b1,
     }  # fmt: skip
     result, bias, rest = run_fused(
@@ -67,9 +68,7 @@ def product(
     seed=st.integers(0, 1000),
 )
 def test_product(b0, b1, m, k, n, gap, shared, kind, threads, cuts, seed):
-    product(
-        (b0, b1, m, k, n), kind=kind, gap=gap, shared=shared, threads=threads, cuts=cuts, seed=seed
-    )
+    product((b0, b1, m, k, n), kind=kind, gap=gap, shared=shared, threads=threads, cuts=cuts, seed=seed)
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])
@@ -78,7 +77,9 @@ def test_product_on_smaller_targets(target, shape):
     product(shape, kind="residual", target=target)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 49, 1030, 70), (1, 1, 200, 64, 1000), (1, 1, 1, 2048, 1000), (3, 4, 60, 60, 33)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 49, 1030, 70), (1, 1, 200, 64, 1000), (1, 1, 1, 2048, 1000), (3, 4, 60, 60, 33)]
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_large_products(shape, threads):
     product(shape, kind="bias", threads=threads)
@@ -133,7 +134,7 @@ def test_pack_at_run_time(b0, b1, k, n, transposed, tail, cut):
 def test_blocks_cover_the_product(m, n, k, batches, threads):
     rows, panels, units = product_blocks(m, n, k, batches, 32, HOST, threads)
     tiles = -(-m // tile_rows(HOST))
-    row_blocks, panel_blocks = -(-tiles // rows), -(-(-(-n // 32)) // panels)
+    row_blocks, panel_blocks = ceil_divide(tiles, rows), ceil_divide(ceil_divide(n, 32), panels)
     assert rows >= 1 and panels >= 1 and units == batches * row_blocks * panel_blocks
     if threads > 1 and m * n * k * batches > 10**8 and tiles * -(-n // 32) >= 2 * threads:
         assert units >= threads

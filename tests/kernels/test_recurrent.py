@@ -59,7 +59,9 @@ def runtime(op: str, feeds: dict[str, Array | None], h: int, **attributes: Any) 
     return answers
 
 
-def ours(op: str, feeds: dict[str, Array | None], h: int, target: str = "cpu", threads: int = 1, **attributes: Any):
+def ours(
+    op: str, feeds: dict[str, Array | None], h: int, target: str = "cpu", threads: int = 1, **attributes: Any
+):
     """The same by the template; the input's share is computed here."""
     x, w, r, bias = (feeds[name] for name in "XWRB")
     assert x is not None and w is not None and r is not None and bias is not None
@@ -81,7 +83,8 @@ def ours(op: str, feeds: dict[str, Array | None], h: int, target: str = "cpu", t
         "H0": feeds["initial_h"], "C0": feeds.get("initial_c"), "LENGTHS": feeds["sequence_lens"],
         "Y": y, "Y_H": y_h, "Y_C": y_c if op == "LSTM" else None,
         "SCRATCH": np.full(directions * (b + 8) * 7 * h, np.nan, np.float32),
-        "T": t, "B": b, "H": h, "DIRECTIONS": directions, "REVERSE": int(attributes.get("direction") == "reverse"),
+        "T": t, "B": b, "H": h, "DIRECTIONS": directions,
+        "REVERSE": int(attributes.get("direction") == "reverse"),
         "G_D": t * b * gates * h, "G_T": b * gates * h, "G_B": gates * h,
         "R_D": packed[0][0].size, "R2_D": packed[1][0].size,
         "Y_T": directions * b * h, "Y_D": b * h, "Y_B": h, "S_D": b * h, "S_B": h,
@@ -103,7 +106,9 @@ def ours(op: str, feeds: dict[str, Array | None], h: int, target: str = "cpu", t
     return [y, y_h] + ([y_c] if op == "LSTM" else [])
 
 
-def compare(op: str, t=5, b=3, i=4, h=19, lengths=None, states=True, peepholes=False, **attributes: Any) -> None:
+def compare(
+    op: str, t=5, b=3, i=4, h=19, lengths=None, states=True, peepholes=False, **attributes: Any
+) -> None:
     options = {name: attributes.pop(name) for name in ("target", "threads") if name in attributes}
     directions = 2 if attributes.get("direction") == "bidirectional" else 1
     feeds = data(op, t, b, i, h, directions, lengths, states, peepholes)
@@ -135,10 +140,12 @@ def test_sizes(op, t, b, h):
         ("LSTM", {"peepholes": True}),
         ("LSTM", {"input_forget": 1}),
         ("LSTM", {"clip": 0.5}),
-        ("LSTM", {"activations": ["HardSigmoid", "Relu", "Softsign"], "activation_alpha": [0.3], "activation_beta": [0.4]}),
+        ("LSTM", {"activations": ["HardSigmoid", "Relu", "Softsign"],
+         "activation_alpha": [0.3], "activation_beta": [0.4]}),
         ("GRU", {"linear_before_reset": 1}),
         ("GRU", {"linear_before_reset": 1, "lengths": [4, 2, 3], "t": 4, "direction": "reverse"}),
-        ("GRU", {"activations": ["HardSigmoid", "ScaledTanh"], "activation_alpha": [0.2, 0.7], "activation_beta": [0.5, 0.9]}),
+        ("GRU", {"activations": ["HardSigmoid", "ScaledTanh"],
+         "activation_alpha": [0.2, 0.7], "activation_beta": [0.5, 0.9]}),
         ("GRU", {"clip": 0.4}),
         ("RNN", {"activations": ["Relu"]}),
         ("RNN", {"activations": ["LeakyRelu"], "activation_alpha": [0.2]}),

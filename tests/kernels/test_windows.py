@@ -74,7 +74,9 @@ def pool_reference(x: Array, kernel, strides, dilations, pads, average: bool, co
     here = np.pad(np.ones(x.shape[1:-1]), pads, constant_values=float(count_pad))
     windows, counts = [], np.zeros(out)
     for tap in itertools.product(*map(range, kernel)):
-        at = tuple(slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in zip(tap, dilations, out, strides))
+        at = tuple(
+            slice(t * d, t * d + (o - 1) * s + 1, s) for t, d, o, s in zip(tap, dilations, out, strides)
+        )
         windows.append(wide[(slice(None), *at)])
         counts += here[at]
     if average:
@@ -82,8 +84,8 @@ def pool_reference(x: Array, kernel, strides, dilations, pads, average: bool, co
     return np.max(windows, axis=0)
 
 
-def pool(shape, channels, kernel, strides, dilations, pads, *, average, count_pad=False, images=1, kind="none",
-         gap=0, x=None, **options):  # fmt: skip
+def pool(shape, channels, kernel, strides, dilations, pads, *, average, count_pad=False, images=1,
+         kind="none", gap=0, x=None, **options):  # fmt: skip
     rng = np.random.default_rng(0)
     target = options.get("target", "cpu")
     if x is None:
@@ -127,7 +129,9 @@ def test_pool(problem, channels, average, count_pad, images, kind, gap, threads,
     kernel, strides, dilations, pads = short_pads(window)
     shape = tuple(max(i, (k - 1) * d + 1) for i, k, d in zip(shape, kernel, dilations))
     if average and not count_pad and any(d > 1 for d in dilations):
-        dilations = (1,) * len(dilations)  # else a window can hold padding only, and 0 / 0 is the reference's answer
+        dilations = (1,) * len(
+            dilations
+        )  # else a window can hold padding only, and 0 / 0 is the reference's answer
         kernel, strides, dilations, pads = short_pads((kernel, strides, dilations, pads))
     pool(
         shape, channels, kernel, strides, dilations, pads,
@@ -148,7 +152,7 @@ def test_max_pool_keeps_nan_and_infinity():
 
 
 def test_reads_stop_at_the_last_channel():
-    """A masked load must not touch memory behind the input: here the input ends at a page that cannot be read."""
+    """A masked load must not touch memory behind the input: here it ends at a page that cannot be read."""
     import ctypes
     import mmap
 

@@ -1,7 +1,9 @@
-"""How templates are tiled and cut into units: tile shapes of a target, and blocking words chosen when sizes are known.
+"""How templates are tiled and cut into units: tile shapes of a target, blocking words of a call.
 
 Pure integer arithmetic over the words of one call; the caches and vector registers come from the target.
 """
+
+# ruff: noqa: ARG001  (all domain functions have the same parameters)
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ def ceil_divide(a: int, b: int) -> int:
 
 
 def tile_rows(target: CpuTarget) -> int:
-    """MR: rows of a product tile. With NR = two vectors, 8 x 32 (AVX-512), 6 x 16 (AVX2), 6 x 8 (SSE), 8 x 8 (NEON).
+    """MR: rows of a product tile. Of NR = two vectors: 8 x 32 (AVX-512), 6 x 16 (AVX2), 6 x 8, 8 x 8 (NEON).
 
-    Not taller where registers would allow it: 12 rows whose stride is a multiple of 4 KB evict each other from an
-    8-way L1 cache (measured: 12 x 32 loses 11 % at K = 3072).
+    Not taller where registers would allow it: 12 rows whose stride is a multiple of 4 KB evict each other
+    from an 8-way L1 cache (measured: 12 x 32 loses 11 % at K = 3072).
     """
     return 8 if target.vector_registers >= 32 else 6
 
@@ -85,8 +87,8 @@ def product_blocks(
     row_bytes: memory that one more row of the left operand touches, when that is less than k floats.
     most_tiles: bound of row tiles per unit.
 
-    A unit's rows of the left operand take at most a quarter of L2, its panels at most half; units are small enough to
-    occupy all threads and large enough to be worth handing out.
+    A unit's rows of the left operand take at most a quarter of L2, its panels at most half; units are small
+    enough to occupy all threads and large enough to be worth handing out.
     """
     if m == 0 or n == 0 or batches == 0:
         return 1, 1, 0
@@ -118,8 +120,8 @@ def pack_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     return w["B0"] * w["B1"] * ceil_divide(w["N"], constants["NR"])
 
 
-# As in kernels/cpu/conv.py: entries of a kernel's address table and floats of its scratch (both on the stack), and how
-# many taps are in the table at once.
+# As in kernels/cpu/conv.py: entries of a kernel's address table and floats of its scratch (both on the
+# stack), and how many taps are in the table at once.
 TABLE = 4096
 SCRATCH = 8192
 TAPS = 512

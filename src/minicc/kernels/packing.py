@@ -1,6 +1,6 @@
 """Weights in the order in which kernels read them, made once at compile time with numpy.
 
-Everything here is a permutation with zero padding; the same layouts can be made at run time by the template "pack".
+Everything here is a permutation with zero padding; the template "pack" makes the float layouts at run time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ def pack_b(weights: Array, columns: int) -> Array:
 
 
 def pack_conv(weights: Array, groups: int, columns: int) -> Array:
-    """Convolution weights [M, C / group, *kernel] as flat panels [group][ceil(N / NR)][taps][C / group][NR], then zeros.
+    """Weights [M, C / group, *kernel] as flat panels [group][ceil(N / NR)][taps][C / group][NR], then zeros.
 
     N = M / group; `columns` is NR. The zeros, one run of kernel[-1] * C / group, stand for the padding.
     """
     m, c, *kernel = weights.shape
     taps = int(np.prod(kernel, dtype=np.int64))
-    matrices = weights.reshape(groups, m // groups, c, taps).transpose(0, 3, 2, 1).reshape(groups, taps * c, -1)
+    matrices = (
+        weights.reshape(groups, m // groups, c, taps).transpose(0, 3, 2, 1).reshape(groups, taps * c, -1)
+    )
     packed = pack_b(matrices, columns)
     zeros = np.zeros((kernel[-1] if kernel else 1) * c, weights.dtype)
     return np.concatenate([packed.reshape(-1), zeros])
@@ -44,10 +46,10 @@ def pack_conv_transpose(
     pads: Sequence[int],
     columns: int,
 ) -> Array:
-    """Weights [C, M / group, *kernel] of a transposed convolution, as pack_conv but with taps ordered by phase.
+    """Weights [C, M / group, *kernel] of a transposed convolution, as pack_conv with taps ordered by phase.
 
-    pads: before the first element of each axis. Tap k meets the outputs o with (o + pad - k * dilation) % stride == 0:
-    o % stride is its phase.
+    pads: before the first element of each axis. Tap k meets the outputs o with
+    (o + pad - k * dilation) % stride == 0: o % stride is its phase.
     """
     c, n, *kernel = weights.shape
     orders = [
@@ -77,8 +79,8 @@ def _phase(tap: int, phases: Sequence[Sequence[int]]) -> tuple[int, ...]:
 def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:
     """Weights and number of groups of the same convolution with fewer, wider groups (block-diagonal weights).
 
-    Groups are merged while the output channels of one stay within `lanes` (a vector): the product tiles then do the
-    same work in fewer, fuller columns. Weights [M, C / group, *kernel].
+    Groups are merged while the output channels of one stay within `lanes` (a vector): the product tiles then
+    do the same work in fewer, fuller columns. Weights [M, C / group, *kernel].
     """
     m, c, *kernel = weights.shape
     outputs = m // groups
@@ -93,7 +95,7 @@ def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:
 
 
 def pack_depthwise(weights: Array, columns: int) -> Array:
-    """Depthwise weights [C, 1, *kernel] as flat panels [ceil(C / NR)][taps][NR], then C zeros; `columns` is NR."""
+    """Depthwise weights [C, 1, *kernel] as flat panels [ceil(C / NR)][taps][NR], then C zeros."""
     c = weights.shape[0]
     packed = pack_b(weights.reshape(c, -1).T, columns)
     return np.concatenate([packed.reshape(-1), np.zeros(c, weights.dtype)])
@@ -102,8 +104,8 @@ def pack_depthwise(weights: Array, columns: int) -> Array:
 def pack_conv_integer(weights: Array, zero_points: Array, groups: int, columns: int) -> Array:
     """8-bit weights [M, C / group, *kernel] as int16 panels [group][ceil(N / NR)][taps * even C / 2][NR][2].
 
-    zero_points: of the weights, one or one per output channel M; they are taken off. `columns` is NR. A right operand
-    [K, N] of a matrix product is the case weights = its transpose, one group, no kernel axes.
+    zero_points: of the weights, one or one per output channel M; they are taken off. `columns` is NR. A
+    right operand [K, N] of a matrix product is the case weights = its transpose, one group, no kernel axes.
     """
     m, c, *kernel = weights.shape
     taps = int(np.prod(kernel, dtype=np.int64))

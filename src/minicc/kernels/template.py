@@ -1,13 +1,13 @@
-"""The templates: hand-written compute-bound kernels, their word layouts, and how a kernel file is made from one.
+"""The templates: hand-written compute-bound kernels, their word layouts, how kernel files are made of them.
 
-A template is a module of kernels/cpu whose text is a complete kernel. A kernel file is that text with its constants,
-word numbers and `epilogue` function replaced, so this module reads template files and never imports them (they need
-Numba). All templates work in the index space (b0, b1, i, j): two batch axes, row, column; `epilogue(args, b0, b1, i, j,
-acc)` gets every element of the result once and stores it.
+A template is a module of kernels/cpu whose text is a complete kernel. A kernel file is that text with its
+constants, word numbers and `epilogue` function replaced, so this module reads template files and never
+imports them (they need Numba). All templates work in the index space (b0, b1, i, j): two batch axes, row,
+column; `epilogue(args, b0, b1, i, j, acc)` gets every element of the result once and stores it.
 
-Words are int64, in the order of `Template.words`; addresses are bytes, strides count elements, and batch strides of 0 share
-an operand. Words marked `bind` below are written by `bind` when the others are known; give 0. The epilogue's
-words follow (`epilogue_base`).
+Words are int64, in the order of `Template.words`; addresses are bytes, strides count elements, and batch
+strides of 0 share an operand. Words marked `bind` below are written by `bind` when the others are known; give
+0. The epilogue's words follow (`epilogue_base`).
 
 gemm      C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * B[b0, b1, k, j]
   A B             addresses; B is packed by `packing.pack_b` or the template "pack"
@@ -18,8 +18,8 @@ gemm      C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * B[b0, b1, k, j]
   B0 B1           batch extents
   ROW_TILES PANELS  (bind) row tiles and panels per unit
 
-conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = group, i = output pixel (row-major over the
-          output's spatial axes), j = output channel within the group
+conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = group, i = output pixel (row-major
+          over the output's spatial axes), j = output channel within the group
   X W             addresses; W is packed by `packing.pack_conv`
   IMAGES GROUPS   extents of b0, b1
   M N C           output pixels per image; output and input channels per group
@@ -30,18 +30,20 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
-conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW. POINTER (constant):
-          ptr_u8 or ptr_i8, the type of X; W (int16) is packed by `packing.pack_conv_integer`. A matrix product [M, K] by
-          [K, N] has IW = OW = M rows at distance X_W, C = K channels, and all kernel extents 1
+conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW.
+          POINTER (constant): ptr_u8 or ptr_i8, the type of X; W (int16) is packed by
+          `packing.pack_conv_integer`. A matrix product [M, K] by [K, N] has IW = OW = M rows at distance X_W,
+          C = K channels, and all kernel extents 1
   X_ZERO          address of the zero point of X, or 0
   ROW_TILES PANELS  (bind)
 
-conv_transpose  transposed convolution, channels last; indices and words as conv up to PW, where P* are ONNX's pads before
-          the first element and S*, D* its strides and dilations; W is packed by `packing.pack_conv_transpose`; then
+conv_transpose  transposed convolution, channels last; indices and words as conv up to PW, where P* are ONNX's
+          pads before the first element and S*, D* its strides and dilations; W is packed by
+          `packing.pack_conv_transpose`; then
   ROW_TILES PANELS  (bind)
 
-depthwise convolution with one input and one output channel per group, channels last: b0 = image, i = pixel, j = channel
-          (b1 = 0). Words as conv up to PW with GROUPS = C = 1 and N = channels; W is packed by
+depthwise convolution with one input and one output channel per group, channels last: b0 = image, i = pixel,
+          j = channel (b1 = 0). Words as conv up to PW with GROUPS = C = 1 and N = channels; W is packed by
           `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
@@ -59,11 +61,12 @@ pack      a right operand in any strides -> panels [b0][b1][ceil(N / NR)][TAPS][
   B0 B1           batch extents
   TAIL            zeros written behind each batch's panels (a matrix: 0)
 
-recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL and COUNT: lstm 4, gru 3, rnn 1;
-          ACT_F ACT_G ACT_H: sigmoid tanh relu affine leaky_relu thresholded_relu scaled_tanh hard_sigmoid elu softsign
-          softplus, with ALPHA_x and BETA_x; CLIP (0.0 for none), INPUT_FORGET, LINEAR_BEFORE_RESET
-  GATES           x * W + biases [D][T][B][COUNT * H], made by gemm; strides G_D G_T G_B (the last axis contiguous)
-  R R2            R^T packed by pack_b per direction, R_D and R2_D floats each: lstm, rnn: R [H, COUNT * H]; gru:
+recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL and COUNT: lstm 4, gru 3,
+          rnn 1; ACT_F ACT_G ACT_H: sigmoid tanh relu affine leaky_relu thresholded_relu scaled_tanh
+          hard_sigmoid elu softsign softplus, with ALPHA_x and BETA_x; CLIP (0.0 for none), INPUT_FORGET,
+          LINEAR_BEFORE_RESET
+  GATES           x * W + biases [D][T][B][COUNT * H], made by gemm; strides G_D G_T G_B
+  R R2            R^T packed by pack_b per direction, R_D and R2_D floats each: R [H, COUNT * H]; gru:
                   R [H, 2 * H] (z, r) and R2 [H, H]
   RB              [D][H]: with LINEAR_BEFORE_RESET the recurrent bias of the hidden gate (else in GATES), or 0
   P               peepholes [D][3 * H], or 0
@@ -79,9 +82,9 @@ scatter   target[index(s), lane] = combine(itself, updates[s, lane]) for s in or
   COUNT I_STEP U_STEP      the sequence s: its length, its strides in indices and updates
   RUN F_RUN       lanes side by side in all arrays; how many the target has
   BLOCK           (bind) lanes per unit
-  AXES            further axes of lanes, up to 8: E_a extents, T_a I_a U_a strides in target, indices, updates, F_a
-                  extents in the target
-  DEPTH           numbers that make an index, up to 8 (1 without SHARED): N_d extents they count through, M_d strides
+  AXES            further axes of lanes, up to 8: E_a extents, T_a I_a U_a strides in target, indices,
+                  updates, F_a extents in the target
+  DEPTH           numbers that make an index, up to 8 (1 without SHARED): N_d extents they count, M_d strides
   LENGTH          elements of updates, to be compared with the above
 
 scan      running sums or products over [outer, axis, inner] (no epilogue)
@@ -187,8 +190,8 @@ TEMPLATES: dict[str, Template] = {
         ),
         _template(
             "recurrent",
-            "GATES R R2 RB P H0 C0 LENGTHS Y Y_H Y_C SCRATCH T B H DIRECTIONS REVERSE G_D G_T G_B R_D R2_D Y_D Y_T Y_B"
-            " S_D S_B ROWS",
+            "GATES R R2 RB P H0 C0 LENGTHS Y Y_H Y_C SCRATCH T B H DIRECTIONS REVERSE G_D G_T G_B R_D R2_D"
+            " Y_D Y_T Y_B S_D S_B ROWS",
             "NR CELL COUNT ACT_F ACT_G ACT_H ALPHA_F BETA_F ALPHA_G BETA_G ALPHA_H BETA_H CLIP INPUT_FORGET"
             " LINEAR_BEFORE_RESET",
             domain.recurrent_domain,
@@ -232,7 +235,7 @@ def bind(
     target: CpuTarget,
     threads: int,
 ) -> int:
-    """Fill a call's blocking words in place, its sizes being known; returns the number of units of its domain."""
+    """Fill a call's blocking words in place, its sizes being known; returns the number of units."""
     template = TEMPLATES[name]
     named = dict(zip(template.words, words))
     numbers = {key: value for key, value in constants.items() if isinstance(value, int)}
@@ -244,8 +247,8 @@ def bind(
 def render(name: str, constants: Mapping[str, object], epilogue: str, target: CpuTarget) -> str:
     """The text of a kernel: the template with its constants, word numbers and epilogue put in.
 
-    epilogue: module text that ends in `def epilogue(args, b0, b1, i, j, acc)`; "" keeps the template's own, which
-        stores to a dense result at the address in the first epilogue word.
+    epilogue: module text that ends in `def epilogue(args, b0, b1, i, j, acc)`; "" keeps the template's own,
+        which stores to a dense result at the address in the first epilogue word.
     KeyError when a constant is missing or unknown.
     """
     template = TEMPLATES[name]
@@ -275,7 +278,7 @@ def _decorated(epilogue: str) -> str:
 
 
 def split_epilogue(source: str) -> tuple[str, str] | None:
-    """(the template around a generated epilogue, the epilogue as a module of its own), or None for another kernel.
+    """(the template around a generated epilogue, the epilogue as a module), or None for another kernel.
 
     Kernels that differ only in their epilogue share the first part, which is much the longer one to compile.
     """

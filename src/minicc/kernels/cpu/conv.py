@@ -1,12 +1,13 @@
 """Convolution, channels last, float32: an implicit matrix product by indirection (as XNNPACK's IGEMM).
 
-y[image, group, pixel, j] = sum over (tap, c) of x[image, position(pixel, tap), group * C + c] * w[group, tap, c, j].
-Rows of the left operand are never copied to a matrix: per output pixel and tap a table holds the address of C input
-channels, or of a row of zeros where the tap lies in the padding. Up to three spatial axes (D, H, W; unused ones are 1).
+y[image, group, pixel, j] = sum over (tap, c) of x[image, position(pixel, tap), group * C + c] * w[group,
+tap, c, j]. Rows of the left operand are never copied to a matrix: per output pixel and tap a table holds the
+address of C input channels, or of a row of zeros where the tap lies in the padding. Up to three spatial axes
+(D, H, W; unused ones are 1).
 
-MERGED: a run of KW * C input values is one row when W is contiguous and undilated, which gives few channels a long inner
-loop. Runs that reach into the padding are then copied, with their zeros, to scratch.
-One unit is a block of row tiles of one image times a block of panels of one group.
+MERGED: a run of KW * C input values is one row when W is contiguous and undilated, which gives few channels
+a long inner loop. Runs that reach into the padding are then copied, with their zeros, to scratch. One unit
+is a block of row tiles of one image times a block of panels of one group.
 """
 
 from minicc.kernels.cpu.intrinsics import arg, helper, ld_scratch, off, ptr_f32, st, stack_f32, stack_i64
@@ -16,18 +17,18 @@ from minicc.kernels.cpu.windows import (
     KD,
     KH,
     KW,
-    M,
-    N,
     X_IMAGE,
     C,
+    M,
+    N,
     W,
     X,
     assemble_runs,
     fill_table,
 )
 
-# Constants: tile of MR rows by NR columns, vector width, MR * NR. Then the sizes of stack arrays: entries of the
-# address table, floats of scratch, and taps in the table at once.
+# Constants: tile of MR rows by NR columns, vector width, MR * NR. Then the sizes of stack arrays: entries
+# of the address table, floats of scratch, and taps in the table at once.
 MR = 6
 NR = 16
 VW = 8

@@ -1,9 +1,10 @@
-"""Convolution of 8-bit integers with exact 32-bit sums, channels last; a matrix product is the case of one tap.
+"""Convolution of 8-bit integers with exact 32-bit sums, channels last; a matrix product has one tap.
 
-acc[image, group, pixel, j] = sum over (tap, c) of (x - zero point of x) * (w - zero point of w), modulo 2**32. Rows of the
-left operand are widened to int16 per row tile, with the zero point taken off, padding as 0 and channels rounded up to
-an even number; the weights were packed so before. Pairs of int16 products then sum to int32 in one instruction.
-One unit is a block of row tiles of one image times a block of panels of one group.
+acc[image, group, pixel, j] = sum over (tap, c) of (x - zero point of x) * (w - zero point of w), modulo
+2**32. Rows of the left operand are widened to int16 per row tile, with the zero point taken off, padding as
+0 and channels rounded up to an even number; the weights were packed so before. Pairs of int16 products then
+sum to int32 in one instruction. One unit is a block of row tiles of one image times a block of panels of one
+group.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from minicc.kernels.cpu.intrinsics import (
     ld,
     ld_scratch,
     off,
-    ptr_i8,
+    ptr_i8,  # noqa: F401  (one of the values of POINTER)
     ptr_i16,
     ptr_i32,
     ptr_u8,
@@ -26,10 +27,10 @@ from minicc.kernels.cpu.intrinsics import (
     stack_u8,
 )
 from minicc.kernels.cpu.tiles import integer_tile, tile_height
-from minicc.kernels.cpu.windows import GROUPS, KD, KH, KW, M, N, X_IMAGE, C, W, X, fill_table
+from minicc.kernels.cpu.windows import GROUPS, KD, KH, KW, X_IMAGE, C, M, N, W, X, fill_table
 
-# Constants: tile of MR rows by NR columns, vector width, MR * NR; type of x: ptr_u8 or ptr_i8. Then entries of the
-# address table, taps in it at once, int16 values of a widened row and bytes of all MR of them.
+# Constants: tile of MR rows by NR columns, vector width, MR * NR; type of x: ptr_u8 or ptr_i8. Then entries
+# of the address table, taps in it at once, int16 values of a widened row and bytes of all MR of them.
 MR = 6
 NR = 16
 VW = 8
@@ -56,7 +57,7 @@ def epilogue(args, b0, b1, i, j, acc):
 
 @helper
 def widen(table, rows, count, c_begin, c_end, zero, row_size, widened):
-    """Channels c_begin .. c_end of `count` taps as int16 without the zero point: widened [rows][count][even C]."""
+    """Channels c_begin .. c_end of `count` taps as int16 less the zero point: [rows][count][even C]."""
     channels = c_end - c_begin
     even = (channels + 1) // 2 * 2
     for r in range(rows):
@@ -140,9 +141,7 @@ def kernel(args, begin, end):
                             height = tile_height(MR, rows - row)
                             part = off(tile, row * NR)
                             source = off(widened, row * row_size)
-                            integer_tile(
-                                MR, NR, VW, height, source, row_size, panel, part, depth // 2, fresh
-                            )
+                            integer_tile(MR, NR, VW, height, source, row_size, panel, part, depth // 2, fresh)
                             row += height
                         if last:
                             store_tile(args, b0, b1, i, p * NR, rows, n - p * NR, tile)

@@ -1,9 +1,10 @@
 """Transposed convolution, channels last, float32: one ordinary convolution per phase of the strides.
 
-Output positions that are equal modulo the stride see the same taps, at steps of one input pixel. Such a phase is a
-stride-1 convolution with few taps, computed as an implicit matrix product (see conv). Weights are packed phase by phase, so
-that the taps of one are neighbours. One unit is a block of row tiles of one phase of one image times a block of panels of
-one group; phases with fewer pixels than the first leave some units empty.
+Output positions that are equal modulo the stride see the same taps, at steps of one input pixel. Such a
+phase is a stride-1 convolution with few taps, computed as an implicit matrix product (see conv). Weights are
+packed phase by phase, so that the taps of one are neighbours. One unit is a block of row tiles of one phase
+of one image times a block of panels of one group; phases with fewer pixels than the first leave some units
+empty.
 """
 
 import numpy as np
@@ -21,12 +22,38 @@ from minicc.kernels.cpu.intrinsics import (
 )
 from minicc.kernels.cpu.tiles import product_tile, tile_height
 from minicc.kernels.cpu.windows import (
-    DD, DH, DW, GROUPS, ID, IH, IW, KD, KH, KW, OD, OH, OW, PD, PH, PW, SD, SH, SW, X_D, X_H, X_IMAGE, X_W,
-    M, N, C, W, X,
+    DD,
+    DH,
+    DW,
+    GROUPS,
+    ID,
+    IH,
+    IW,
+    KD,
+    KH,
+    KW,
+    OD,
+    OH,
+    OW,
+    PD,
+    PH,
+    PW,
+    SD,
+    SH,
+    SW,
+    X_D,
+    X_H,
+    X_IMAGE,
+    X_W,
+    C,
+    M,
+    N,
+    W,
+    X,
 )  # fmt: skip
 
-# Constants: tile of MR rows by NR columns, vector width, MR * NR. Then the entries of the address table and the
-# taps in it at once.
+# Constants: tile of MR rows by NR columns, vector width, MR * NR. Then the entries of the address table and
+# the taps in it at once.
 MR = 6
 NR = 16
 VW = 8
@@ -49,7 +76,7 @@ def epilogue(args, b0, b1, i, j, acc):
 
 @helper
 def axis_of_phase(phase, stride, dilation, pad, taps, outputs):
-    """(taps, taps of earlier phases, input position under the first tap of output 0, its decrease per tap, outputs)."""
+    """(taps, taps of earlier phases, input position of the first tap, its decrease per tap, outputs)."""
     count = 0
     earlier = 0
     start = 0

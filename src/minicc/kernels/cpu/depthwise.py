@@ -1,8 +1,11 @@
 """Depthwise convolution, channels last, float32: every channel has its own window of weights.
 
-y[image, pixel, c] = sum over taps of x[image, position(pixel, tap), c] * w[tap, c], vectors over channels, MR pixels at a
-time (of one line of output) so that weights stay in registers. One unit is a block of pixels of one image times a block of channel panels.
+y[image, pixel, c] = sum over taps of x[image, position(pixel, tap), c] * w[tap, c], vectors over channels,
+MR pixels at a time (of one line of output) so that weights stay in registers. One unit is a block of pixels
+of one image times a block of channel panels.
 """
+
+# ruff: noqa: ARG001  (epilogues share one signature)
 
 from minicc.kernels.cpu.intrinsics import (
     arg,
@@ -17,11 +20,35 @@ from minicc.kernels.cpu.intrinsics import (
 )
 from minicc.kernels.cpu.tiles import depthwise_tile
 from minicc.kernels.cpu.windows import (
-    DD, DH, DW, ID, IH, IW, KD, KH, KW, OH, OW, PD, PH, PW, SD, SH, SW, X_D, X_H, X_IMAGE, X_W, M, N, W, X,
+    DD,
+    DH,
+    DW,
+    ID,
+    IH,
+    IW,
+    KD,
+    KH,
+    KW,
+    OH,
+    OW,
+    PD,
+    PH,
+    PW,
+    SD,
+    SH,
+    SW,
+    X_D,
+    X_H,
+    X_IMAGE,
+    X_W,
+    M,
+    N,
+    W,
+    X,
 )  # fmt: skip
 
-# Constants: tile of MR pixels by NR channels, vector width, MR * NR. Then how many taps are placed at once, and
-# twice that.
+# Constants: tile of MR pixels by NR channels, vector width, MR * NR. Then how many taps are placed at once,
+# and twice that.
 MR = 6
 NR = 16
 VW = 8
@@ -61,7 +88,9 @@ def place_taps(args, first, count, taps_at):
     h = first // kw
     w = first - h * kw
     for t in range(count):
-        st_scratch(taps_at, 2 * t, 4 * (h * arg(args, DH) * arg(args, X_H) + w * arg(args, DW) * arg(args, X_W)))
+        st_scratch(
+            taps_at, 2 * t, 4 * (h * arg(args, DH) * arg(args, X_H) + w * arg(args, DW) * arg(args, X_W))
+        )
         st_scratch(taps_at, 2 * t + 1, w * arg(args, DW))
         w += 1
         if w == kw:

@@ -1,11 +1,22 @@
 """Matrix product: C[b0, b1, i, j] = sum over k of A[b0, b1, i, k] * B[b0, b1, k, j], float32.
 
-A is read in place (rows of contiguous k, any row stride). B is packed in panels [ceil(N / NR)][K][NR], zero-padded
-in N. One unit is a block of row tiles times a block of panels of one batch; inside it the panel is the outer loop,
-so that a panel stays in cache while the rows pass. K is never cut: C is touched once, in the epilogue.
+A is read in place (rows of contiguous k, any row stride). B is packed in panels [ceil(N / NR)][K][NR],
+zero-padded in N. One unit is a block of row tiles times a block of panels of one batch; inside it the panel
+is the outer loop, so that a panel stays in cache while the rows pass. K is never cut: C is touched once, in
+the epilogue.
 """
 
-from minicc.kernels.cpu.intrinsics import arg, helper, ld_scratch, off, ptr_f32, st, st_scratch, stack_f32, stack_i64
+from minicc.kernels.cpu.intrinsics import (
+    arg,
+    helper,
+    ld_scratch,
+    off,
+    ptr_f32,
+    st,
+    st_scratch,
+    stack_f32,
+    stack_i64,
+)
 from minicc.kernels.cpu.tiles import product_tile, tile_height
 
 # Constants: tile of MR rows by NR columns, vector width, MR * NR.

@@ -1,7 +1,7 @@
-"""Packs a right operand into panels [ceil(N / NR)][TAPS][C][NR] at run time, for products with computed operands.
+"""Packs a computed right operand into panels [ceil(N / NR)][TAPS][C][NR] at run time.
 
-A matrix product has one tap and C = K. Element (tap, c, n) is read at any strides. Each batch is followed by TAIL
-zeros (a convolution uses them as the row that stands for padding). One unit is one panel of one batch.
+A matrix product has one tap and C = K. Element (tap, c, n) is read at any strides. Each batch is followed by
+TAIL zeros (a convolution uses them as the row that stands for padding). One unit is one panel of one batch.
 """
 
 import numpy as np
@@ -41,7 +41,9 @@ def kernel(args, begin, end):
         b0 = batch // arg(args, B1)
         b1 = batch - b0 * arg(args, B1)
         source = off(ptr_f32(arg(args, SOURCE)), b0 * arg(args, S_B0) + b1 * arg(args, S_B1) + p * NR * s_n)
-        target = off(ptr_f32(arg(args, TARGET)), b0 * arg(args, T_B0) + b1 * arg(args, T_B1) + p * taps * c * NR)
+        target = off(
+            ptr_f32(arg(args, TARGET)), b0 * arg(args, T_B0) + b1 * arg(args, T_B1) + p * taps * c * NR
+        )
         zero = np.float32(0)
         columns = min(NR, n - p * NR)
         for t in range(taps):

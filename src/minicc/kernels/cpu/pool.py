@@ -1,9 +1,11 @@
 """Max and average pooling, channels last, float32: vectors over channels, MR pixels at a time.
 
-W is the address of N floats that stand for padding: minus infinity for max, zero for average. A NaN in the window of a
-maximum comes out. The average divides by the number of taps inside the input, or inside the padded input when
-COUNT_PAD is 1. One unit is a block of pixels of one image times a block of channel panels.
+W is the address of N floats that stand for padding: minus infinity for max, zero for average. A NaN in the
+window of a maximum comes out. The average divides by the number of taps inside the input, or inside the
+padded input when COUNT_PAD is 1. One unit is a block of pixels of one image times a block of channel panels.
 """
+
+# ruff: noqa: ARG001  (epilogues share one signature)
 
 import numpy as np
 
@@ -20,11 +22,33 @@ from minicc.kernels.cpu.intrinsics import (
 )
 from minicc.kernels.cpu.tiles import max_tile, sum_tile
 from minicc.kernels.cpu.windows import (
-    DD, DH, DW, ID, IH, IW, KD, KH, KW, OH, OW, PD, PH, PW, SD, SH, SW, X_IMAGE, M, N, W, X, fill_table,
+    DD,
+    DH,
+    DW,
+    ID,
+    IH,
+    IW,
+    KD,
+    KH,
+    KW,
+    OH,
+    OW,
+    PD,
+    PH,
+    PW,
+    SD,
+    SH,
+    SW,
+    X_IMAGE,
+    M,
+    N,
+    W,
+    X,
+    fill_table,
 )  # fmt: skip
 
-# Constants: tile of MR pixels by NR channels, vector width, MR * NR. Then entries of the address table, and taps in
-# the table at once.
+# Constants: tile of MR pixels by NR channels, vector width, MR * NR. Then entries of the address table, and
+# taps in the table at once.
 MR = 6
 NR = 16
 VW = 8
@@ -138,5 +162,14 @@ def kernel(args, begin, end):
                     else:
                         max_tile(MR, NR, VW, entries, p * NR, n - p * NR, tile, count, first == 0)
                     if first + count == taps:
-                        store_tile(args, b0, i, p * NR, min(i_end - i, MR), n - p * NR, tile, off(factors, i - i_begin))
+                        store_tile(
+                            args,
+                            b0,
+                            i,
+                            p * NR,
+                            min(i_end - i, MR),
+                            n - p * NR,
+                            tile,
+                            off(factors, i - i_begin),
+                        )
             first += count

@@ -1,11 +1,13 @@
 """The sequential part of LSTM, GRU and RNN, float32: what depends on the previous hidden state.
 
-A matrix product made GATES [direction][T][B][gates * H] before: the input's share with all biases (for a GRU that is linear
-before reset, without the recurrent bias of the hidden gate: that is RB). Here every step adds hidden * R, applies the
-cell and stores the state. Gates are in ONNX's order: i o f c; z r h. A sequence of length L takes L steps; the steps of Y
-behind it are zero, and a reversed direction begins at its last element.
-One unit is a block of up to MR sequences of one direction, from the first step to the last.
+A matrix product made GATES [direction][T][B][gates * H] before: the input's share with all biases (for a GRU
+that is linear before reset, without the recurrent bias of the hidden gate: that is RB). Here every step adds
+hidden * R, applies the cell and stores the state. Gates are in ONNX's order: i o f c; z r h. A sequence of
+length L takes L steps; the steps of Y behind it are zero, and a reversed direction begins at its last
+element. One unit is a block of up to MR sequences of one direction, from the first step to the last.
 """
+
+# ruff: noqa: ARG001  (activations and cells share one signature each)
 
 import numpy as np
 
@@ -156,7 +158,7 @@ def act_h(x):
 
 @helper
 def product(left, rows, packed, h, n, result, width, addresses, tile):
-    """result[r, j] += sum over k < h of left[r, k] * packed[k, j], j < n, for scratch rows of h and `width`."""
+    """result[r, j] += sum over k < h of left[r, k] * packed[k, j], j < n; scratch rows of h and `width`."""
     for r in range(rows + MR - 1):
         st_scratch(addresses, r, left + 4 * min(r, rows - 1) * h)
     for p in range((n + NR - 1) // NR):
@@ -177,7 +179,17 @@ def lstm(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
     """One step: gates [rows][4 * H] + hidden * R -> hidden, cell, for rows whose `active` is not 0."""
     h = arg(args, H)
     peepholes = arg(args, P)
-    product(address(hidden), rows, off(ptr_f32(arg(args, R)), d * arg(args, R_D)), h, 4 * h, gates, 4 * h, addresses, tile)
+    product(
+        address(hidden),
+        rows,
+        off(ptr_f32(arg(args, R)), d * arg(args, R_D)),
+        h,
+        4 * h,
+        gates,
+        4 * h,
+        addresses,
+        tile,
+    )
     for r in range(rows):
         if ld_scratch(active, r) != 0:
             g = off(gates, r * 4 * h)
@@ -206,7 +218,17 @@ def gru(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
     h = arg(args, H)
     bias = arg(args, RB)
     recurrent = off(ptr_f32(arg(args, R2)), d * arg(args, R2_D))
-    product(address(hidden), rows, off(ptr_f32(arg(args, R)), d * arg(args, R_D)), h, 2 * h, gates, 3 * h, addresses, tile)
+    product(
+        address(hidden),
+        rows,
+        off(ptr_f32(arg(args, R)), d * arg(args, R_D)),
+        h,
+        2 * h,
+        gates,
+        3 * h,
+        addresses,
+        tile,
+    )
     for r in range(rows):
         for j in range(h):
             if LINEAR_BEFORE_RESET:
@@ -234,7 +256,9 @@ def gru(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
 def rnn(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
     """One step: gates [rows][H] -> hidden."""
     h = arg(args, H)
-    product(address(hidden), rows, off(ptr_f32(arg(args, R)), d * arg(args, R_D)), h, h, gates, h, addresses, tile)
+    product(
+        address(hidden), rows, off(ptr_f32(arg(args, R)), d * arg(args, R_D)), h, h, gates, h, addresses, tile
+    )
     for r in range(rows):
         if ld_scratch(active, r) != 0:
             for j in range(r * h, r * h + h):

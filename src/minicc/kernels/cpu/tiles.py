@@ -1,9 +1,10 @@
 """Tile intrinsics: the register-blocked inner loops of matrix products.
 
-A tile is `height` rows by NR columns of a product, kept in vector registers while the sum over k runs. The left
-operand is read in place, one address per row and tap, so that a matrix product (one tap) and a convolution (one
-tap per kernel element) share the loop. The right operand is packed in panels of NR columns (see packing). The result
-goes to a scratch buffer of shape (MR, NR), where the epilogue picks it up element by element.
+A tile is `height` rows by NR columns of a product, kept in vector registers while the sum over k runs. The
+left operand is read in place, one address per row and tap, so that a matrix product (one tap) and a
+convolution (one tap per kernel element) share the loop. The right operand is packed in panels of NR columns
+(see packing). Window tiles reduce over taps only, each column by itself. Results go to a scratch buffer of
+shape (MR, NR), where the epilogue picks them up element by element.
 
 Nothing here knows shapes, threads or caches; the kernels that call these words do.
 """
@@ -38,12 +39,12 @@ _FLOATS = types.CPointer(types.float32)
 
 
 def heights(rows):
-    """The tile heights compiled for tiles of at most `rows` rows, tallest first: few, to keep kernels small."""
+    """The heights compiled for tiles of at most `rows` rows, tallest first: few, to keep kernels small."""
     return [rows] + [height for height in (8, 4, 2, 1) if height < rows]
 
 
 def _shortest(height):
-    """From how many remaining rows on a tile of this height is used; one repeated row is cheaper than two tiles."""
+    """From how many remaining rows on a tile is used; one repeated row is cheaper than two tiles."""
     return height if height < 3 else height - 1
 
 
@@ -107,7 +108,8 @@ def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
     # A single row has too few independent sums to hide the latency of fma, so it keeps one per unrolled step.
     copies = UNROLL if height * vectors < 4 else 1
     sums = [
-        [[stack_array(builder, type_, 1) for _ in range(vectors)] for _ in range(height)] for _ in range(copies)
+        [[stack_array(builder, type_, 1) for _ in range(vectors)] for _ in range(height)]
+        for _ in range(copies)
     ]
     with builder.if_else(is_first) as (then, otherwise):
         with then:
@@ -392,7 +394,7 @@ def _emit_integer_tile(builder, shape, left, stride, panel, buffer, pairs, first
 
 
 def _products_of_pairs(builder, x, y, width):
-    """x[2i] * y[2i] + x[2i + 1] * y[2i + 1] of int16 vectors, in the form LLVM makes pmaddwd or vpdpwssd of."""
+    """x[2i] * y[2i] + x[2i + 1] * y[2i + 1] of int16, in the form LLVM makes pmaddwd or vpdpwssd of."""
     wide = vector(I32, 2 * width)
     products = builder.mul(builder.sext(x, wide), builder.sext(y, wide), flags=["nsw"])
     undefined = ir.Constant(wide, ir.Undefined)

@@ -1,7 +1,7 @@
-"""Windows that slide over channels-last memory, as tables of addresses: shared by convolution, depthwise and pooling.
+"""Windows that slide over channels-last memory, as tables of addresses.
 
-Per output pixel and tap the table holds the address of the input pixel under the tap, or of a row that stands for
-padding. Up to three spatial axes (D, H, W; unused ones have extent 1).
+Per output pixel and tap the table holds the address of the input pixel under the tap, or of a row that
+stands for padding. Up to three spatial axes (D, H, W; unused ones have extent 1).
 """
 
 # ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
@@ -12,8 +12,8 @@ from numba.extending import intrinsic
 
 from minicc.kernels.cpu.intrinsics import I64, address, arg, helper, ld_scratch, off, ptr_f32, st_scratch
 
-# The first words of the templates that use windows. X_* are strides in elements; I*, O*, K*, S*, D*, P* are input and
-# output extents, kernel extents, strides, dilations and leading pads of the axes.
+# The first words of the templates that use windows. X_* are strides in elements; I*, O*, K*, S*, D*, P* are
+# input and output extents, kernel extents, strides, dilations and leading pads of the axes.
 X = 0
 W = 1
 IMAGES = 2
@@ -74,7 +74,8 @@ def set_zero(typing_context, target, count):
 def fill_table(args, x, size, padding, rows, i_begin, i_end, columns, first, count, table):
     """The addresses of `count` taps from `first` on for pixels i_begin .. i_end: table [row tile][tap][rows].
 
-    x, padding: byte addresses of the image and of the row that stands for padding. A last row tile repeats its last pixel.
+    x, padding: byte addresses of the image and of the row that stands for padding. A last row tile repeats
+    its last pixel.
     size:    bytes of an element.
     columns: taps along W: KW, or 1 when whole runs of KW pixels are one tap; then W is not checked here.
     """
@@ -140,7 +141,10 @@ def fill_table(args, x, size, padding, rows, i_begin, i_end, columns, first, cou
 
 @helper
 def assemble_runs(args, padding, rows, i_begin, i_end, count, table, scratch):
-    """Replace the runs of KW pixels that leave their line by copies with zeros: scratch [row tile][tap][rows][KW * C]."""
+    """Replace runs of KW pixels that leave their line by copies with zeros.
+
+    scratch: [row tile][tap][rows][KW * C].
+    """
     ow = arg(args, OW)
     kw = arg(args, KW)
     iw = arg(args, IW)
