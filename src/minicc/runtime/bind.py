@@ -270,8 +270,17 @@ class Segment:
         """
         machine = self.machine
         machine.binds += 1
-        values = self._dims.evaluate(sizes)
-        nbytes, shapes = self._check_shapes(values)
+        try:
+            values = self._dims.evaluate(sizes)
+            nbytes, shapes = self._check_shapes(values)
+        except ShapeError as error:
+            given = ", ".join(f"{name}={sizes[name]}" for name in self.symbols)
+            raise ShapeError(
+                error.what,
+                where=self.program.name,
+                why=f"{error.why}, with {given}",
+                hint="the inputs may be too small, or not fit each other",
+            ) from error
         plan = place(self.layout, nbytes[: len(self.temporaries)])
         if plan.arena_bytes > machine.max_bytes:
             raise ResourceLimitError(
