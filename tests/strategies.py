@@ -172,6 +172,17 @@ class ModelSketch:
         product = self.op("MatMul", x, self.weights(shape[-1], 5), shape=(*shape[:-1], 5))
         return self.op("Add", product, self.weights(5), shape=self.shapes[product])
 
+    def flattened_product(self, x: str) -> str:
+        """A product on rows, as exporters write a linear layer, with bias, activation and residual sum."""
+        shape = self.shapes[x]
+        rows, depth = int(np.prod(shape[:-1])), shape[-1]
+        first = -1 if self.symbolic else rows
+        flat = self.op("Reshape", x, self.ints(first, depth), shape=(rows, depth))
+        product = self.op("Gemm", flat, self.weights(depth, depth), self.weights(depth), shape=(rows, depth))
+        active = self.op("Relu", product, shape=(rows, depth)) if self.pick((True, False)) else product
+        back = self.op("Reshape", active, self.ints(-1, *shape[1:]), shape=shape)
+        return self.op("Add", back, x, shape=shape)
+
     def clip(self, x: str) -> str:
         inner = self.op("Clip", x, self.constant(-1.5), self.constant(2.0), shape=self.shapes[x])
         return self.op("Clip", inner, self.constant(-2.0), self.constant(1.0), shape=self.shapes[x])
@@ -237,7 +248,8 @@ class ModelSketch:
         kinds = [
             self.unary, self.neutral, self.binary, self.repeated, self.views, self.transpose,
             self.shape_arithmetic, self.slice, self.split_and_join, self.pad, self.reduce, self.softmax,
-            self.layer_norm, self.matmul, self.clip, self.cast, self.where, self.residual, self.batch_norm,
+            self.layer_norm, self.matmul, self.clip, self.cast, self.where, self.residual,
+            self.batch_norm, self.flattened_product,
         ]  # fmt: skip
         if image:
             kinds += [self.conv] * 6 + [

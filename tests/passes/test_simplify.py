@@ -79,6 +79,15 @@ CASES = [
     ("boolean-constant", "c = Constant<value=bool[1] {1}>() z = Constant<value_float=0.0>() g = Greater(x, "
      "z) h = And(g, c) "
      "t = Neg(x) y = Where(h, x, t)", X, {"Greater": 1, "Neg": 1, "Where": 1}),
+    ("product-before-reshape", "s = Constant<value_ints=[6, 4]>() t = Reshape(x, s) y = MatMul(t, w)",
+     "(float[2,3,4] x, float[4,5] w) => (float[6,5] y)", {"MatMul": 1, "Reshape": 1}),
+    ("pointwise-before-reshape", "s = Constant<value_ints=[6, 4]>() t = Reshape(x, s) u = Add(t, v) y = "
+     "Reshape(u, p)",
+     "(float[2,3,4] x, float[4] v) => (float[2,3,4] y) <int64[3] p = {2, 3, 4}>", {"Add": 1}),
+    ("reshape-before-product", "s = Constant<value_ints=[6, 4]>() t = Reshape(x, s) u = MatMul(t, w) r = "
+     "Relu(u) "
+     "y = Reshape(r, p)", "(float[2,3,2,2] x, float[4,5] w) => (float[2,3,5] y) <int64[3] p = {2, 3, 5}>",
+     {"Reshape": 1, "MatMul": 1, "Relu": 1}),
     ("known-size", "s = Shape(x) y = Cast<to=1>(s)", "(float[2,3] x) => (float[2] y)", {"Cast": 1}),
 ]  # fmt: skip
 

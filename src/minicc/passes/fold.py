@@ -8,11 +8,12 @@ Graph outputs stay computed values.
 from __future__ import annotations
 
 from dataclasses import replace as with_fields
+from typing import Any
 
 import numpy as np
 
 from minicc.errors import MiniccError
-from minicc.ir.dims import Dim, SymbolicDim, symbols_of
+from minicc.ir.dims import SymbolicDim, symbols_of
 from minicc.ir.evaluate import evaluate_node
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
@@ -50,7 +51,7 @@ def fold_shape_values(graph: Graph, context: PassContext) -> int:
                 or not value.uses
             ):
                 continue
-            dims: list[Dim] = [v for v in value.content.flat if isinstance(v, SymbolicDim)]
+            dims: list[Any] = [v for v in value.content.flat if isinstance(v, SymbolicDim)]
             names = {name for d in dims for name in symbols_of(d)}
             if not names <= known:
                 context.refusals["fold-shape-values", "a size is known only at run time"] += 1

@@ -19,6 +19,7 @@ from minicc.ir.rewrite import Result, Rule, const, op, refuse, rewrite, rule, va
 from minicc.ir.types import TensorType, broadcast_shapes
 from minicc.passes.common import integers, is_uniform, scalar_of
 from minicc.passes.manager import PassContext
+from minicc.passes.simplify_moves import MOVE_RULES
 from minicc.passes.simplify_views import VIEW_RULES
 
 
@@ -408,7 +409,8 @@ def pad_nothing(_: Builder, node: Node) -> Result:
 
 
 RULES: Sequence[Rule] = (
-    identity, dropout, drop_neutral, cast_to_same, cast_of_cast, *VIEW_RULES, square, divide_by_power_of_two,
+    identity, dropout, drop_neutral, cast_to_same, cast_of_cast, *VIEW_RULES, *MOVE_RULES,
+    square, divide_by_power_of_two,
     subtract_constant, add_negative, subtract_negative, merge_constants, double, non_negative, relu_into_clip,
     clip_of_clip, unbounded, where_constant, same_operands, boolean_constant, expand_into_broadcast,
     uniform_constant,
