@@ -108,17 +108,24 @@ def type_one(typing_context, x):
     return x(x), emit
 
 
-@helper
-def truncate_divide(a, b):
+@intrinsic
+def truncate_divide(typing_context, a, b):
     """Integer quotient rounded towards zero; 0 for a zero divisor, wrap-around for the one overflow."""
-    if b == 0:
-        return a - a
-    if b + type_one(b) == 0:  # -1: the hardware traps on the most negative number
-        return (a - a) - a
-    quotient = a // b
-    if quotient < 0 and quotient * b != a:
-        quotient += 1
-    return quotient
+    if not (isinstance(a, types.Integer) and a == b):
+        return None
+
+    def emit(context, builder, signature, values):
+        x, y = values
+        zero, one = context.get_constant(a, 0), context.get_constant(a, 1)
+        is_zero = builder.icmp_unsigned("==", y, zero)
+        if not a.signed:
+            return builder.select(is_zero, zero, builder.udiv(x, builder.select(is_zero, one, y)))
+        is_minus_one = builder.icmp_unsigned("==", y, context.get_constant(a, -1))
+        safe = builder.select(builder.or_(is_zero, is_minus_one), one, y)
+        quotient = builder.select(is_minus_one, builder.neg(x), builder.sdiv(x, safe))
+        return builder.select(is_zero, zero, quotient)
+
+    return a(a, b), emit
 
 
 @helper
