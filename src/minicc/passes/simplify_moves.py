@@ -18,8 +18,7 @@ from minicc.passes.simplify_views import RESHAPES, reshape_to
 FAMILY = frozenset(RESHAPES.split())
 POINTWISE = (
     "Add Sub Mul Div Relu Sigmoid Tanh Erf Gelu Swish HardSwish HardSigmoid LeakyRelu Clip Cast Neg Abs "
-    "Sqrt Exp Pow "
-    "Elu Softplus Mish Sin Cos Reciprocal"
+    "Sqrt Exp Pow Elu Softplus Mish Sin Cos Reciprocal"
 )
 
 
