@@ -13,6 +13,7 @@ from minicc.passes.fold_affine import fold_affine
 from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
 from minicc.passes.manager import Pass, PassContext, Repeat
+from minicc.passes.recognise import recognise
 from minicc.passes.simplify import simplify
 from minicc.passes.specialise import specialise_ranks
 from minicc.passes.transposes import sink_transposes
@@ -30,6 +31,7 @@ DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
 SIMPLIFY = Pass("simplify", simplify)
+RECOGNISE = Pass("recognise", recognise)
 FOLD_AFFINE = Pass("fold-affine", fold_affine)
 LAYOUT = Pass("choose-layout", choose_layout)
 SINK = Pass("sink-transposes", sink_transposes)
@@ -42,7 +44,7 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
         return (FOLD_SHAPES, DEAD_CODE, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
     first = Repeat((FOLD_SHAPES, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     layout = (LAYOUT, SINK, first) if options.opt_level >= 2 else ()
-    return (first, FOLD_AFFINE, EXPAND, first, *layout, FUSE)
+    return (first, RECOGNISE, FOLD_AFFINE, EXPAND, first, *layout, FUSE)
 
 
 __all__ = ["default_pipeline"]
