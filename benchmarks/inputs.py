@@ -79,7 +79,7 @@ KNOWN: dict[str, Known] = {
     "ch_PP-OCRv4_det_infer": Known(_single("x", (1, 3, 640, 640), (2, 3, 160, 224), (1, 3, 224, 128))),
     # The text line is 48 pixels high.
     "ch_PP-OCRv4_rec_infer": Known(_single("x", (1, 3, 48, 320), (3, 3, 48, 96), (2, 3, 48, 200))),
-    "ch_ppocr_mobile_v2.0_cls_infer": Known(_single("x", (1, 3, 48, 192), (4, 3, 48, 96), (2, 3, 32, 160))),
+    "ch_ppocr_mobile_v2.0_cls_infer": Known(_single("x", (1, 3, 48, 192), (4, 3, 48, 96), (2, 3, 64, 160))),
     # Written for OpenCV, which ignores the declared 10x3x32x32.
     "centerface": Known(
         _single("input.1", (1, 3, 480, 640), (2, 3, 96, 64), (1, 3, 224, 160)),
@@ -105,7 +105,7 @@ KNOWN: dict[str, Known] = {
     "speech-embedding": Known(_single("samples:0", (1, 16_000), (3, 13_000), (2, 23_456))),
     "melspectrogram": Known(content={"input": "pcm"}),
     "embedding_model": Known(content={"input_1": "spectrum"}),
-    "deepcut": Known(_single("input_1", (33, 21), (1, 21), (128, 21))),
+    "deepcut": Known(_single("input_1", (33, 21), (5, 21), (128, 21))),
     "bert_base": Known(_tokens("input_ids", "attention_mask", "token_type_ids")),
     "gpt2_kv": Known(_cached(2, 12, 64, (4, 16), (1, 31), (7, 2))),
     "whisper_tiny_encoder": Known(content={"input_features": "spectrum"}),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from minicc.ir.expr import Expr, walk
+from minicc.ir.expr import Expr, reduction, walk
 from minicc.ir.types import DType, bf16, boolean, compute_dtype_name, f16
 from minicc.lower.kernel import Body, LoopKernel
 
@@ -27,7 +27,10 @@ _NUMPY_CALLS = {"floor": "np.floor", "ceil": "np.ceil", "round": "np.rint", "tru
 # Scalar helpers of kernels/cpu/scalar.py, valid for every type they are printed for.
 _SCALAR_CALLS = {"sign": "sign", "floordiv": "floor_divide", "mod": "floor_mod", "fmod": "fmod"}
 _VECTOR_MATH = frozenset(
-    "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid pow atan2".split()
+    (
+        "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh",
+        "erf", "sigmoid", "pow", "atan2",
+    )
 )
 
 
@@ -113,7 +116,7 @@ class BodyPrinter:
             elif e.op == "acc":
                 axes |= {3}
             elif e.op == "reduce":
-                axes -= frozenset(e.arg[1])  # type: ignore[index]
+                axes -= frozenset(reduction(e)[1])
             self.free[e] = axes
         return self.free[expr]
 
@@ -298,7 +301,7 @@ class BodyPrinter:
 
     def emit_reduce(self, expr: Expr) -> str:
         """A reduction with scalar accumulators in the current (innermost) scope; returns the accumulator."""
-        kind, axes, extents = expr.arg  # type: ignore[misc]
+        kind, axes, extents = reduction(expr)
         body = expr.args[0]
         acc = self.fresh("r")
         scope = self.scopes[-1]
@@ -349,13 +352,13 @@ class BodyPrinter:
         found: list[Expr] = []
         for store in self.body.stores:
             for expr in walk(store.value):
-                if expr.op == "reduce" and axis in self.free_axes(expr) and self.prefers_block(expr, axis):
-                    found.append(expr)
+                blocked = expr.op == "reduce" and axis in self.free_axes(expr) and self.prefers_block(expr, axis)
+                found += [expr] if blocked else []
         return list(dict.fromkeys(found))
 
     def prefers_block(self, expr: Expr, axis: int) -> bool:
-        """True when some load of the reduced expression is contiguous along the vector axis and none along the reduction."""
-        kind, axes, _ = expr.arg  # type: ignore[misc]
+        """True when some load of the reduced expression is contiguous along the vector axis."""
+        kind = reduction(expr)[0]
         if kind.startswith("arg"):
             return False
         contiguous = False
@@ -367,7 +370,7 @@ class BodyPrinter:
 
     def emit_blocked(self, expr: Expr, axis: int, width: str) -> None:
         """A reduction with one accumulator per lane of the block; afterwards it reads as that accumulator."""
-        kind, axes, extents = expr.arg  # type: ignore[misc]
+        kind, axes, extents = reduction(expr)
         body = expr.args[0]
         stack = {"f64": "f64", "i64": "i64", "u64": "i64", "i32": "i32"}.get(compute_dtype_name(body.dtype), "f32")
         if not body.dtype.is_float and stack == "f32":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from minicc.ir.dims import Dim, SymbolicDim
 from minicc.ir.types import DType, boolean, f32, i64
@@ -18,18 +19,30 @@ Number = int | float | bool
 
 # Scalar functions of one argument whose result has the argument's type.
 UNARY = frozenset(
-    "neg abs floor ceil round trunc sqrt exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf "
-    "sigmoid sign not bitnot".split()
+    (
+        "neg", "abs", "floor", "ceil", "round", "trunc", "sqrt", "exp", "log", "sin", "cos", "tan", "asin", "acos",
+        "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "sign", "not", "bitnot",
+    )
 )
 # Scalar functions of two arguments of one type; `div` of integers truncates towards zero, `floordiv` and `mod` follow
 # the sign of the divisor, `fmod` that of the dividend.
-BINARY = frozenset("add sub mul div floordiv mod fmod pow min max and or xor bitand bitor bitxor shl shr atan2".split())
-COMPARE = frozenset("lt le gt ge eq ne".split())
+BINARY = frozenset([
+    "add", "sub", "mul", "div", "floordiv", "mod", "fmod", "pow", "min", "max", "and", "or", "xor", "bitand",
+    "bitor", "bitxor", "shl", "shr", "atan2",
+])  # fmt: skip
+COMPARE = frozenset([
+    "lt", "le", "gt", "ge", "eq", "ne",
+])  # fmt: skip
 # Functions worth computing once rather than twice.
 EXPENSIVE = frozenset(
-    "exp log sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid pow div sqrt fmod mod floordiv".split()
+    (
+        "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh",
+        "erf", "sigmoid", "pow", "div", "sqrt", "fmod", "mod", "floordiv",
+    )
 )
-REDUCTIONS = frozenset("sum prod max min argmax argmin argmax_last argmin_last".split())
+REDUCTIONS = frozenset([
+    "sum", "prod", "max", "min", "argmax", "argmin", "argmax_last", "argmin_last",
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +158,13 @@ def reduce(kind: str, axes: Sequence[int], extents: Sequence[Dim], body: Expr) -
     """Reduction of `body` over the loop variables `axes`; arg reductions give the i64 position on their single axis."""
     assert kind in REDUCTIONS, kind
     return Expr("reduce", i64 if kind.startswith("arg") else body.dtype, (body,), (kind, tuple(axes), tuple(extents)))
+
+
+def reduction(expr: Expr) -> tuple[str, tuple[int, ...], tuple[Any, ...]]:
+    """(kind, axes, extents) of a reduction; extents are Dims, or what lowering puts in their place."""
+    assert expr.op == "reduce"
+    found: tuple[str, tuple[int, ...], tuple[Any, ...]] = expr.arg  # type: ignore[assignment]
+    return found
 
 
 def as_index(value: Index) -> Expr:

@@ -231,9 +231,9 @@ class Graph:
             new.symbols = node.symbols
             new.outputs = tuple(Value(v.name, v.type, new, v.index, v.data, v.content) for v in node.outputs)
             mapping.update(zip(node.outputs, new.outputs))
-            for position, value in enumerate(new.inputs):
-                if value is not None:
-                    value.uses.append((new, position))
+            for position, operand in enumerate(new.inputs):
+                if operand is not None:
+                    operand.uses.append((new, position))
             other.nodes.append(new)
         other.outputs = [v for v in map(mapped, self.outputs) if v is not None]
         return other

@@ -186,7 +186,7 @@ class Inference:
         return ShapeError(f"{self.op.name}: {what}", where=self.where, why=f"inputs ({types})", hint=hint)
 
 
-class UnknownRank(Exception):  # noqa: N818  a signal between infer and Graph.add, never seen by users
+class UnknownRank(Exception):
     """Raised by `Inference.shape` when even the rank of an input is unknown."""
 
 

@@ -105,7 +105,8 @@ def _numpy_dtype(dtype: DType) -> np.dtype:  # type: ignore[type-arg]
         return np.dtype(_NUMPY[dtype.name])
     import ml_dtypes  # only models with these types pay for it
 
-    return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype.name]))
+    found: np.dtype = np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype.name]))  # type: ignore[type-arg]
+    return found
 
 
 @cache

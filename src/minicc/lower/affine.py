@@ -39,7 +39,8 @@ def as_dim(expr: Expr) -> Dim | None:
             return None
         if expr.op in ("floordiv", "mod") and b == 0:
             return None
-        return _DIM_FUNCTIONS[expr.op](a, b)
+        found: Dim = _DIM_FUNCTIONS[expr.op](a, b)
+        return found
     if expr.op == "neg":
         a = as_dim(expr.args[0])
         return None if a is None else -a
@@ -124,11 +125,12 @@ def reshape_index(index: Sequence[Expr], new: Sequence[Dim], old: Sequence[Dim])
     out: list[Expr] = []
     a = b = 0  # positions in new and old
     while a < len(new) or b < len(old):
-        group_new, group_old = [], []
+        group_new: list[int] = []
+        group_old: list[int] = []
         size_new: Dim = 1
         size_old: Dim = 1
         while True:
-            if a < len(new) and (not group_new or size_new != size_old) and _advance(size_new, size_old, new[a:], old[b:]):
+            if a < len(new) and (not group_new or size_new != size_old) and _advance(size_new, size_old, old[b:]):
                 size_new = size_new * new[a]
                 group_new.append(a)
                 a += 1
@@ -151,13 +153,13 @@ def reshape_index(index: Sequence[Expr], new: Sequence[Dim], old: Sequence[Dim])
     return out
 
 
-def _advance(size_new: Dim, size_old: Dim, rest_new: Sequence[Dim], rest_old: Sequence[Dim]) -> bool:
+def _advance(size_new: Dim, size_old: Dim, rest_old: Sequence[Dim]) -> bool:
     """Whether the next axis of the new shape should join the group before one of the old shape."""
-    if not rest_old or size_new == 1 and size_old != 1:
+    if not rest_old or (size_new == 1 and size_old != 1):
         return True
     if size_old == 1 and size_new != 1:
         return False
     if isinstance(size_new, int) and isinstance(size_old, int) and size_new != size_old:
         return size_new < size_old
     # Symbolic: the side whose next size completes the other goes first.
-    return not (size_old * rest_old[0] == size_new)
+    return size_old * rest_old[0] != size_new

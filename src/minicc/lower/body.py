@@ -11,11 +11,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from minicc.ir.dims import Dim
-from minicc.ir.expr import Expr, const, iteration, rewrite, walk
+from minicc.ir.expr import Expr, const, iteration, reduction, rewrite, walk
 from minicc.ir.types import DType, i64
 from minicc.lower.affine import Affine, affine, as_dim
 from minicc.lower.kernel import Body, Operand, Store
-
 
 MAX_LITERAL = 16
 
@@ -122,7 +121,7 @@ class _State:
             self.substitute(axis, const(0, i64))
             self.axes.remove(axis)
         for expr in self.expressions():
-            if expr.op == "reduce" and 1 in expr.arg[2] and not expr.arg[0].startswith("arg"):  # type: ignore[index]
+            if expr.op == "reduce" and 1 in reduction(expr)[2] and not reduction(expr)[0].startswith("arg"):
                 self._drop_unit_reductions()
                 break
 
@@ -130,15 +129,15 @@ class _State:
         """Reduction axes of extent 1 read position 0; a reduction over nothing else is its body."""
         units: set[int] = set()
         for expr in self.expressions():
-            if expr.op == "reduce" and not expr.arg[0].startswith("arg"):  # type: ignore[index]
-                _, axes, sizes = expr.arg  # type: ignore[misc]
+            if expr.op == "reduce" and not reduction(expr)[0].startswith("arg"):
+                _, axes, sizes = reduction(expr)
                 units |= {a for a, s in zip(axes, sizes) if s == 1}
 
         def change(e: Expr) -> Expr | None:
             if e.op == "iter" and e.arg in units:
                 return const(0, i64)
-            if e.op == "reduce" and not e.arg[0].startswith("arg"):  # type: ignore[index]
-                kind, axes, sizes = e.arg  # type: ignore[misc]
+            if e.op == "reduce" and not reduction(e)[0].startswith("arg"):
+                kind, axes, sizes = reduction(e)
                 kept = [(a, s) for a, s in zip(axes, sizes) if a not in units]
                 if not kept:
                     return e.args[0]
@@ -180,8 +179,8 @@ class _State:
             def change(e: Expr, outer: int = outer, inner: int = inner) -> Expr | None:
                 if e.op == "iter" and e.arg == outer:
                     return const(0, i64)
-                if e.op == "reduce" and outer in e.arg[1]:  # type: ignore[index]
-                    kind, axes, sizes = e.arg  # type: ignore[misc]
+                if e.op == "reduce" and outer in reduction(e)[1]:
+                    kind, axes, sizes = reduction(e)
                     total = sizes[axes.index(outer)] * sizes[axes.index(inner)]
                     kept = [(a, total if a == inner else s) for a, s in zip(axes, sizes) if a != outer]
                     return Expr("reduce", e.dtype, e.args, (kind, tuple(a for a, _ in kept), tuple(s for _, s in kept)))
@@ -193,7 +192,7 @@ class _State:
         for expr in self.expressions():
             if expr.op != "reduce":
                 continue
-            _, axes, sizes = expr.arg  # type: ignore[misc]
+            _, axes, sizes = reduction(expr)
             for outer, inner, size in zip(axes, axes[1:], sizes[1:]):
                 if outer not in named and inner not in named and all(
                     a.strides.get(outer, 0) == a.strides.get(inner, 0) * size for a in offsets
@@ -224,7 +223,7 @@ class _State:
         number = dict(number)
         for expr in self.expressions():
             if expr.op == "reduce":
-                for axis in expr.arg[1]:  # type: ignore[index]
+                for axis in reduction(expr)[1]:
                     number.setdefault(axis, rank + sum(1 for n in number.values() if n >= rank))
         table = _Table(number, max([rank, *(n + 1 for n in number.values())]))
         stores = [table.operand(w.array, w.dtype, affine(w.offset), output=True)[0] for w in self.writes]
@@ -283,7 +282,7 @@ class _Table:
             operand, rest = self.operand(expr.arg, expr.dtype, affine(expr.args[0]))  # type: ignore[arg-type]
             out = Expr("load", expr.dtype, () if rest is None else (self.convert(rest),), operand)
         elif expr.op == "reduce":
-            kind, axes, sizes = expr.arg  # type: ignore[misc]
+            kind, axes, sizes = reduction(expr)
             body = self.convert(expr.args[0])
             extents = tuple(("literal", s) if isinstance(s, int) and s <= 4 else ("word", self.size(s)) for s in sizes)
             out = Expr("reduce", expr.dtype, (body,), (kind, tuple(self.number[a] for a in axes), extents))

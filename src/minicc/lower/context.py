@@ -13,7 +13,7 @@ import numpy as np
 
 from minicc.errors import CodegenError
 from minicc.ir.dims import Dim, product
-from minicc.ir.expr import EXPENSIVE, Expr, dim, iteration, walk
+from minicc.ir.expr import EXPENSIVE, Expr, dim, iteration, reduction, walk
 from minicc.ir.graph import Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import DType, OpaqueType, TensorType, dtype_of
@@ -224,7 +224,7 @@ def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
             if expr.op == "load":
                 hundredths += 100 * NS_PER_LOAD
             elif expr.op == "reduce":
-                repeats = repeats * product(expr.arg[2])  # type: ignore[index]
+                repeats = repeats * product(reduction(expr)[2])
             elif expr.op not in ("const", "iter", "dim"):
                 operations += 1
                 hundredths += 100 * (NS_PER_FUNCTION if expr.op in EXPENSIVE else NS_PER_SIMPLE)

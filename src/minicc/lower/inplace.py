@@ -42,7 +42,9 @@ def reuse_in_place(steps: Sequence[Step], buffers: Sequence[Buffer], kept: froze
                         known.append(kernel)
                     renamed[target] = source
                     last_read[source] = last_read.get(target, at)
-                    step = replace(_rename(step, {target: source}), kernel=number)  # type: ignore[type-var]
+                    renamed_step = _rename(step, {target: source})
+                    assert isinstance(renamed_step, KernelStep)
+                    step = replace(renamed_step, kernel=number)
         out.append(step)
     return out
 

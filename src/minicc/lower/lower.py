@@ -14,8 +14,8 @@ from minicc.ir.opdef import Kind
 from minicc.ir.types import OpaqueType, TensorType, i64
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Write
-from minicc.lower.inplace import reuse_in_place
 from minicc.lower.context import KernelTable, Lowering, is_view
+from minicc.lower.inplace import reuse_in_place
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
 from minicc.lower.templates import find_template
 from minicc.options import Options
@@ -95,7 +95,7 @@ def _output(low: Lowering, value: Value, graph: Graph) -> int:
     return copy
 
 
-_COPYABLE = frozenset("f32 f64 f16 bf16 i8 i16 i32 i64 u8 u16 u32 u64 bool".split())
+_COPYABLE = frozenset(["f32", "f64", "f16", "bf16", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "bool"])
 
 
 def lower_node(low: Lowering, node: Node, options: Options) -> None:
@@ -118,15 +118,15 @@ def lower_node(low: Lowering, node: Node, options: Options) -> None:
     if node.op.name == "Concat" and has_loops(node):
         _lower_concat(low, node)
         return
-    if has_loops(node) or node.op.kind is Kind.CONTRACT and _contract_loops(node):
+    if has_loops(node) or (node.op.kind is Kind.CONTRACT and _contract_loops(node)):
         inside = set(node.outputs)
         for output in node.outputs:
             if output.uses or output.index == 0 or output in inside:
                 composer = low.composer(inside.__contains__)
                 low.emit_loops([output], composer, node.origin, node.op.name.lower(), note="; ".join(reasons))
         return
-    refusal = node.op.refuse(node) if node.op.refuse is not None else None
-    reasons.append(refusal or _why_host(node))
+    own = node.op.refuse(node) if node.op.refuse is not None else None
+    reasons.append(own or _why_host(node))
     _lower_host(low, node, "; ".join(r for r in reasons if r))
 
 
@@ -164,7 +164,7 @@ def _why_host(node: Node) -> str:
 
 def _lower_fused(low: Lowering, node: Node) -> None:
     body: Graph = node.attrs["body"]
-    outer = {b: v for b, v in zip(body.inputs, node.inputs)}
+    outer = dict(zip(body.inputs, node.inputs))
     anchor = node.attrs["anchor"]
     if anchor:
         lead = body.nodes[0]

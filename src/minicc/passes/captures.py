@@ -1,4 +1,4 @@
-"""fold-captures: constants that a control-flow node captures move into its bodies, where weights can be packed and sizes folded."""
+"""fold-captures: constants that a control-flow node captures move into its bodies, to be packed and folded there."""
 
 from __future__ import annotations
 

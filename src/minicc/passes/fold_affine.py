@@ -32,10 +32,10 @@ def fold_affine(graph: Graph, context: PassContext) -> int:
         again = False
         for node in list(graph.nodes):
             fold = _FOLDS.get(node.op.name) if not node.op.domain else None
-            if fold is not None and node.output.uses + [v for v in graph.outputs if v is node.output]:
-                if fold(graph, node):
-                    changes += 1
-                    again = True
+            alive = bool(node.output.uses) or node.output in graph.outputs
+            if fold is not None and alive and fold(graph, node):
+                changes += 1
+                again = True
         graph.tidy()
     return changes
 

@@ -153,7 +153,7 @@ def _grow_group(graph: Graph, root: Node, taken: set[Node], is_anchor: Callable[
             if all(c in region or c in refused or c in taken for v in node.outputs for c in v.consumers()):
                 refused.add(node)
             continue  # another consumer may still join the region and bring it back
-        if refuse_to_absorb(node, root, region) or not_worth(node, region) or _too_wide(node, region):
+        if refuse_to_absorb(node, root, region) or not_worth(node) or _too_wide(node, region):
             refused.add(node)
             continue
         region.add(node)
@@ -198,7 +198,7 @@ def _refuse_reduction(node: Node, root: Node, region: set[Node]) -> str:
         # The row spans several axes, which become one loop only if everything walks them together.
         for member in region | {node}:
             for v in member.inputs:
-                if v is None or v.is_constant and v.data is not None and v.data.size == 1:
+                if v is None or (v.is_constant and v.data is not None and v.data.size == 1):
                     continue
                 if not isinstance(v.type, TensorType) or v.type.shape is None or len(v.type.shape) != len(full):
                     return "an operand does not span the reduced axes together"
@@ -231,7 +231,7 @@ def _splits_only(node: Node) -> bool:
     return at == len(new)
 
 
-def not_worth(node: Node, region: set[Node]) -> str:
+def not_worth(node: Node) -> str:
     """Why computing `node` inside the group would cost more than it saves; empty when it pays."""
     consumers = [c for v in node.outputs for c in v.consumers()]
     multiple = [c for c in consumers if c.op.kind is Kind.INDEX and c.op.name not in SINGLE_READ]
@@ -254,7 +254,8 @@ def _rows(inner: Value, outer: Value) -> bool:
     """Same shape, or broadcast along trailing axes only, where the loop computes it once per row."""
     a, b = inner.shape, outer.shape
     if len(a) != len(b):
-        return all(d == 1 for d in a) or (len(a) < len(b) and tuple(b[-len(a) :]) == tuple(a) and all(d == 1 for d in b[: -len(a)]))
+        lead, tail = b[: len(b) - len(a)], b[len(b) - len(a) :]
+        return all(d == 1 for d in a) or (len(a) < len(b) and tail == a and all(d == 1 for d in lead))
     axis = 0
     while axis < len(a) and a[axis] == b[axis]:
         axis += 1

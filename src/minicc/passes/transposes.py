@@ -117,7 +117,7 @@ def _merge(graph: Graph, node: Node) -> bool:
 
 
 def _merge_across_reshape(graph: Graph, node: Node, own: Perm) -> bool:
-    """T(reshape(T(x))): the outer transpose moves before the reshape when axes the reshape made stay neighbours (a channel shuffle)."""
+    """T(reshape(T(x))), a channel shuffle: the outer transpose moves first when axes the reshape made stay neighbours."""
     value = node.inputs[0]
     reshape = value.producer if value is not None else None
     if value is None or reshape is None or reshape.op.name not in RESHAPES or reshape.op.domain:
@@ -137,7 +137,8 @@ def _merge_across_reshape(graph: Graph, node: Node, own: Perm) -> bool:
     perm = tuple(a for _, group in sorted(order) for a in groups[group][0])
     moved = graph.add("Transpose", [source], {"perm": perm}, origin=node.origin).output
     shape = [value.shape[a] for a in own]
-    result = graph.add("Reshape", [moved, _shape_value(graph, shape)], {"allowzero": 1}, origin=node.origin, names=[node.output.name])
+    result = graph.add("Reshape", [moved, _shape_value(graph, shape)], {"allowzero": 1}, origin=node.origin,
+                       names=[node.output.name])  # fmt: skip
     graph.replace(node.output, result.output)
     return True
 
@@ -354,7 +355,7 @@ def axis_groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[list[int],
         a: Dim = 1
         b: Dim = 1
         while not mine or not theirs or a != b:
-            if i < len(old) and (not mine or (b != a and _smaller(a, b, old[i]) or j >= len(new))):
+            if i < len(old) and (not mine or ((b != a and _smaller(a, b, old[i])) or j >= len(new))):
                 a = a * old[i]
                 mine.append(i)
                 i += 1

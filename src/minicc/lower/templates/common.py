@@ -79,8 +79,7 @@ def emit(low: Lowering, node: Node, template: str, constants: Constants, values:
     body: Body | None = None
     written = list(writes)
     if space is not None:
-        for value in results:
-            written.append(low.allocate(value))
+        written += [low.allocate(value) for value in results]
         words += low.words(space.normal.words)
         body = space.normal.body
     touched = [w.buffer for w in words if w.buffer is not None]

@@ -178,8 +178,7 @@ def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple
 
 def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     """(panels of a 1x1 kernel as a right operand, NR)."""
-    filters, channels = w.shape[:2]
-    nr = panel_columns(low.target, int(filters))  # type: ignore[arg-type]
+    nr = panel_columns(low.target, int(w.shape[0]))  # type: ignore[arg-type]
     if w.data is not None:
         matrix = w.data.reshape(w.data.shape[:2]).T.astype(np.float32, copy=False)
         key = ("pack_1x1", id(w.data), nr)

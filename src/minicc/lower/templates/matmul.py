@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import f32
@@ -65,7 +67,7 @@ def _right_operand(low: Lowering, node: Node, b: Value, shape: tuple[Dim, ...], 
     source, offset, view = common.float_view(low, b, shape, None)
     merged = [axis for axis in varying if batch[axis] != 1]
     while len(merged) > 2:  # merge neighbours that the source walks contiguously
-        for x, y in zip(merged, merged[1:]):
+        for x, y in pairwise(merged):
             if view[x] == view[y] * batch[y] and strides[x] == strides[y] * batch[y]:
                 batch[y] = batch[x] * batch[y]
                 merged.remove(x)

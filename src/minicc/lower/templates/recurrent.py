@@ -135,7 +135,7 @@ def _packed(low: Lowering, r: Value, nr: int, rows: slice, part: str) -> int:
 def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, shape: tuple[Dim, Dim, Dim, Dim],
                  batch_major: bool) -> tuple[int, tuple[Dim, Dim, Dim]]:  # fmt: skip
     """(array [direction, T, B, gates * H] of x * W^T + bias, its strides)."""
-    number, steps, batch, width = shape
+    _, steps, batch, width = shape
     assert w.data is not None and isinstance(width, int)
     buffer, offset, strides = common.float_view(low, x, x.shape, 2)
     step, row = (strides[1], strides[0]) if batch_major else (strides[0], strides[1])
