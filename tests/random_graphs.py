@@ -129,7 +129,8 @@ class Sketch:
         return self.op("Slice", x, self.ints(start), self.ints(end), self.ints(a), self.ints(step))
 
     def expand(self, x: Value) -> Value:
-        shape = [self.dim(self.pick(SIZES)) if d == 1 else d for d in x.shape]
+        sizes = [size if f"n{size}" not in self.sizes else symbol(f"n{size}") for size in SIZES]
+        shape = [self.pick(sizes) if d == 1 else d for d in x.shape]
         return self.op("Expand", x, self.ints(*shape))
 
     def split(self, x: Value) -> Value:
@@ -156,11 +157,7 @@ class Sketch:
     def gather(self, x: Value) -> Value:
         a = int(self.rng.integers(len(x.shape)))
         size = x.shape[a]
-        indices = (
-            self.rng.integers(-size, size, self.pick(((2,), (2, 2), ())))
-            if isinstance(size, int)
-            else np.array([0, -1])
-        )
+        indices = self.rng.integers(-size, size, self.pick(((2,), (2, 2), ()))) if isinstance(size, int) else np.array([0, -1])
         return self.op("Gather", x, self.graph.constant(np.asarray(indices, np.int64)), axis=a)
 
     def reduction(self, x: Value) -> Value:
@@ -236,12 +233,7 @@ class Sketch:
             kind = kinds[int(self.rng.choice(len(kinds), p=weights / weights.sum()))][0]
             value = kind(x)
             elements = evaluate(product(value.shape), self.sizes)
-            if (
-                value not in self.values
-                and value.tensor.dtype == self.dtype
-                and 0 < elements < 4000
-                and value.shape
-            ):
+            if value not in self.values and value.tensor.dtype == self.dtype and 0 < elements < 4000 and value.shape:
                 self.values.append(value)
         used = {v for node in self.graph.nodes for v in node.inputs}
         ends = [v for node in self.graph.nodes for v in node.outputs if v not in used]

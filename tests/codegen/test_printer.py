@@ -75,16 +75,10 @@ def run(
     words = [evaluate(d, sizes) for d in normal.extents]
     for word in normal.words:
         at = evaluate(word.value, sizes)
-        words.append(
-            at if word.array is None else memory[word.array].ctypes.data + at * memory[word.array].itemsize
-        )
+        words.append(at if word.array is None else memory[word.array].ctypes.data + at * memory[word.array].itemsize)
     block = np.array(words, np.int64)
     count = len(normal.extents)
-    units = (
-        1
-        if count == 0
-        else evaluate(normal.extents[0] if count == 1 else product(normal.extents[:-1]), sizes)
-    )
+    units = 1 if count == 0 else evaluate(normal.extents[0] if count == 1 else product(normal.extents[:-1]), sizes)
     function, _ = _function(kernel)
     marks = sorted({0, units, *(int(cut * units) for cut in cuts)})
     for begin, end in itertools.pairwise(marks):
@@ -118,14 +112,8 @@ def check(
                 right = result == want
         for place in np.argwhere(~right)[:3]:
             at = tuple(int(p) for p in place)
-            given = (
-                [str(interpreter.run(a, shape)[at]) for a in value.args]
-                if value.op != "reduce"
-                else value.arg
-            )
-            problems.append(
-                f"{value.op}({given}) of {value.dtype} at {at} is {result[at]}, should be {want[at]}"
-            )
+            given = [str(interpreter.run(a, shape)[at]) for a in value.args] if value.op != "reduce" else value.arg
+            problems.append(f"{value.op}({given}) of {value.dtype} at {at} is {result[at]}, should be {want[at]}")
     assert not problems, "\n".join(problems)
 
 
@@ -188,15 +176,10 @@ def test_scalar_functions(dtype):
         values += [binary(op, a, count) for op in ("shl", "shr")]
         values += [binary("pow", a, binary("bitand", b, const(7, dtype)))]
         three = const(3, dtype)
-        values += [
-            binary(op, *pair)
-            for op in ("div", "floordiv", "mod", "fmod")
-            for pair in ((a, three), (three, b))
-        ]
+        values += [binary(op, *pair) for op in ("div", "floordiv", "mod", "fmod") for pair in ((a, three), (three, b))]
         values += [a * 3 + b * b - 7]
-        if (
-            dtype != i64
-        ):  # LLVM may assume that int64, which indices are made of, does not wrap before a comparison
+        # LLVM may assume that int64, which indices are made of, does not wrap before a comparison.
+        if dtype != i64:
             values += [binary("floordiv", a * b, b), (a + b) < a]
     check(values, (N,), arrays)
 
@@ -217,9 +200,7 @@ def test_casts(dtype):
     check(values, (N,), arrays)
 
 
-@pytest.mark.parametrize(
-    "dtype", [f32, f16, i8, i64, boolean, *map(rare, (f64, bf16, u8, i32, u64))], ids=str
-)
+@pytest.mark.parametrize("dtype", [f32, f16, i8, i64, boolean, *map(rare, (f64, bf16, u8, i32, u64))], ids=str)
 @pytest.mark.parametrize("layout", ["rows", "columns", "all"])
 def test_reductions(dtype, layout):
     """Along the last axis, along the first (blocks of accumulators), and of everything."""
@@ -227,9 +208,7 @@ def test_reductions(dtype, layout):
     arrays = {"x": numbers(dtype, rows * columns, 6, special=dtype != boolean)}
     if dtype.is_float:  # sums with infinities and NaN in few places
         clean = numbers(dtype, rows * columns, 7, special=False)
-        clean[[5, 400, 4000]] = arrays["x"][[5, 400, 4000]] = np.array([np.nan, np.inf, -np.inf]).astype(
-            dtype.numpy
-        )
+        clean[[5, 400, 4000]] = arrays["x"][[5, 400, 4000]] = np.array([np.nan, np.inf, -np.inf]).astype(dtype.numpy)
         arrays["x"] = clean
     r, s = iteration(100), iteration(101)
     if layout == "rows":
@@ -258,9 +237,7 @@ def test_reductions(dtype, layout):
     values = [reduce(kind, axes, sizes, e) for kind in kinds for e in (x, computed)]
     values += [reduce(kind, axes, sizes, compare("lt", x, const(2, dtype))) for kind in ("max", "min")]
     if layout != "all" and dtype != boolean:
-        values += [
-            reduce(kind, axes, sizes, x) for kind in ("argmax", "argmin", "argmax_last", "argmin_last")
-        ]
+        values += [reduce(kind, axes, sizes, x) for kind in ("argmax", "argmin", "argmax_last", "argmin_last")]
     if dtype.is_float and layout != "all":  # rows computed from their own reductions
         top = reduce("max", axes, sizes, x)
         values += [reduce("sum", axes, sizes, unary("exp", x - top)), top - reduce("min", axes, sizes, x * x)]
@@ -299,18 +276,12 @@ def random_expression(rng: np.random.Generator, dtype: DType, depth: int, leaves
     """A tree whose result is exact: integers, or floats that hold small integers."""
     if depth == 0 or rng.random() < 0.1:
         names = [name for name, leaf in leaves.items() if leaf.dtype == dtype]
-        return (
-            leaves[names[int(rng.integers(len(names)))]]
-            if rng.random() < 0.85
-            else const(int(rng.integers(0, 3)), dtype)
-        )
+        return leaves[names[int(rng.integers(len(names)))]] if rng.random() < 0.85 else const(int(rng.integers(0, 3)), dtype)
     below = lambda t=dtype: random_expression(rng, t, depth - 1, leaves)  # noqa: E731
     other = (f32, f64, i8, u8, i32, i64, boolean)[int(rng.integers(7))]
     if dtype == boolean:
         if rng.random() < 0.4:
-            return compare(
-                COMPARISONS[int(rng.integers(6))], a := below(f32), random_expression(rng, a.dtype, 1, leaves)
-            )
+            return compare(COMPARISONS[int(rng.integers(6))], a := below(f32), random_expression(rng, a.dtype, 1, leaves))
         return binary(("and", "or", "xor")[int(rng.integers(3))], below(), below())
     pick = rng.random()
     if pick < 0.15:
@@ -344,10 +315,7 @@ def test_random_expressions(seed):
     other = element("full_i32", i32, [a, r], shape)
     leaves["sum"] = reduce("sum", (100,), (37,), other * inner if rng.random() < 0.5 else other)
     leaves["top"] = reduce("max", (100,), (37,), element("full_f32", f32, [a, r], shape))
-    values = [
-        random_expression(rng, BY_NAME[t], 4, leaves)
-        for t in ("f32", "i8", "i32", "i64", "u8", "bool", "f64")
-    ]
+    values = [random_expression(rng, BY_NAME[t], 4, leaves) for t in ("f32", "i8", "i32", "i64", "u8", "bool", "f64")]
     check(values, shape, arrays, rtol=1e-6)
 
 
