@@ -235,9 +235,7 @@ def test_host_errors_are_typed() -> None:
     out = s.buffer("output", (n,))
     two = s.constant(np.array([2, 3], np.int64))
     # Reshape to 2 x 3 gives another rank than declared.
-    s.steps.append(
-        HostStep("", "Reshape", {"allowzero": 0}, (x, two), (y,), (TensorType(f32, (n,)),), ("bad",), "")
-    )
+    s.steps.append(HostStep("", "Reshape", {"allowzero": 0}, (x, two), (y,), (TensorType(f32, (n,)),), ("bad",), ""))
     s.call("double", (y,), out)
     for size in (6, 5):
         with pytest.raises(MiniccError, match="bad"):
@@ -390,6 +388,33 @@ def test_scan() -> None:
     np.testing.assert_array_equal(sums, np.cumsum(x[::-1], 0, dtype=np.float32)[::-1].T)
 
 
+def test_many_callers_of_control_flow_and_host_steps() -> None:
+    host, loop, branch = module(with_host()), module(loop_program()), module(if_program())
+    wrong: list[str] = []
+
+    def caller(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(40):
+            x = rng.integers(0, 3, int(rng.integers(1, 9))).astype(np.float32)
+            positions, back = host(x)
+            expected = np.array(np.nonzero(x)) + 7 + np.count_nonzero(x) + len(x)
+            if not np.array_equal(positions, expected) or not np.array_equal(back, 4 * x):
+                wrong.append("host")
+            turns = int(rng.integers(0, 9))
+            final, collected = loop(np.array(turns), ones(1), ones(1), np.array([1e9], np.float32))
+            if final != 1 + turns or len(collected) != turns:
+                wrong.append("loop")
+            if not np.array_equal(branch(np.array(turns % 2 == 0), x), (4 if turns % 2 == 0 else 6) * x):
+                wrong.append("if")
+
+    callers = [threading.Thread(target=caller, args=(i,)) for i in range(5)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    assert wrong == []
+
+
 def test_growing_carried_value() -> None:
     """A loop whose carried value changes its shape binds each shape, and stays within the kept ones."""
     s = Sketch("grow")
@@ -401,16 +426,10 @@ def test_growing_carried_value() -> None:
     doubled = b.buffer("temporary", (m_,))
     b.call("double", (value,), doubled)
     longer = b.buffer("host", (m_ * 2,))
-    b.steps.append(
-        HostStep("", "Concat", {"axis": 0}, (value, doubled), (longer,), (number((m_ * 2,)),), ("join",), "")
-    )
+    b.steps.append(HostStep("", "Concat", {"axis": 0}, (value, doubled), (longer,), (number((m_ * 2,)),), ("join",), ""))
     body = b.program((0, going, value), (going, longer), kernels=False)
     final = s.buffer("host", (symbol("f"),))
-    s.steps.append(
-        ControlStep(
-            "Loop", {"n_carried": 1}, (trips, None, start), (final,), (number((symbol("f"),)),), (body,)
-        )
-    )
+    s.steps.append(ControlStep("Loop", {"n_carried": 1}, (trips, None, start), (final,), (number((symbol("f"),)),), (body,)))
     m = module(s.program((trips, start), (final,)))
     expected = ones(1)
     for _ in range(5):
