@@ -241,15 +241,18 @@ class Sketch:
         self.graph.outputs = ends + ([self.pick(middle)] if middle else [])
         self.graph.tidy()
 
-    def feeds(self) -> list[np.ndarray]:  # type: ignore[type-arg]
-        return [self.numbers(tuple(evaluate(d, self.sizes) for d in v.shape)) for v in self.graph.inputs]
+    def feeds(self, sizes: dict[str, int]) -> list[np.ndarray]:  # type: ignore[type-arg]
+        return [self.numbers(tuple(evaluate(d, sizes) for d in v.shape)) for v in self.graph.inputs]
 
 
-def random_graph(seed: int, nodes: int = 12) -> tuple[Graph, list[np.ndarray]]:  # type: ignore[type-arg]
-    """A graph and inputs for it; the seed decides everything, also which kind of graph it is."""
+def random_graph(seed: int, nodes: int = 12) -> tuple[Graph, list[list[np.ndarray]]]:  # type: ignore[type-arg]
+    """A graph and several inputs for it, of different sizes if it has symbols; the seed decides everything."""
     kind = np.random.default_rng(seed)
     exact = bool(kind.random() < 0.5)
     dtype = (f32, f32, f32, i32, i64, f64, f16)[int(kind.integers(7))] if exact else f32
     sketch = Sketch(seed, exact=exact, symbolic=bool(kind.random() < 0.5), dtype=dtype)
     sketch.grow(nodes)
-    return sketch.graph, sketch.feeds()
+    sizes = [sketch.sizes]
+    if sketch.sizes:
+        sizes += [{name: size + change for name, size in sketch.sizes.items()} for change in (3, -1)]
+    return sketch.graph, [sketch.feeds(s) for s in sizes]
