@@ -72,7 +72,9 @@ def _show_compilation(console: Console, module: api.Module) -> None:
 def _show_digits(
     console: Console, images: NDArray[np.uint8], predictions: NDArray[np.int64], labels: NDArray[np.uint8]
 ) -> None:
-    """Images side by side, two characters per pixel, with prediction and label below."""
+    """Images side by side, two characters per pixel, with prediction and label below; as many as fit the terminal."""
+    fitting = max(1, (console.width + 2) // (2 * images.shape[2] + 2))
+    images, predictions, labels = images[:fitting], predictions[:fitting], labels[:fitting]
     shades = np.array(list(SHADES))[images.astype(int) * (len(SHADES) - 1) // 16]
     for line in range(shades.shape[1]):
         console.print("  ".join("".join(np.repeat(image[line], 2)) for image in shades), markup=False)
