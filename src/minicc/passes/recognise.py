@@ -85,7 +85,7 @@ def _normalisation(b: Builder, name: str, x: Value, reductions: tuple[Node, ...]
     shape = x.shape[axis:]
     if not all(isinstance(d, int) for d in shape):
         return refuse("the normalised size is known only at run time")
-    ones = b.constant(np.ones(shape, dtype=x.tensor.dtype.numpy))  # type: ignore[arg-type]
+    ones = b.constant(np.ones(shape, dtype=x.tensor.dtype.numpy))
     return b.op(name, x, ones, axis=axis - x.tensor.rank, epsilon=number)
 
 
@@ -137,8 +137,8 @@ def _per_element(b: Builder, vector: Value, node: Node) -> Value | None:
     return b.constant(np.ascontiguousarray(np.broadcast_to(data, sizes)))
 
 
-@rule("normalisation-scale", op("Mul", op("LayerNormalization RMSNormalization", name="node"), var("scale"), name="outer"))
-def normalisation_scale(b: Builder, node: Node, scale: Value, outer: Node) -> Result:
+@rule("normalisation-scale", op("Mul", op("LayerNormalization RMSNormalization", name="node"), var("scale")))
+def normalisation_scale(b: Builder, node: Node, scale: Value) -> Result:
     """A factor after a normalisation whose scale is one and that has no bias."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return None
@@ -236,6 +236,8 @@ def swish(b: Builder, x: Value, alpha: Value | None = None) -> Result:
 
 def _hard_sigmoid(b: Builder, x: Value, alpha: Value | None = None, beta: Value | None = None) -> Result:
     """clip(alpha * x + beta, 0, 1); without constants clip(x + 3, 0, 6) / 6."""
+    if not _is_float(x):
+        return None
     if alpha is None or beta is None:
         return b.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
     a, c = scalar_of(alpha), scalar_of(beta)
@@ -250,6 +252,8 @@ LINE = clipped(op("Add", op("Mul", X, const("alpha")), const("beta")), 0, 1)
 
 def _hard_swish(b: Builder, x: Value, inner: Node | None = None) -> Result:
     """x * clip(x + 3, 0, 6) / 6 = x * hard_sigmoid(x) with slope 1/6 and offset 1/2 (Howard et al., 2019)."""
+    if not _is_float(x):
+        return None
     if inner is not None:
         slope, offset = inner.attrs["alpha"], inner.attrs["beta"]
         if not (math.isclose(slope, 1 / 6, rel_tol=CLOSE) and math.isclose(offset, 0.5, rel_tol=CLOSE)):
@@ -278,10 +282,9 @@ def softplus(b: Builder, x: Value) -> Result:
     return b.op("Softplus", x)
 
 
-@rule("softplus", op("Add", any_of(op("Relu", X), op("Max", X, scalar(0))),
-                     op("Log", op("Add", op("Exp", op("Neg", op("Abs", X))), scalar(1)))))  # fmt: skip
+@rule("softplus", op("Add", any_of(op("Relu", X), op("Max", X, scalar(0))), op("Softplus", op("Neg", op("Abs", X)))))
 def stable_softplus(b: Builder, x: Value) -> Result:
-    """max(x, 0) + log(exp(-|x|) + 1)."""
+    """max(x, 0) + log(exp(-|x|) + 1), whose second term is a softplus already."""
     return b.op("Softplus", x)
 
 

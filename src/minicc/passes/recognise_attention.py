@@ -92,16 +92,14 @@ def _guarded(chain: Chain, weights: Value) -> tuple[Value, bool]:
 
 def _scores(b: Builder, chain: Chain, value: Value) -> Scores | Refusal | None:
     """Masks first, then factors, then the product."""
-    masked, mask = value, None
     where = chain.producer(value, "Where")
     if where is not None:
         found = _replaced(b, where)
         if found is None or isinstance(found, Refusal):
             return found
-        masked, mask = found
         chain.take(where)
-        plain = _scaled_product(b, chain, masked)
-        return None if plain is None else Scores(*plain, mask)
+        plain = _scaled_product(b, chain, found[0])
+        return None if plain is None else Scores(*plain, found[1])
     add = chain.producer(value, "Add")
     if add is None:
         plain = _scaled_product(b, chain, value)
