@@ -46,7 +46,7 @@ class Options:
     opt_level: int = 2
     cache_dir: str | None = None
     max_bytes: int = 16 << 30
-    max_loop_iterations: int = 10_000_000
+    max_loop_iterations: int = 1_000_000
     debug: int = 0
     dump: str = ""
     check: int = 1
