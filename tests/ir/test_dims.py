@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minicc.errors import ShapeError
@@ -56,6 +56,7 @@ def test_arithmetic(expression, sizes):
 def test_substitution_is_evaluation_of_the_parts(outer, inner, sizes):
     replaced = dims.substitute(outer[0], {"n": inner[0]})
     value = inner[1](sizes)
+    assume(value >= 0)  # symbols stand for sizes
     assert evaluate(replaced, sizes) == outer[1]({**sizes, "n": value})
 
 
@@ -115,3 +116,22 @@ def test_division_by_zero_is_an_error():
         floor_divide(3, 0)
     with pytest.raises(ShapeError):
         dims.modulo(3, 0)
+
+
+def test_a_capped_size_broadcasts_with_the_size_itself():
+    capped = dims.minimum(N, 512)
+    assert broadcast(capped, N) == N and broadcast(N, capped) == N
+    assert broadcast(dims.minimum(N, 1), N) != N  # 1 broadcasts with anything
+    assert broadcast(dims.minimum(N, M), N) != N
+
+
+def test_requirements_raise_when_they_are_not_met():
+    assert dims.equal(N, N) == N and dims.fits(N, N) == N and dims.fits(1, N) == 1
+    required = dims.equal(2 * N, M)
+    assert evaluate(required, {"n": 3, "m": 6}) == 6
+    with pytest.raises(ShapeError, match="sizes 8 and 6 must be equal"):
+        evaluate(required, {"n": 4, "m": 6})
+    required = dims.fits(N, M)
+    assert [evaluate(required, {"n": n, "m": 6}) for n in (1, 6)] == [1, 6]
+    with pytest.raises(ShapeError, match="sizes 4 and 6 cannot be broadcast"):
+        evaluate(required, {"n": 4, "m": 6})

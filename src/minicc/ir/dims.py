@@ -260,7 +260,30 @@ def broadcast(a: Dim, b: Dim) -> Dim:
     for one, other in ((a, b), (b, a)):
         if other in _broadcast_operands(one):
             return one
+        if _is_capped(one, other):
+            return other
     return _call("broadcast", *sorted((a, b), key=str))
+
+
+def _is_capped(dim: SymbolicDim, size: Dim) -> bool:
+    """Whether a dimension is min(size, c) for a constant c above 1: it broadcasts with `size` only where they are equal.
+
+    So a table of 512 positions, sliced to a sequence and added to it. Lowering has `fits` evaluated for the operands.
+    """
+    if len(dim.terms) != 1 or dim.terms[0][1] != 1 or len(dim.terms[0][0]) != 1:
+        return False
+    atom = dim.terms[0][0][0]
+    return atom.op == "min" and size in atom.args and any(isinstance(c, int) and c > 1 for c in atom.args)
+
+
+def equal(a: Dim, b: Dim) -> Dim:
+    """`a`, required to equal `b`: evaluating it raises ShapeError otherwise."""
+    return a if a == b else _call("equal", a, b)
+
+
+def fits(a: Dim, b: Dim) -> Dim:
+    """`a`, required to be 1 or to equal `b`, so that it broadcasts to it: evaluating it raises ShapeError otherwise."""
+    return a if a in (1, b) else _call("fits", a, b)
 
 
 def _broadcast_operands(dim: SymbolicDim) -> tuple[object, ...]:
@@ -364,6 +387,14 @@ def _evaluate_atom(atom: Atom, sizes: Mapping[str, int]) -> int:
         if first != second and 1 not in values:
             raise ShapeError(f"sizes {first} and {second} cannot be broadcast together", why=f"from {atom}")
         return second if first == 1 else first
+    if atom.op == "equal":
+        if values[0] != values[1]:
+            raise ShapeError(f"sizes {values[0]} and {values[1]} must be equal", why=f"from {atom}")
+        return values[0]
+    if atom.op == "fits":
+        if values[0] not in (1, values[1]):
+            raise ShapeError(f"sizes {values[0]} and {values[1]} cannot be broadcast together", why=f"from {atom}")
+        return values[0]
     raise AssertionError(atom.op)
 
 
@@ -388,7 +419,9 @@ def _substitute_atom(atom: Atom, replacements: Mapping[str, Dim]) -> Dim:
     return FUNCTIONS[atom.op](first, second)
 
 
-FUNCTIONS = {"//": floor_divide, "%": modulo, "min": minimum, "max": maximum, "broadcast": broadcast}
+FUNCTIONS = {
+    "//": floor_divide, "%": modulo, "min": minimum, "max": maximum, "broadcast": broadcast, "equal": equal, "fits": fits,
+}  # fmt: skip
 
 
 def product(dims: Iterable[Dim]) -> Dim:

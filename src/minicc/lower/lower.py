@@ -7,7 +7,9 @@ loops; otherwise the host, with the reason. The tier of each node is a fact of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from minicc.ir.dims import Dim
 from minicc.ir.expr import Expr, const, iteration
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
@@ -17,6 +19,7 @@ from minicc.lower.body import Write
 from minicc.lower.context import KernelTable, Lowering, is_view
 from minicc.lower.inplace import reuse_in_place
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
+from minicc.lower.requirements import requirements
 from minicc.lower.templates import find_template
 from minicc.options import Options
 from minicc.passes.fuse import has_loops
@@ -40,9 +43,15 @@ def lower_graph(graph: Graph, target: CpuTarget, options: Options, table: Kernel
     for value in graph.inputs:
         low.allocate(value, "input")
     inputs = [low.places[v] for v in graph.inputs]
+    required: list[Dim] = []
     for node in graph.nodes:
+        before = len(low.steps)
         lower_node(low, node, options)
+        required += requirements(node)
+        required = _attach(low.steps, before, required)
+    before = len(low.steps)
     outputs = [_output(low, value, graph) for value in graph.outputs]
+    _attach(low.steps, before, required)
     buffers = list(low.buffers)
     for number in outputs:
         found = buffers[number]
@@ -55,6 +64,16 @@ def lower_graph(graph: Graph, target: CpuTarget, options: Options, table: Kernel
         graph.name, tuple(buffers), tuple(steps), tuple(inputs), tuple(outputs),
         tuple(v.type for v in graph.inputs), tuple(v.type for v in graph.outputs),
     )  # fmt: skip
+
+
+def _attach(steps: list[Step], first: int, required: list[Dim]) -> list[Dim]:
+    """Give requirements to the last kernel step from `first` on; returns those that still wait for one (of a view)."""
+    for at in range(len(steps) - 1, first - 1, -1):
+        step = steps[at]
+        if isinstance(step, KernelStep):
+            steps[at] = replace(step, requires=tuple(dict.fromkeys((*step.requires, *required))))
+            return []
+    return required
 
 
 def drop_unread(steps: Sequence[Step], kept: frozenset[int]) -> list[Step]:

@@ -60,6 +60,7 @@ class KernelStep:
              which computes the domain from the words and fills its blocking words.
     cost:    estimated nanoseconds of the whole call on one core, as a Dim (for chunking).
     flops, bytes: work and traffic, for the profile.
+    requires: evaluated when sizes are bound, only to raise ShapeError for sizes that do not fit (lower/requirements.py).
     """
 
     kernel: int
@@ -72,6 +73,7 @@ class KernelStep:
     flops: Dim = 0
     bytes: Dim = 0
     note: str = ""  # why not a faster tier
+    requires: tuple[Dim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ class _Writer:
                 "cost": self.dim(s.cost),
                 "flops": self.dim(s.flops),
                 "bytes": self.dim(s.bytes),
+                "requires": [self.dim(d) for d in s.requires],
             }
         out = {
             "op": s.op,
@@ -294,6 +295,7 @@ class _Reader:
             self.dim(s["flops"]),
             self.dim(s["bytes"]),
             _string(s["note"]),
+            tuple(self.dim(d) for d in _list(s["requires"])),
         )
 
     def dim(self, data: Any) -> Dim:

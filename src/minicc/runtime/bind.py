@@ -204,6 +204,8 @@ class Segment:
                 scale.append(1 if word.buffer is None else itemsize(buffers[word.buffer]))
                 base.append(0 if word.buffer is None else base_of[word.buffer])
             starts.append(len(value))
+            for required in step.requires:
+                self._dims.number(required)
         self._word_value = np.array(value, np.int64)
         self._word_scale = np.array(scale, np.int64)
         self._word_base = np.array(base, np.int64)
