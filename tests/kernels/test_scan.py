@@ -12,8 +12,8 @@ from compiling import Array, run_call
 from ops.onnx_cases import assert_same
 
 KINDS = [
-    *(("CumSum", t) for t in ("float32", "float64", "int32", "uint32", "uint64", "bfloat16", "float16")),
-    *(("CumProd", t) for t in ("float32", "int32", "float16")),
+    *(("CumSum", t) for t in ("float32", "float64", "int32", "uint64", "bfloat16", "float16")),
+    *(("CumProd", t) for t in ("float32", "int32")),
 ]  # fmt: skip
 
 

@@ -17,9 +17,9 @@ from ops.onnx_cases import assert_same
 
 # Element type and reduction; the others differ in nothing but the type of a load.
 KINDS = [
-    *((t, "none") for t in ("float32", "float64", "int8", "uint16", "bool", "float16", "bfloat16")),
+    *((t, "none") for t in ("float32", "float64", "bool", "bfloat16")),
     *(("float32", r) for r in ("add", "mul", "max", "min")),
-    *(("float16", "add"), ("bfloat16", "max"), ("int8", "mul"), ("uint64", "add"), ("int64", "max")),
+    *(("float16", "add"), ("bfloat16", "max"), ("int8", "mul"), ("uint64", "add")),
     ("bool", "add"),
 ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_scatter_elements(data, shape, kind, symbolic, threads):
     extent[axis] = data.draw(st.integers(0, 7))
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
     x, u = values(rng, shape, dtype), values(rng, tuple(extent), dtype)
-    index_type = data.draw(st.sampled_from([np.int64, np.int32]))
+    index_type = np.int32 if dtype in ("float32", "bool") else np.int64
     indices = rng.integers(-shape[axis], shape[axis], extent).astype(index_type)
     attrs = {"axis": axis - data.draw(st.sampled_from([0, len(shape)])), "reduction": reduction}
     want = scatter_elements(x, indices, u, axis, reduction)
