@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minicc.ir.dims import Dim
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.rewrite import Refusal, Result, op, refuse, rule, var
-from minicc.ir.types import broadcast_shapes
+from minicc.ir.types import TensorType, broadcast_shapes
 from minicc.passes.common import is_uniform, scalar_of
 
 DROWNING = 1e30  # x - DROWNING is -DROWNING in float32 for every score x
@@ -58,7 +59,7 @@ def attention(b: Builder, weights: Value, v: Value, root: Node) -> Result:
     chain = Chain(b.graph, [root])
     probabilities, guarded = _guarded(chain, weights)
     softmax = chain.producer(probabilities, "Softmax")
-    if softmax is None or softmax.inputs[0] is None or softmax.attrs["axis"] not in (-1, softmax.output.tensor.rank - 1):
+    if softmax is None or softmax.inputs[0] is None or _rank(softmax.output) != 4 or softmax.attrs["axis"] not in (-1, 3):
         return None
     chain.take(softmax)
     scores = _scores(b, chain, softmax.inputs[0])
@@ -68,12 +69,14 @@ def attention(b: Builder, weights: Value, v: Value, root: Node) -> Result:
         return scores
     if scores.mask is not None and not guarded and not _finite(scores.mask):
         return refuse("a query that may attend no key gives NaN")
+    if not _rank(scores.query) == _rank(scores.keys) == _rank(v) == 4:
+        return refuse("not heads of [batch, heads, length, size]")
     origin = tuple(dict.fromkeys(name for node in reversed(chain.nodes) for name in node.origin))
     made = Builder(b.graph, origin)
     q, k = scores.query, _transposed(made, scores.keys)
     k, v = _ungrouped(k, v)
     if not _fits(q, k, v, softmax.output):
-        return refuse("not heads of [batch, heads, length, size] with equal batches")
+        return refuse("sizes of q, k and v do not fit without broadcasting")
     return made.op("Attention", q, k, v, scores.mask, domain="minicc", scale=scores.scale)
 
 
@@ -108,7 +111,8 @@ def _scores(b: Builder, chain: Chain, value: Value) -> Scores | Refusal | None:
     for masked, mask in (add.inputs, add.inputs[::-1]):
         plain = _scaled_product(b, chain, masked)
         if plain is not None and mask is not None and masked is not None:
-            if mask.tensor.rank > 4 or broadcast_shapes(masked.shape, mask.shape) != masked.shape:
+            shape, of_mask = _shape(masked), _shape(mask)
+            if shape is None or of_mask is None or len(of_mask) > 4 or broadcast_shapes(shape, of_mask) != shape:
                 return refuse("the mask has more elements than the scores")
             return Scores(*plain, mask)
     return None
@@ -226,20 +230,28 @@ def _largest(value: Value | None, depth: int) -> float | None:
     return None
 
 
+def _shape(value: Value | None) -> tuple[Dim, ...] | None:
+    """The shape of a tensor of known rank, else None."""
+    return value.type.shape if value is not None and isinstance(value.type, TensorType) else None
+
+
+def _rank(value: Value) -> int | None:
+    shape = _shape(value)
+    return None if shape is None else len(shape)
+
+
 def _transposed(b: Builder, keys: Value) -> Value:
     """k [B, H, T, D] for k^T [B, H, D, T]: what k^T was made of, when it was made by exchanging the last two axes."""
     node = keys.producer
-    if keys.tensor.rank != 4:
-        return keys
     if node is not None and node.op.name == "Reshape" and not node.op.domain:  # heads and batch put together in between
         inner = node.inputs[0].producer if node.inputs[0] is not None else None
         source = inner.inputs[0] if inner is not None and inner.op.name == "Transpose" and not inner.op.domain else None
         if inner is not None and source is not None and tuple(inner.attrs["perm"] or ()) == (0, 2, 1):
             batch, heads, size, length = keys.shape
-            if source.shape == (batch * heads, length, size):
+            if _shape(source) == (batch * heads, length, size):
                 before = source.producer
                 joined = before.inputs[0] if before is not None and before.op.name == "Reshape" and not before.op.domain else None
-                if joined is not None and joined.shape == (batch, heads, length, size):
+                if joined is not None and _shape(joined) == (batch, heads, length, size):
                     return joined
                 return b.op("Reshape", source, b.shape((batch, heads, length, size)))
     if node is not None and node.op.name == "Transpose" and not node.op.domain and node.inputs[0] is not None:
@@ -262,22 +274,20 @@ def _unrepeated(x: Value) -> Value | None:
     repeat = x.producer
     while repeat is not None and repeat.op.name == "Reshape" and repeat.inputs[0] is not None:
         repeat = repeat.inputs[0].producer
-    if repeat is None or repeat.op.name != "Expand" or repeat.inputs[0] is None or x.tensor.rank != 4:
+    if repeat is None or repeat.op.name != "Expand" or repeat.inputs[0] is None or _rank(x) != 4:
         return None
-    split, wide = repeat.inputs[0], repeat.output.shape
-    if split.tensor.rank != 5 or len(wide) != 5 or split.shape != (*wide[:2], 1, *wide[3:]):
+    split, wide = repeat.inputs[0], _shape(repeat.output)
+    if wide is None or len(wide) != 5 or _shape(split) != (*wide[:2], 1, *wide[3:]):
         return None
     if x.shape != (wide[0], wide[1] * wide[2], *wide[3:]):
         return None
     source = split.producer
     before = source.inputs[0] if source is not None and source.op.name in ("Reshape", "Unsqueeze") else None
-    return before if before is not None and before.shape == (*wide[:2], *wide[3:]) else None
+    return before if _shape(before) == (*wide[:2], *wide[3:]) else None
 
 
 def _fits(q: Value, k: Value, v: Value, scores: Value) -> bool:
     """Whether these are heads as `Attention` wants them, without broadcasting."""
-    if not q.tensor.rank == k.tensor.rank == v.tensor.rank == scores.tensor.rank == 4:
-        return False
     heads, groups = q.shape[1], k.shape[1]
     if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         return False
