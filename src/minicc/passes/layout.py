@@ -21,10 +21,10 @@ from minicc.ir.dims import Dim
 from minicc.ir.graph import Builder, Graph, Node, Value, object_array
 from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType
-from minicc.passes.common import bodies, estimate
+from minicc.passes.common import estimate, visit_bodies
 from minicc.passes.manager import PassContext
 
-FORCED = frozenset(("Conv", "ConvTranspose"))
+FORCED = frozenset(("Conv", "ConvTranspose", "ConvInteger"))
 POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
 AXIS_ATTRIBUTE = frozenset(("Concat", "Split", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax"))
 REDUCTIONS = frozenset((
@@ -61,7 +61,7 @@ def choose_layout(graph: Graph, context: PassContext) -> int:
     """
     if not context.channels_last:
         return 0
-    changes = sum(choose_layout(body, context) for body in bodies(graph))
+    changes = visit_bodies(graph, lambda body: choose_layout(body, context))
     graph.tidy()
     shuffles = {node: shuffle for node in graph.nodes if (shuffle := find_shuffle(graph, node)) is not None}
     roles = {node: role for node in graph.nodes if (role := find_role(node)) is not None}

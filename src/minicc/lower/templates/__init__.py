@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minicc.ir.graph import Node
-from minicc.ir.types import TensorType
+from minicc.ir.types import TensorType, i32
 from minicc.lower.context import Lowering
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.conv_transpose import lower_conv_transpose
+from minicc.lower.templates.integer import lower_conv_integer, lower_matmul_integer
 from minicc.lower.templates.matmul import lower_matmul
 from minicc.lower.templates.pool import lower_pool
 from minicc.lower.templates.recurrent import lower_recurrent
@@ -26,6 +27,8 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "Conv"): lower_conv,
     ("", "ConvTranspose"): lower_conv_transpose,
     ("", "MatMul"): lower_matmul,
+    ("", "ConvInteger"): lower_conv_integer,
+    ("", "MatMulInteger"): lower_matmul_integer,
     ("", "MaxPool"): lower_pool,
     ("", "AveragePool"): lower_pool,
     ("", "ScatterElements"): lower_scatter_elements,
@@ -38,7 +41,10 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "TopK"): lower_topk,
 }
 # Templates that end in a generated epilogue.
-FUSED = frozenset((("", "Conv"), ("", "ConvTranspose"), ("", "MatMul"), ("", "MaxPool"), ("", "AveragePool")))
+FUSED = frozenset((
+    ("", "Conv"), ("", "ConvTranspose"), ("", "MatMul"), ("", "ConvInteger"), ("", "MatMulInteger"), ("", "MaxPool"),
+    ("", "AveragePool"),
+))  # fmt: skip
 
 
 def find_template(node: Node) -> Lower | None:
@@ -50,4 +56,5 @@ def is_anchor(node: Node) -> bool:
     """Whether fusion may grow an epilogue on this node."""
     if (node.op.domain, node.op.name) not in FUSED or not isinstance(node.output.type, TensorType):
         return False
-    return node.output.type.shape is not None and node.output.type.dtype in FLOATS
+    accumulated = (i32,) if node.op.name.endswith("Integer") else FLOATS
+    return node.output.type.shape is not None and node.output.type.dtype in accumulated

@@ -32,11 +32,11 @@ def anchor_of(node: Node, lead: Node | None) -> tuple[Node, tuple[Value | None, 
 
 def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[dict[int, Dim]],
              axes: Sequence[Dim] | None = None, index: Sequence[Expr] | None = None,
-             finish: Callable[[Expr, tuple[Expr, ...]], Expr] | None = None) -> Space | str:  # fmt: skip
+             finish: Callable[[Expr, tuple[Expr, ...]], Expr] | None = None, dtype: DType = f32) -> Space | str:  # fmt: skip
     """The epilogue of a template over its output's axes: the fused ops, or just the store.
 
     operands: strides by logical axis of what the template reads. finish: what the anchor itself still does to the
-    accumulator (its bias), given the accumulator and the output index.
+    accumulator (its bias), given the accumulator and the output index. dtype: of the accumulator.
     axes, index: logical axes (b0, b1, rows..., column) when they are not the output's own, and the output index in them.
     """
     anchor = lead or node
@@ -49,7 +49,7 @@ def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[di
     def given(value: Value, at: tuple[Expr, ...]) -> Expr | None:
         if value is not anchored:
             return None
-        total = accumulator(f32)
+        total = accumulator(dtype)
         total = finish(total, at) if finish is not None else total
         return cast(total, anchored.tensor.dtype)
 
@@ -98,18 +98,25 @@ def float_view(low: Lowering, value: Value, shape: Sequence[Dim], contiguous: in
     copied to float32.
     """
     if value.tensor.dtype == f32:
-        found = low.view(value, shape)
-        if found is not None and (contiguous is None or found[2][contiguous] == 1 or shape[contiguous] == 1):
-            return found
-        number = low.buffer(value)
-    else:
-        number = as_float(low, value)
-    own = value.shape
+        return operand_view(low, value, shape, contiguous)
+    return as_float(low, value), 0, _broadcast_strides(value.shape, shape)
+
+
+def operand_view(low: Lowering, value: Value, shape: Sequence[Dim], contiguous: int | None) -> tuple[int, Dim, tuple[Dim, ...]]:
+    """As `float_view`, for an operand that is read in its own element type."""
+    found = low.view(value, shape)
+    if found is not None and (contiguous is None or found[2][contiguous] == 1 or shape[contiguous] == 1):
+        return found
+    return low.buffer(value), 0, _broadcast_strides(value.shape, shape)
+
+
+def _broadcast_strides(own: Sequence[Dim], shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Strides over `shape` of a contiguous array of shape `own` that is broadcast to it."""
     strides = list(row_major(own))
     full: list[Dim] = [0] * (len(shape) - len(own))
     for size, stride, wanted in zip(own, strides, shape[len(shape) - len(own) :]):
         full.append(0 if size == 1 and wanted != 1 else stride)
-    return number, 0, tuple(full)
+    return tuple(full)
 
 
 def as_float(low: Lowering, value: Value) -> int:

@@ -158,21 +158,27 @@ def bias_adder(low: Lowering, bias: Value | None, axis: int) -> Finish:
 
 
 def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple[Dim, ...]]:
-    """(buffer, offset, strides over [N, *spatial, C]) of a float32 activation with contiguous channels; a copy if need be."""
+    """(buffer, offset, strides over [N, *spatial, C]) of an activation with contiguous channels; a copy if need be.
+
+    Half types become float32, 8-bit integers stay.
+    """
+    own = x.tensor.dtype
+    dtype = f32 if own in common.FLOATS else own
     if layout == "NHWC":
-        return common.float_view(low, x, x.shape, len(x.shape) - 1)
+        view = common.float_view if dtype == f32 else common.operand_view
+        return view(low, x, x.shape, len(x.shape) - 1)
     order = (0, *range(2, len(x.shape)), 1)
     shape = [x.shape[a] for a in order]
-    found = low.view(x, x.shape) if x.tensor.dtype == f32 else None
+    found = low.view(x, x.shape) if own == dtype else None
     if found is not None and (found[2][1] == 1 or x.shape[1] == 1):
         return found[0], found[1], tuple(found[2][a] if a != 1 or x.shape[1] != 1 else 1 for a in order)
-    number = low.temporary(f"{x.name}_nhwc", f32, shape)
+    number = low.temporary(f"{x.name}_nhwc", dtype, shape)
     index = [iteration(a) for a in range(len(shape))]
     source: list[Expr] = [const(0, i64)] * len(shape)
     for position, axis in zip(index, order):
         source[axis] = position
-    element = cast(low.composer().element(x, source), f32)
-    low.emit_writes([Write(number, f32, linearise(index, shape), element)], shape, (), "to_channels_last")
+    element = cast(low.composer().element(x, source), dtype)
+    low.emit_writes([Write(number, dtype, linearise(index, shape), element)], shape, (), "to_channels_last")
     return number, 0, row_major(shape)
 
 

@@ -1,0 +1,149 @@
+"""MatMulInteger and ConvInteger onto the `conv_integer` template: exact int32 sums, what follows in the epilogue.
+
+Weights and their zero points must be constants, the zero point of the activation one number (which may be computed).
+Everything else is refused and becomes generated loops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minicc.ir.dims import Dim, product
+from minicc.ir.expr import iteration
+from minicc.ir.graph import Node, Value
+from minicc.ir.types import i32
+from minicc.kernels import packing
+from minicc.kernels.domain import panel_columns
+from minicc.lower.affine import row_major
+from minicc.lower.context import Lowering
+from minicc.lower.program import Word
+from minicc.lower.templates import common
+from minicc.lower.templates.conv import channels_last, image_index, spatial_words
+from minicc.ops.spatial import spatial_axes, window
+
+Array = np.ndarray[Any, Any]
+POINTERS = {"u8": "ptr_u8", "i8": "ptr_i8"}
+
+
+def lower_conv_integer(low: Lowering, node: Node, lead: Node | None) -> str:
+    """Integer convolution of any stride, dilation, padding and group over one to three spatial axes."""
+    anchor, inputs = common.anchor_of(node, lead)
+    x, w, x_zero, w_zero = (*inputs, None, None)[:4]
+    assert x is not None and w is not None
+    refusal = _refuse(x, w, x_zero, w_zero)
+    if refusal:
+        return refusal
+    rank = len(x.shape) - 2
+    if not 1 <= rank <= 3:
+        return f"{rank} spatial axes"
+    assert w.data is not None
+    groups, layout = anchor.attrs["group"], anchor.attrs["layout"]
+    filters, _, *kernel = w.data.shape
+    spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
+    geometry = window(anchor.attrs, kernel, spatial)
+    # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
+    flops = product(anchor.output.shape) * w.data[0].size * 2
+    data, groups = packing.merge_groups(_centred(w.data, w_zero, 0), groups, low.target.vector_width)
+    out = anchor.output.shape
+    pixels = [out[a] for a in spatial_axes(layout, len(out))]
+    per_group = filters // groups
+    axes = (out[0], groups, *pixels, per_group)
+    walk = {2 + a: s for a, s in enumerate(row_major(pixels))}
+    space = common.epilogue(low, node, lead, [walk], axes, image_index(layout, rank, per_group), dtype=i32)
+    if isinstance(space, str):
+        return space
+    buffer, offset, strides = channels_last(low, x, layout)
+    nr = panel_columns(low.target, per_group)
+    weights = _packed(low, w, w_zero, data, groups, nr)
+    values: dict[str, Word | Dim] = {
+        "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
+        "N": per_group, "C": data.shape[1], "X_IMAGE": strides[0], "X_ZERO": _zero_word(low, x_zero),
+        **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
+    }  # fmt: skip
+    results = node.outputs if lead is not None else (anchor.output,)
+    common.emit(low, node, "conv_integer", {"NR": nr, "POINTER": POINTERS[x.tensor.dtype.name]}, values, space, (buffer, weights),
+                flops, results=results)  # fmt: skip
+    return ""
+
+
+def lower_matmul_integer(low: Lowering, node: Node, lead: Node | None) -> str:
+    """Integer product of rows with one constant matrix: a convolution with one tap over all rows."""
+    anchor, inputs = common.anchor_of(node, lead)
+    a, b, a_zero, b_zero = (*inputs, None, None)[:4]
+    assert a is not None and b is not None
+    refusal = _refuse(a, b, a_zero, b_zero)
+    if refusal:
+        return refusal
+    assert b.data is not None
+    if len(a.shape) < 2 or b.data.ndim != 2:
+        return "the right operand is not a matrix, or the left one is a vector"
+    depth, columns = b.data.shape
+    *batch, rows = a.shape[:-1]
+    buffer, offset, strides = common.operand_view(low, a, (*batch, rows, depth), len(a.shape) - 1)
+    # Logical axes: first batch axis (images), groups, further batch axes and rows (pixels), column.
+    images = batch[:1] or [1]
+    axes = (*images, 1, *batch[1:], rows, columns)
+    index = [iteration(2 + k) for k in range(len(axes) - 2)]
+    index = [iteration(0), *index] if batch else index
+    walk: dict[int, Dim] = {2 + k: s for k, s in enumerate(strides[len(batch[:1]) : -1]) if s != 0}
+    if batch and strides[0] != 0:
+        walk[0] = strides[0]
+    space = common.epilogue(low, node, lead, [walk], axes, index, dtype=i32)
+    if isinstance(space, str):
+        return space
+    nr = panel_columns(low.target, columns)
+    weights = _packed(low, b, b_zero, np.ascontiguousarray(_centred(b.data, b_zero, 1).T), 1, nr)
+    (step, _, row), (e0, _, em, en) = space.strides[0], space.extents
+    ones = dict.fromkeys(["ID", "IH", "OD", "OH", "KD", "KH", "KW", "SD", "SH", "SW", "DD", "DH", "DW", "GROUPS"], 1)
+    values: dict[str, Word | Dim] = {
+        **ones, "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": e0, "M": em, "N": en, "C": depth,
+        "X_IMAGE": step, "X_W": row, "IW": em, "OW": em, "X_ZERO": _zero_word(low, a_zero),
+    }  # fmt: skip
+    results = node.outputs if lead is not None else (anchor.output,)
+    common.emit(low, node, "conv_integer", {"NR": nr, "POINTER": POINTERS[a.tensor.dtype.name]}, values, space, (buffer, weights),
+                product(anchor.output.shape) * depth * 2, results=results, name="matmul_integer")  # fmt: skip
+    return ""
+
+
+def _refuse(x: Value, w: Value, x_zero: Value | None, w_zero: Value | None) -> str:
+    """Why the operands do not suit the template; empty when they do."""
+    if w.data is None or (w_zero is not None and w_zero.data is None):
+        return "integer weights or their zero point are computed at run time"
+    if w.data.size == 0:
+        return "the weights are empty"
+    if x.tensor.dtype.name not in POINTERS or w.tensor.dtype.name not in POINTERS:
+        return f"no integer kernel for {x.tensor.dtype} and {w.tensor.dtype}"
+    if x_zero is not None and (x_zero.tensor.size != 1 or x_zero.tensor.dtype != x.tensor.dtype):
+        return "the activation has several zero points"
+    if w_zero is not None and (w_zero.tensor.dtype != w.tensor.dtype or w_zero.tensor.rank > 1):
+        return "the weights have a zero point for each element"
+    return ""
+
+
+def _centred(w: Array, zero: Value | None, axis: int) -> Array:
+    """int16 weights less their zero points, which run along `axis`."""
+    wide = w.astype(np.int16)
+    if zero is None:
+        return wide
+    assert zero.data is not None
+    shape = [1] * w.ndim
+    shape[axis] = -1
+    return wide - zero.data.astype(np.int16).reshape(shape)
+
+
+def _packed(low: Lowering, w: Value, zero: Value | None, centred: Array, groups: int, nr: int) -> int:
+    """The buffer of panels of weights [M, C / group, *kernel] without zero points."""
+    key = ("pack_integer", id(w.data), None if zero is None else id(zero.data), groups, nr)
+    if key not in low.constants:
+        low.constant(packing.pack_conv_integer(centred, np.zeros(1, np.int16), groups, nr), f"{w.name}_packed", key)
+    return low.constants[key]
+
+
+def _zero_word(low: Lowering, zero: Value | None) -> Word | Dim:
+    """The address of the activation's zero point; 0 when it is known to be zero."""
+    if zero is None or (zero.data is not None and not zero.data.any()):
+        return 0
+    return Word(0, low.buffer(zero))
+
