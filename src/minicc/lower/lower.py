@@ -47,7 +47,8 @@ def lower_graph(graph: Graph, target: CpuTarget, options: Options, table: Kernel
     for node in graph.nodes:
         before = len(low.steps)
         lower_node(low, node, options)
-        required += requirements(node)
+        if len(low.steps) == before or isinstance(low.steps[-1], KernelStep):
+            required += requirements(node)  # host and control steps check for themselves
         required = _attach(low.steps, before, required)
     before = len(low.steps)
     outputs = [_output(low, value, graph) for value in graph.outputs]

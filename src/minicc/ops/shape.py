@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicc.errors import ShapeError
-from minicc.ir.dims import Dim, ceil_divide, exact_quotient, floor_divide, maximum, product
+from minicc.ir.dims import Dim, ceil_divide, exact_quotient, floor_divide, lower_bound, maximum, product
 from minicc.ir.expr import Expr, cast, const, dim, equal, select
 from minicc.ir.graph import MAX_CONTENT, object_array
 from minicc.ir.opdef import Content, Indexing, Inference, Kind, OpDef, register
@@ -340,9 +340,17 @@ register(OpDef(
 ))  # fmt: skip
 
 
+def certainly_above_one(size: Dim) -> bool:
+    """Whether a size is at least 2 whatever its symbols are."""
+    bound = lower_bound(size)
+    return bound is not None and bound >= 2
+
+
 def _squeeze_infer(n: Inference) -> list[Type]:
     shape = n.shape(0)
-    if not n.has(1):  # a size that is only known at run time is taken to be no 1
+    if not n.has(1):
+        if any(not isinstance(d, int) and not certainly_above_one(d) for d in shape):
+            return [n.type(0).with_shape(None)]  # which axes go is known only at run time
         return [n.type(0).with_shape(d for d in shape if d != 1)]
     axes = n.integers(1)
     if axes is None:

@@ -78,7 +78,8 @@ def _dft_infer(n: Inference) -> list[TensorType]:
     if len(shape) < 2 or (isinstance(shape[-1], int) and shape[-1] not in (1, 2)):
         raise n.error("the last axis must hold real numbers (size 1) or real and imaginary parts (size 2)")
     if (n.has(1) and n.content(1) is None) or (n.has(2) and n.content(2) is None):
-        return [TensorType(n.dtype(0), (*unknown_dims(n, len(shape) - 1), 2))]
+        parts = 1 if n.attr("onesided") and n.attr("inverse") else 2
+        return [TensorType(n.dtype(0), (*unknown_dims(n, len(shape) - 1), parts))]
     try:
         axis = _dft_axis(n.content(2), len(shape))
     except ShapeError as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from minicc.ir.graph import Graph, Node, Value
-from minicc.passes.common import bodies
+from minicc.passes.common import refresh_types, visit_bodies, visit_bodies_of
 from minicc.passes.manager import PassContext
 
 
 def fold_captures(graph: Graph, context: PassContext) -> int:
     """Replace captured constants by constants of the bodies; returns how many captures went."""
     changes = 0
+    changed: set[Value] = set()
     for node in graph.nodes:
         first = _first_capture(node)
         if first is None:
@@ -24,7 +25,20 @@ def fold_captures(graph: Graph, context: PassContext) -> int:
                 _substitute(body, position - shift, value)
             _drop_input(node, position)
             changes += 1
-    return changes + sum(fold_captures(body, context) for body in bodies(graph))
+        if constants:
+            visit_bodies_of(node, _refresh)
+            before = [v.type for v in node.outputs]
+            graph.refresh(node)
+            changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
+    refresh_types(graph, changed)
+    return changes + visit_bodies(graph, lambda body: fold_captures(body, context))
+
+
+def _refresh(body: Graph) -> int:
+    """Infer all nodes of a body again: a constant has contents that a capture had not."""
+    for node in body.nodes:
+        body.refresh(node)
+    return 0
 
 
 def _first_capture(node: Node) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from minicc.ir.graph import Graph, Value
 from minicc.ir.opdef import Kind
-from minicc.passes.common import bodies, frozen
+from minicc.passes.common import frozen, visit_bodies
 from minicc.passes.manager import PassContext
 
 MAX_COMPARED_BYTES = 64 << 10  # larger constants are equal only when they are the same array
@@ -14,7 +14,7 @@ MAX_COMPARED_BYTES = 64 << 10  # larger constants are equal only when they are t
 
 def dead_code(graph: Graph, context: PassContext) -> int:
     """Remove nodes whose results are not used, also in bodies."""
-    return graph.tidy() + sum(dead_code(body, context) for body in bodies(graph))
+    return graph.tidy() + visit_bodies(graph, lambda body: dead_code(body, context))
 
 
 def common_subexpressions(graph: Graph, context: PassContext) -> int:
@@ -46,7 +46,7 @@ def common_subexpressions(graph: Graph, context: PassContext) -> int:
             origin.origin = tuple(dict.fromkeys((*origin.origin, *node.origin)))
         changes += 1
     graph.tidy()
-    return changes + sum(common_subexpressions(body, context) for body in bodies(graph))
+    return changes + visit_bodies(graph, lambda body: common_subexpressions(body, context))
 
 
 def _constant_key(value: Value) -> Hashable:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from minicc.errors import MiniccError, VerifyError
 from minicc.ir.dims import Dim, SymbolicDim
 from minicc.ir.graph import Graph, Node, Value
-from minicc.ir.opdef import Kind
+from minicc.ir.opdef import Kind, get_op
 from minicc.ir.types import TensorType
 
 
@@ -22,6 +23,43 @@ def bodies(graph: Graph) -> list[Graph]:
         for a in node.attrs.values()
         if isinstance(a, Graph)
     ]
+
+
+def visit_bodies(graph: Graph, visit: Callable[[Graph], int]) -> int:
+    """The sum of `visit(body)` over all bodies. A branch of an If in which it meets types that do not fit can never be taken.
+
+    Such a branch becomes an error that is raised if it is taken after all. Raises the error when the body is not a branch.
+    """
+    return sum(visit_bodies_of(node, visit) for node in graph.nodes if node.op.name != "Fused")
+
+
+def visit_bodies_of(node: Node, visit: Callable[[Graph], int]) -> int:
+    """As `visit_bodies`, for one node."""
+    changes = 0
+    for name, body in node.attrs.items():
+        if not isinstance(body, Graph):
+            continue
+        try:
+            changes += visit(body)
+        except VerifyError:
+            raise
+        except MiniccError as error:
+            if node.op.name != "If" or node.op.domain:
+                raise
+            node.attrs[name] = failing_branch(body, body.outputs, error.what)
+            changes += 1
+    return changes
+
+
+def failing_branch(body: Graph, like: Sequence[Value], why: str) -> Graph:
+    """A branch with the inputs of `body` that raises; its outputs have the types of `like`."""
+    new = body.subgraph(body.name)
+    for value in body.inputs:
+        new.input(value.name, value.type)
+    types = [v.tensor for v in like]
+    attrs = {"message": why, "dtypes": tuple(t.dtype.name for t in types), "shapes": tuple(t.shape for t in types)}
+    new.outputs = list(new.add(get_op("Raise", "minicc"), [], attrs, outputs=len(types)).outputs)
+    return new
 
 
 def has_control(graph: Graph) -> bool:
@@ -37,8 +75,8 @@ def may_replace(graph: Graph, old: Value, new: Value) -> bool:
 
 
 def replace(graph: Graph, old: Value, new: Value, changed: set[Value]) -> None:
-    """Replace a value; when the type differs, `new` is added to `changed` for `refresh_types`."""
-    if old.type != new.type:
+    """Replace a value; when the type differs or the content is new, `new` is added to `changed` for `refresh_types`."""
+    if old.type != new.type or (old.content is None and new.content is not None):
         changed.add(new)
     graph.replace(old, new)
 
@@ -50,9 +88,9 @@ def refresh_types(graph: Graph, changed: set[Value]) -> None:
     graph.tidy()
     for node in graph.nodes:
         if any(v in changed for v in node.inputs if v is not None):
-            before = [v.type for v in node.outputs]
+            before = [(v.type, v.content is None) for v in node.outputs]
             graph.refresh(node)
-            changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
+            changed.update(v for v, old in zip(node.outputs, before) if (v.type, v.content is None) != old)
 
 
 def inline(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from minicc.errors import VerifyError
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.opdef import Kind
-from minicc.passes.common import bodies, may_replace, refresh_types, replace
+from minicc.passes.common import may_replace, refresh_types, replace, visit_bodies
 from minicc.passes.manager import PassContext
 
 MAX_DEPTH = 20
@@ -33,7 +33,7 @@ def expand(graph: Graph, context: PassContext) -> int:
         raise VerifyError(
             f"expanding does not come to an end after {MAX_DEPTH} rounds", where=pending[0].describe()
         )
-    return changes + sum(expand(body, context) for body in bodies(graph))
+    return changes + visit_bodies(graph, lambda body: expand(body, context))
 
 
 def must_expand(node: Node, keep: frozenset[tuple[str, str]]) -> bool:

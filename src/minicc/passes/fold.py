@@ -19,7 +19,6 @@ from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType
 from minicc.passes.common import (
-    bodies,
     has_control,
     inline,
     may_replace,
@@ -27,6 +26,7 @@ from minicc.passes.common import (
     plain_symbols,
     refresh_types,
     replace,
+    visit_bodies,
 )
 from minicc.passes.manager import PassContext
 
@@ -59,7 +59,7 @@ def fold_shape_values(graph: Graph, context: PassContext) -> int:
             graph.replace(value, _constant(graph, value))
             changes += 1
     inner = with_fields(context, symbols=known)
-    changes += sum(fold_shape_values(body, inner) for body in bodies(graph))
+    changes += visit_bodies(graph, lambda body: fold_shape_values(body, inner))
     graph.tidy()
     return changes
 
@@ -107,7 +107,7 @@ def fold_constants(graph: Graph, context: PassContext) -> int:
                 changes += 1
                 context.rules[node.op.name] += 1
     refresh_types(graph, changed)
-    changes += sum(fold_constants(body, context) for body in bodies(graph))
+    changes += visit_bodies(graph, lambda body: fold_constants(body, context))
     graph.tidy()
     return changes
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import TensorType
-from minicc.passes.common import bodies
+from minicc.passes.common import visit_bodies
 from minicc.passes.manager import PassContext
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +26,7 @@ LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 def fold_affine(graph: Graph, context: PassContext) -> int:
     """Apply every fold until none applies, also in bodies of control flow; returns how many were applied."""
-    changes = sum(fold_affine(body, context) for body in bodies(graph))
+    changes = visit_bodies(graph, lambda body: fold_affine(body, context))
     again = True
     while again:
         again = False

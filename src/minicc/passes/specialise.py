@@ -13,9 +13,8 @@ from dataclasses import replace as with_fields
 
 from minicc.errors import MiniccError
 from minicc.ir.graph import Graph, Node, Value
-from minicc.ir.opdef import get_op
 from minicc.ir.types import TensorType
-from minicc.passes.common import bodies, inline, plain_symbols
+from minicc.passes.common import failing_branch, inline, plain_symbols, visit_bodies
 from minicc.passes.fold import fold_constants, fold_shape_values
 from minicc.passes.manager import MAX_ROUNDS, PassContext
 
@@ -25,7 +24,7 @@ MAX_BRANCHES = 16  # Ifs of unknown rank in one graph: each may double what foll
 
 def specialise_ranks(graph: Graph, context: PassContext) -> int:
     """Move what follows an If of unknown rank into its branches; returns how many were moved."""
-    changes = sum(specialise_ranks(body, context) for body in bodies(graph))
+    changes = visit_bodies(graph, lambda body: specialise_ranks(body, context))
     for node in list(graph.nodes):
         if _decides_a_rank(node) and _specialise(graph, node, context):
             graph.tidy()
@@ -72,7 +71,7 @@ def _specialise(graph: Graph, node: Node, context: PassContext) -> bool:
     valid = next((b for b in branches if b is not None), None)
     if valid is None:
         return False
-    filled = [b if b is not None else _failing(graph, captures, valid, why) for b, why in zip(branches, problems)]
+    filled = [b if b is not None else failing_branch(valid, valid.outputs, why) for b, why in zip(branches, problems)]
     origin = tuple(dict.fromkeys(name for n in (node, *after) for name in n.origin))
     attrs = {"then_branch": filled[0], "else_branch": filled[1]}
     new = graph.add(node.op, [node.inputs[0], *captures], attrs, origin=origin, outputs=len(exported),
@@ -117,15 +116,3 @@ def _settle(body: Graph, context: PassContext) -> None:
 
 def _constant(value: Value) -> Value:
     return Value(value.name, value.type, data=value.data, content=value.content)
-
-
-def _failing(graph: Graph, captures: Sequence[Value], valid: Graph, why: str) -> Graph:
-    """A branch that raises, with the output types of the other one."""
-    body = graph.subgraph("fails")
-    for value in captures:
-        body.input(value.name, value.type)
-    types = [v.tensor for v in valid.outputs]
-    attrs = {"message": why, "dtypes": tuple(t.dtype.name for t in types), "shapes": tuple(t.shape for t in types)}
-    node = body.add(get_op("Raise", "minicc"), [], attrs, outputs=len(types))
-    body.outputs = list(node.outputs)
-    return body

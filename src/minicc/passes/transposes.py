@@ -21,7 +21,7 @@ from minicc.ir.dims import Dim
 from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Content, Kind
 from minicc.ir.types import TensorType
-from minicc.passes.common import bodies
+from minicc.passes.common import visit_bodies
 from minicc.passes.manager import PassContext
 
 Perm = tuple[int, ...]
@@ -30,7 +30,7 @@ RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 
 def sink_transposes(graph: Graph, context: PassContext) -> int:
     """Sink and cancel to a fixpoint, also in bodies of control flow; returns the number of rewrites."""
-    changes = sum(sink_transposes(body, context) for body in bodies(graph))
+    changes = visit_bodies(graph, lambda body: sink_transposes(body, context))
     again = True
     while again:
         again = False
@@ -44,7 +44,13 @@ def sink_transposes(graph: Graph, context: PassContext) -> int:
     return changes
 
 
+def _ranked(value: Value | None) -> bool:
+    return value is None or not isinstance(value.type, TensorType) or value.type.shape is not None
+
+
 def _rewrite(graph: Graph, node: Node) -> bool:
+    if not all(_ranked(v) for v in (*node.inputs, *node.outputs)):
+        return False
     if node.op.domain:
         return node.op.kind is Kind.POINTWISE and _pointwise(graph, node)
     if node.op.name == "Transpose":
