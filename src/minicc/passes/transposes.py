@@ -49,8 +49,8 @@ def _ranked(value: Value | None) -> bool:
 
 
 def _rewrite(graph: Graph, node: Node) -> bool:
-    if not all(_ranked(v) for v in (*node.inputs, *node.outputs)):
-        return False
+    if node.symbols or not all(_ranked(v) for v in (*node.inputs, *node.outputs)):
+        return False  # sizes that this very node makes known would lose their origin
     if node.op.domain:
         return node.op.kind is Kind.POINTWISE and _pointwise(graph, node)
     if node.op.name == "Transpose":
@@ -126,7 +126,7 @@ def _merge_across_reshape(graph: Graph, node: Node, own: Perm) -> bool:
     """T(reshape(T(x))), a channel shuffle: the outer transpose moves first when axes the reshape made stay neighbours."""
     value = node.inputs[0]
     reshape = value.producer if value is not None else None
-    if value is None or reshape is None or reshape.op.name not in RESHAPES or reshape.op.domain:
+    if value is None or reshape is None or reshape.op.name not in RESHAPES or reshape.op.domain or reshape.symbols:
         return False
     source = reshape.inputs[0]
     if _perm_of(source) is None or source is None or len(value.uses) != 1 or value in graph.outputs:
