@@ -128,9 +128,7 @@ class Lowering:
             return None
         source = node.inputs[0]
         assert source is not None
-        # A reshape of a view would need the view's array; composing copies once instead of twice.
-        if self.is_inline(source) and source.producer is not None and source.producer.op.name not in RESHAPES:
-            return None
+        # A view as the source is copied over its own shape, where positions need no division; the reshape is then free.
         return self.buffer(source)
 
     def composer(self, inside: Callable[[Value], bool] = lambda _: False, bound: Callable[[Value], Value] = lambda v: v,
