@@ -18,9 +18,7 @@ from minicc.errors import VerifyError
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.types import TensorType
 
-COMMUTATIVE = frozenset(
-    ("Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor")
-)
+COMMUTATIVE = frozenset(("Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"))
 MAX_APPLICATIONS_PER_NODE = 50  # beyond this, rules undo each other
 
 
@@ -100,9 +98,7 @@ def scalar(value: float, name: str = "") -> Scalar:
     return Scalar(value, name)
 
 
-def op(
-    names: str, *inputs: Pattern, name: str = "", shared: bool = False, domain: str = "", **attrs: Any
-) -> Op:
+def op(names: str, *inputs: Pattern, name: str = "", shared: bool = False, domain: str = "", **attrs: Any) -> Op:
     """An op (or one of several, separated by spaces) on these inputs; no inputs given matches any."""
     return Op(tuple(names.split()), tuple(inputs) or None, name, shared, domain, tuple(attrs.items()))
 
@@ -156,9 +152,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule], found: Rewrites | None = None) 
                 break
         if applied.total() > limit:
             names = ", ".join(name for name, _ in applied.most_common(3))
-            raise VerifyError(
-                "rewriting does not come to an end", where=node.describe(), why=f"rules {names} keep firing"
-            )
+            raise VerifyError("rewriting does not come to an end", where=node.describe(), why=f"rules {names} keep firing")
     graph.tidy()
     return found
 
@@ -231,9 +225,7 @@ def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrite
 def _unfit(graph: Graph, node: Node, values: Sequence[Value]) -> Refusal | None:
     """A replacement must have exactly the old types, so that every reader's type still holds."""
     if len(values) < len(node.outputs):
-        return (
-            Refusal("a second output is in use") if any(v.uses for v in node.outputs[len(values) :]) else None
-        )
+        return Refusal("a second output is in use") if any(v.uses for v in node.outputs[len(values) :]) else None
     for old, new in zip(node.outputs, values):
         if old.type != new.type:
             return Refusal(f"the type would change from {old.type} to {new.type}")
@@ -267,9 +259,7 @@ def match(graph: Graph, pattern: Op, node: Node) -> tuple[Captures, list[Node]] 
     """Captures and matched nodes (root first) of a pattern at a node, or None."""
     for captures, nodes in _match_node(pattern, node, {}, []):
         inside = set(nodes)
-        if all(
-            _closed(graph, member, inside) for member in nodes[1:] if member not in _shared(pattern, captures)
-        ):
+        if all(_closed(graph, member, inside) for member in nodes[1:] if member not in _shared(pattern, captures)):
             return captures, nodes
     return None
 
@@ -282,13 +272,7 @@ def _shared(pattern: Op, captures: Captures) -> set[Node]:
 
 def _parts(pattern: Pattern) -> Iterator[Pattern]:
     yield pattern
-    for part in (
-        (pattern.inputs or ())
-        if isinstance(pattern, Op)
-        else pattern.alternatives
-        if isinstance(pattern, AnyOf)
-        else ()
-    ):
+    for part in (pattern.inputs or ()) if isinstance(pattern, Op) else pattern.alternatives if isinstance(pattern, AnyOf) else ():
         yield from _parts(part)
 
 
@@ -296,9 +280,7 @@ def _closed(graph: Graph, node: Node, inside: set[Node]) -> bool:
     return not any(v in graph.outputs or any(n not in inside for n, _ in v.uses) for v in node.outputs)
 
 
-def _match_node(
-    pattern: Op, node: Node, captures: Captures, nodes: list[Node]
-) -> Iterator[tuple[Captures, list[Node]]]:
+def _match_node(pattern: Op, node: Node, captures: Captures, nodes: list[Node]) -> Iterator[tuple[Captures, list[Node]]]:
     if node.op.name not in pattern.names or node.op.domain != pattern.domain:
         return
     if any(node.attrs.get(name) != value for name, value in pattern.attrs):
