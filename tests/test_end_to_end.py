@@ -27,8 +27,8 @@ from minicc.ir.evaluate import evaluate
 from minicc.options import Options
 from minicc.passes import default_pipeline
 from minicc.passes.manager import flatten
-from passes.models import parse, run_reference
-from strategies import Array, models
+from tests.passes.models import parse, run_reference
+from tests.strategies import Array, models
 
 Case = tuple[onnx.ModelProto, dict[str, Array]]
 PASSES = [p.name for p in flatten(default_pipeline(Options()))]

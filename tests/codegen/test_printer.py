@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expr_interpreter import Interpreter, compute_type
 from minicc.codegen.objects import compile_object
 from minicc.codegen.source import kernel_source
 from minicc.ir import expr as ex
@@ -38,6 +37,7 @@ from minicc.lower.body import Write, normalise
 from minicc.lower.kernel import LoopKernel
 from minicc.runtime.objects import LoadedObjects, load_objects
 from minicc.targets.cpu import host_target
+from tests.expr_interpreter import Interpreter, compute_type
 
 Array = np.ndarray[Any, Any]
 Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)

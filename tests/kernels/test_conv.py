@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 
 from minicc.kernels.domain import panel_columns
 from minicc.kernels.packing import merge_groups, pack_conv, pack_conv_transpose
+from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 
 
 def padded(values: tuple[int, ...], fill: int) -> list[int]:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_harness import TARGETS, aligned, run_fused
-from test_conv import convolution_words, problems, reference
 
 from minicc.codegen.objects import assembly
 from minicc.kernels import template
 from minicc.kernels.domain import panel_columns
 from minicc.kernels.packing import pack_conv_integer
 from minicc.targets.cpu import parse_target
+from tests.kernels.template_harness import TARGETS, aligned, run_fused
+from tests.kernels.test_conv import convolution_words, problems, reference
 
 POINTERS = {np.uint8: "ptr_u8", np.int8: "ptr_i8"}
 

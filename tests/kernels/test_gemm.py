@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_harness import FLOAT_EPILOGUES, TARGETS, aligned, call, check, expected_epilogue, run_fused
 
 from minicc.kernels import template
 from minicc.kernels.domain import ceil_divide, panel_columns, product_blocks, tile_rows
 from minicc.kernels.packing import pack_b
 from minicc.targets.cpu import host_target
+from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, aligned, call, check, expected_epilogue, run_fused
 
 HOST = host_target()
 SIZES = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 47, 64, 65, 97]))

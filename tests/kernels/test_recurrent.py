@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
-from template_harness import TARGETS, Array, aligned, call
 
 from minicc.kernels.domain import panel_columns
 from minicc.kernels.packing import pack_b
+from tests.kernels.template_harness import TARGETS, Array, aligned, call
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiling import Array, run_call
-from ops.onnx_cases import assert_same
+from tests.compiling import Array, run_call
+from tests.ops.onnx_cases import assert_same
 
 KINDS = [
     *(("CumSum", t) for t in ("float32", "float64", "int32", "uint64", "bfloat16", "float16")),

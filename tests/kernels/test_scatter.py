@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiling import Array, expected, run_call
 from minicc.errors import ShapeError
-from ops.onnx_cases import assert_same
+from tests.compiling import Array, expected, run_call
+from tests.ops.onnx_cases import assert_same
 
 # Element type and reduction; the others differ in nothing but the type of a load.
 KINDS = [

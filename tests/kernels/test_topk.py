@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
-from compiling import Array, add_call, compile_graph, host_ops, run_call
 from minicc.errors import ShapeError
 from minicc.ir.dims import symbol
 from minicc.ir.graph import Graph
 from minicc.ir.types import TensorType, f32
+from tests.compiling import Array, add_call, compile_graph, host_ops, run_call
 
 TYPES = ["float32", "float16", "int8", "uint64"]
 

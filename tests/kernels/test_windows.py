@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
-from test_conv import convolution_words, output_extents, problems, reference
 
 from minicc.kernels.domain import panel_columns
 from minicc.kernels.packing import pack_depthwise
+from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
+from tests.kernels.test_conv import convolution_words, output_extents, problems, reference
 
 CHANNELS = st.sampled_from([1, 3, 8, 16, 17, 32, 40, 70])
 

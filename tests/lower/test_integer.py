@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiling import Array, compile_graph, expected, host_ops
 from minicc.ir.dims import symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Builder, Graph, Value
@@ -20,6 +19,7 @@ from minicc.passes.expand import expand
 from minicc.passes.fold import fold_constants
 from minicc.passes.fuse import fuse
 from minicc.passes.manager import PassContext
+from tests.compiling import Array, compile_graph, expected, host_ops
 
 EIGHT_BITS = [np.uint8, np.int8]
 

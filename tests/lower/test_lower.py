@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiling import Array, add_call, compile_graph, expected, host_ops
 from minicc.ir.dims import symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph, Value
@@ -24,8 +23,9 @@ from minicc.options import Options
 from minicc.passes import default_pipeline
 from minicc.passes.fuse import fuse
 from minicc.passes.manager import PassContext, run_passes
-from ops.onnx_cases import Case, all_cases
-from random_graphs import random_graph
+from tests.compiling import Array, add_call, compile_graph, expected, host_ops
+from tests.ops.onnx_cases import Case, all_cases
+from tests.random_graphs import random_graph
 
 KINDS = (Kind.POINTWISE, Kind.INDEX, Kind.REDUCE, Kind.CONTRACT)
 # Their numbers come from a generator of their own, or nobody defines them.

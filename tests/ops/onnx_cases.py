@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 
 import minicc.ops  # noqa: F401  registers the ops
-from expr_interpreter import make_node, run_compute
 from minicc.ir.dims import evaluate as evaluate_dim
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Builder, Graph
 from minicc.ir.opdef import Kind, get_op
 from minicc.ir.types import TensorType
+from tests.expr_interpreter import make_node, run_compute
 
 
 @dataclass(frozen=True)

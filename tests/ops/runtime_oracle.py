@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper
-from onnx_cases import check_call
+
+from tests.ops.onnx_cases import check_call
 
 
 def onnx_type(array: np.ndarray) -> int:

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from onnx_cases import Case, cases_of, check_call, check_case
+
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
 
 OPS = [
     "Relu",

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx_cases import Case, cases_of, check_call, check_case
-from runtime_oracle import check_against_onnxruntime
-from test_matmul import normal
+
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.runtime_oracle import check_against_onnxruntime
+from tests.ops.test_matmul import normal
 
 MICROSOFT = "com.microsoft"
 B, S, T, N, D = 2, 3, 5, 2, 16  # batch, queries, keys, heads, head size

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx_cases import Case, cases_of, check_call, check_case
-from runtime_oracle import check_against_onnxruntime
-from test_matmul import integers, normal
 
 from minicc.errors import MiniccError
 from minicc.ir.dims import evaluate, symbol
 from minicc.ir.graph import Graph
 from minicc.ir.opdef import get_op
 from minicc.ir.types import TensorType, f32
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.runtime_oracle import check_against_onnxruntime
+from tests.ops.test_matmul import integers, normal
 
 OPS = ["Conv", "ConvTranspose", "ConvInteger", "DeformConv"]
 

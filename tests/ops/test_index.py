@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from onnx_cases import Case, cases_of, check_case
+
+from tests.ops.onnx_cases import Case, cases_of, check_case
 
 OPS = [
     "Gather",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx_cases import Case, cases_of, check_call, check_case
-from test_matmul import normal
+
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.test_matmul import normal
 
 
 @pytest.mark.parametrize(

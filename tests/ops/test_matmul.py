@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_cases import Case, cases_of, check_call, check_case
-from runtime_oracle import check_against_onnxruntime
 
 from minicc.errors import MiniccError
 from minicc.ir.graph import Graph
 from minicc.ir.types import TensorType, f32
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.runtime_oracle import check_against_onnxruntime
 
 MICROSOFT = "com.microsoft"
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx_cases import Case, cases_of, check_call, check_case
-from runtime_oracle import check_against_onnxruntime
-from test_conv import geometries
-from test_matmul import integers, normal
+
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.runtime_oracle import check_against_onnxruntime
+from tests.ops.test_conv import geometries
+from tests.ops.test_matmul import integers, normal
 
 OPS = ["MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "MaxUnpool"]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx_cases import check_call
 
 from minicc.ir.types import f16, f32, i32, i64, u8
+from tests.ops.onnx_cases import check_call
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 FLOATS = [np.float32, np.float64, *HALVES]
@@ -318,7 +318,7 @@ def test_gather_nd(rng: np.random.Generator, data: st.DataObject) -> None:
 
 
 def test_out_of_range_positions_raise_in_eval_and_are_clamped_in_kernels() -> None:
-    from expr_interpreter import make_node, run_compute
+    from tests.expr_interpreter import make_node, run_compute
 
     x, indices = np.arange(4, dtype=np.float32), np.array([7, -9, 3])
     node, _ = make_node("Gather", [x, indices])
@@ -437,9 +437,9 @@ def test_random_ops_fit_their_types_and_repeat_with_a_seed() -> None:
 
 @pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0, -1.0, 0.5, -0.5, 1.5])
 def test_pow_by_a_literal(exponent: float) -> None:
-    from expr_interpreter import Interpreter
     from minicc.ir import expr as ex
     from minicc.ir.opdef import get_op
+    from tests.expr_interpreter import Interpreter
 
     x = np.linspace(0.5, 4, 9).astype(np.float32)
     root = get_op("Pow").compute(ex.load(0, f32, [ex.iteration(0)]), ex.const(exponent, f32))

@@ -6,13 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
-from onnx_cases import Case, cases_of, check_call, check_case
-from runtime_oracle import check_against_onnxruntime
-from test_matmul import normal
 
 from minicc.ir.dims import evaluate, symbol
 from minicc.ir.graph import Graph
 from minicc.ir.types import TensorType, f32
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.runtime_oracle import check_against_onnxruntime
+from tests.ops.test_matmul import normal
 
 COORDINATES = ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"]
 

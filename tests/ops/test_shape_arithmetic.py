@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicc.ops  # noqa: F401  registers the ops
-from expr_interpreter import run_compute
 from minicc.errors import ShapeError
 from minicc.ir.dims import SymbolicDim, symbol
 from minicc.ir.dims import evaluate as evaluate_dim
@@ -22,6 +21,7 @@ from minicc.ir.evaluate import Evaluation
 from minicc.ir.graph import Builder, Graph, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType, boolean, f32, i32, i64
+from tests.expr_interpreter import run_compute
 
 N, S, T = symbol("N"), symbol("S"), symbol("T")
 COMPUTED = (Kind.POINTWISE, Kind.INDEX, Kind.REDUCE)

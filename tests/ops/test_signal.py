@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from onnx_cases import Case, cases_of, check_call, check_case
-from runtime_oracle import check_against_onnxruntime
-from test_matmul import normal
+
+from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
+from tests.ops.runtime_oracle import check_against_onnxruntime
+from tests.ops.test_matmul import normal
 
 OPS = [
     "DFT",
