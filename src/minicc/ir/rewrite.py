@@ -72,6 +72,8 @@ class Refusal:
 
 Result = Value | tuple[Value, ...] | Refusal | None
 Captures = dict[str, Any]
+Members = dict[Node, bool]  # matched nodes, root first, and whether they may have readers outside
+Matches = Iterator[tuple[Captures, Members]]
 
 
 @dataclass(frozen=True)
@@ -194,13 +196,10 @@ def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrite
     before = len(graph.nodes)
     result = one.apply(Builder(graph, origin), **captures)
     made = graph.nodes[before:]
-    if isinstance(result, Refusal) or result is None:
-        refusal: Refusal | None = result
-    else:
-        values = result if isinstance(result, tuple) else (result,)
-        refusal = _unfit(graph, node, values)
-    if isinstance(result, Refusal) or result is None or refusal is not None:
-        if refusal is not None:
+    values = () if isinstance(result, Refusal) or result is None else result if isinstance(result, tuple) else (result,)
+    refusal = result if isinstance(result, Refusal) else _unfit(graph, node, values)
+    if result is None or refusal is not None:
+        if result is not None and refusal is not None:
             found.refused[one.name, refusal.reason] += 1
         for extra in reversed(made):
             remove_if_dead(graph, extra, worklist)
@@ -224,8 +223,8 @@ def _try(graph: Graph, one: Rule, node: Node, worklist: Worklist, found: Rewrite
 
 def _unfit(graph: Graph, node: Node, values: Sequence[Value]) -> Refusal | None:
     """A replacement must have exactly the old types, so that every reader's type still holds."""
-    if len(values) < len(node.outputs):
-        return Refusal("a second output is in use") if any(v.uses for v in node.outputs[len(values) :]) else None
+    if any(v.uses or v in graph.outputs for v in node.outputs[len(values) :]):
+        return Refusal("an output without replacement is in use")
     for old, new in zip(node.outputs, values):
         if old.type != new.type:
             return Refusal(f"the type would change from {old.type} to {new.type}")
@@ -235,9 +234,7 @@ def _unfit(graph: Graph, node: Node, values: Sequence[Value]) -> Refusal | None:
 
 
 def remove_if_dead(graph: Graph, node: Node, worklist: Worklist | None = None) -> None:
-    """Drop a node nobody reads from the use lists, and then its producers; `tidy` drops it from the node
-    list.
-    """
+    """Drop a node nobody reads from the use lists, and then its producers; `tidy` drops it from the node list."""
     stack = [node]
     while stack:
         current = stack.pop()
@@ -257,30 +254,17 @@ def remove_if_dead(graph: Graph, node: Node, worklist: Worklist | None = None) -
 
 def match(graph: Graph, pattern: Op, node: Node) -> tuple[Captures, list[Node]] | None:
     """Captures and matched nodes (root first) of a pattern at a node, or None."""
-    for captures, nodes in _match_node(pattern, node, {}, []):
-        inside = set(nodes)
-        if all(_closed(graph, member, inside) for member in nodes[1:] if member not in _shared(pattern, captures)):
-            return captures, nodes
+    for captures, nodes in _match_node(pattern, node, {}, {}):
+        if all(shared or member is node or _closed(graph, member, nodes) for member, shared in nodes.items()):
+            return captures, list(nodes)
     return None
 
 
-def _shared(pattern: Op, captures: Captures) -> set[Node]:
-    """Nodes captured by a pattern marked `shared`; they may have readers outside the match."""
-    marks = {p.name for p in _parts(pattern) if isinstance(p, Op) and p.shared and p.name}
-    return {captures[name] for name in marks if name in captures}
-
-
-def _parts(pattern: Pattern) -> Iterator[Pattern]:
-    yield pattern
-    for part in (pattern.inputs or ()) if isinstance(pattern, Op) else pattern.alternatives if isinstance(pattern, AnyOf) else ():
-        yield from _parts(part)
-
-
-def _closed(graph: Graph, node: Node, inside: set[Node]) -> bool:
+def _closed(graph: Graph, node: Node, inside: Members) -> bool:
     return not any(v in graph.outputs or any(n not in inside for n, _ in v.uses) for v in node.outputs)
 
 
-def _match_node(pattern: Op, node: Node, captures: Captures, nodes: list[Node]) -> Iterator[tuple[Captures, list[Node]]]:
+def _match_node(pattern: Op, node: Node, captures: Captures, nodes: Members) -> Matches:
     if node.op.name not in pattern.names or node.op.domain != pattern.domain:
         return
     if any(node.attrs.get(name) != value for name, value in pattern.attrs):
@@ -289,7 +273,7 @@ def _match_node(pattern: Op, node: Node, captures: Captures, nodes: list[Node]) 
         if captures.get(pattern.name, node) is not node:
             return
         captures = {**captures, pattern.name: node}
-    nodes = nodes if node in nodes else [*nodes, node]
+    nodes = {**nodes, node: pattern.shared or nodes.get(node, False)}
     if pattern.inputs is None:
         yield captures, nodes
         return
@@ -303,8 +287,7 @@ def _match_node(pattern: Op, node: Node, captures: Captures, nodes: list[Node]) 
         yield from _match_inputs(pattern.inputs, given[::-1], captures, nodes)
 
 
-def _match_inputs(patterns: Sequence[Pattern], values: Sequence[Value | None], captures: Captures,
-                  nodes: list[Node]) -> Iterator[tuple[Captures, list[Node]]]:  # fmt: skip
+def _match_inputs(patterns: Sequence[Pattern], values: Sequence[Value | None], captures: Captures, nodes: Members) -> Matches:
     if not patterns:
         yield captures, nodes
         return
@@ -312,8 +295,7 @@ def _match_inputs(patterns: Sequence[Pattern], values: Sequence[Value | None], c
         yield from _match_inputs(patterns[1:], values[1:], found, members)
 
 
-def _match_value(pattern: Pattern, value: Value | None, captures: Captures,
-                 nodes: list[Node]) -> Iterator[tuple[Captures, list[Node]]]:  # fmt: skip
+def _match_value(pattern: Pattern, value: Value | None, captures: Captures, nodes: Members) -> Matches:
     if value is None:
         return
     if isinstance(pattern, AnyOf):
