@@ -21,12 +21,11 @@ from minicc.kernels.cpu.intrinsics import (
     ptr_i32,
     ptr_u8,
     st,
-    st_scratch,
     stack_i32,
     stack_i64,
     stack_u8,
 )
-from minicc.kernels.cpu.tiles import integer_tile, tile_height
+from minicc.kernels.cpu.tiles import integer_tile, tile_height, widen
 from minicc.kernels.cpu.windows import GROUPS, KD, KH, KW, X_IMAGE, C, M, N, W, X, fill_table
 
 # Constants: tile of MR rows by NR columns, vector width, MR * NR; type of x: ptr_u8 or ptr_i8. Then entries
@@ -53,26 +52,6 @@ def epilogue(args, b0, b1, i, j, acc):
     """Stand-in for the generated epilogue: stores int32 to dense channels-last memory."""
     pixel = (b0 * arg(args, M) + i) * arg(args, GROUPS) + b1
     st(ptr_i32(arg(args, EPILOGUE)), pixel * arg(args, N) + j, acc)
-
-
-@helper
-def widen(table, rows, count, c_begin, c_end, zero, row_size, widened):
-    """Channels c_begin .. c_end of `count` taps as int16 less the zero point: [rows][count][even C]."""
-    channels = c_end - c_begin
-    even = (channels + 1) // 2 * 2
-    for r in range(rows):
-        for t in range(count):
-            row = off(widened, r * row_size + t * even)
-            at = ld_scratch(table, t * MR + r)
-            if at == 0:
-                for k in range(even):
-                    st_scratch(row, k, 0)
-            else:
-                x = off(POINTER(at), c_begin)
-                for k in range(channels):
-                    st_scratch(row, k, np.int16(np.int16(ld(x, k)) - zero))
-                if even > channels:
-                    st_scratch(row, channels, 0)
 
 
 @helper
@@ -130,7 +109,7 @@ def kernel(args, begin, end):
                 c_begin = 0
                 while c_begin < c:
                     c_end = min(c_begin + c_step, c)
-                    widen(table, MR, count, c_begin, c_end, zero, row_size, widened)
+                    widen(MR, table, POINTER(c_begin), count, c_end - c_begin, zero, row_size, widened)
                     fresh = (first == 0) & (c_begin == 0)
                     last = (first + count == taps) & (c_end == c)
                     depth = count * ((c_end - c_begin + 1) // 2 * 2)

@@ -414,6 +414,23 @@ def _size(element):
     return 4 if isinstance(element, ir.FloatType) else 8
 
 
+def outlined(builder, name, arguments, body):
+    """Call a function of its own that is never inlined, made by `body(builder, arguments)`.
+
+    For a large piece inside many loops: inlined, LLVM would copy it for every condition of theirs (unswitching).
+    """
+    types_ = [argument.type for argument in arguments]
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), types_), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        body(inner, function.args)
+        inner.ret_void()
+    builder.call(function, arguments)
+
+
 @contextmanager
 def counted_loop(builder, start, stop, step=1):
     """`for index in range(start, stop, step)` with a positive literal step; yields the i64 index.

@@ -25,6 +25,7 @@ from minicc.kernels.cpu.intrinsics import (
     counted_loop,
     fma,
     load_vector,
+    outlined,
     set_memory_kind,
     splat,
     stack_array,
@@ -331,6 +332,49 @@ def _emit_window(builder, kind, shape, rows, operands, masks):
 
 sum_tile = _pool_tile("sum")
 max_tile = _pool_tile("max")
+
+
+@intrinsic
+def widen(typing_context, rows, table, x, count, channels, zero, row_size, widened):
+    """Channels of `count` taps as int16 less the zero point: [rows][count][channels, rounded up to even].
+
+    rows:  literal MR, rows of the address table [count][MR], in which 0 stands for a row of zeros.
+    x:     pointer that is added to the addresses: its element type, and the offset of the first channel.
+    A function of its own: inside the kernel's loops LLVM would copy it for each of their conditions.
+    """
+    if not _literals(rows):
+        return None
+    mr, signed = rows.literal_value, x.dtype.signed
+
+    def body(builder, arguments):
+        table, x, count, channels, zero, row_size, widened = arguments
+        even = builder.and_(builder.add(channels, I64(1)), I64(-2))
+        with counted_loop(builder, I64(0), count) as t, counted_loop(builder, I64(0), I64(mr)) as r:
+            start = builder.add(builder.mul(r, row_size), builder.mul(t, even))
+            row = builder.gep(widened, [start])
+            at = builder.load(builder.gep(table, [builder.add(builder.mul(t, I64(mr)), r)]))
+            set_memory_kind(builder, at, "scratch")
+            with builder.if_else(builder.icmp_unsigned("==", at, I64(0))) as (padding, inside):
+                with padding:
+                    cgutils.memset(builder, row, builder.mul(even, I64(2)), 0)
+                with inside:
+                    source = builder.inttoptr(builder.add(at, builder.ptrtoint(x, I64)), x.type)
+                    last = builder.gep(row, [builder.sub(even, I64(1))])
+                    set_memory_kind(builder, builder.store(I16(0), last), "scratch")
+                    with counted_loop(builder, I64(0), channels) as k:
+                        value = builder.load(builder.gep(source, [k]))
+                        set_memory_kind(builder, value, "input")
+                        value = builder.sext(value, I16) if signed else builder.zext(value, I16)
+                        stored = builder.store(builder.sub(value, zero), builder.gep(row, [k]))
+                        set_memory_kind(builder, stored, "scratch")
+
+    def emit(context, builder, signature, values):
+        outlined(builder, f"widen_{mr}_{'signed' if signed else 'unsigned'}", values[1:], body)
+        return context.get_dummy_value()
+
+    size, halves = types.int64, types.CPointer(types.int16)
+    literal = types.literal(mr)
+    return types.void(literal, types.CPointer(types.int64), x, size, size, types.int16, size, halves), emit
 
 
 @intrinsic

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from minicc.ir.dims import Dim, product
-from minicc.ir.expr import iteration
+from minicc.ir.expr import const, iteration
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import i32
+from minicc.ir.types import i32, i64
 from minicc.kernels import packing
 from minicc.kernels.domain import panel_columns
 from minicc.lower.affine import row_major
@@ -80,16 +80,15 @@ def lower_matmul_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     if len(a.shape) < 2 or b.data.ndim != 2:
         return "the right operand is not a matrix, or the left one is a vector"
     depth, columns = b.data.shape
-    *batch, rows = a.shape[:-1]
-    buffer, offset, strides = common.operand_view(low, a, (*batch, rows, depth), len(a.shape) - 1)
-    # Logical axes: first batch axis (images), groups, further batch axes and rows (pixels), column.
-    images = batch[:1] or [1]
-    axes = (*images, 1, *batch[1:], rows, columns)
-    index = [iteration(2 + k) for k in range(len(axes) - 2)]
-    index = [iteration(0), *index] if batch else index
-    walk: dict[int, Dim] = {2 + k: s for k, s in enumerate(strides[len(batch[:1]) : -1]) if s != 0}
-    if batch and strides[0] != 0:
-        walk[0] = strides[0]
+    buffer, offset, strides = common.operand_view(low, a, a.shape, len(a.shape) - 1)
+    # Logical axes: images (the first axis of several), groups, pixels (the others that are not of size 1), column.
+    rows = [axis for axis, size in enumerate(a.shape[:-1]) if size != 1] or [len(a.shape) - 2]
+    images, pixels = (rows[:1], rows[1:]) if len(rows) > 1 else ([], rows)
+    number = {axis: k for k, axis in enumerate(images)} | {axis: 2 + k for k, axis in enumerate(pixels)}
+    axes = (a.shape[images[0]] if images else 1, 1, *(a.shape[axis] for axis in pixels), columns)
+    index = [iteration(number[axis]) if axis in number else const(0, i64) for axis in range(len(a.shape) - 1)]
+    index.append(iteration(len(axes) - 1))
+    walk: dict[int, Dim] = {k: strides[axis] for axis, k in number.items() if strides[axis] != 0}
     space = common.epilogue(low, node, lead, [walk], axes, index, dtype=i32)
     if isinstance(space, str):
         return space
