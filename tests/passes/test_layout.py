@@ -117,3 +117,20 @@ def test_a_target_may_want_channels_first() -> None:
     ).graph
     apply(graph, LAYOUT, context=PassContext(channels_last=False))
     assert ops(graph) == {"Conv": 1}
+
+
+def test_integer_convolutions_too() -> None:
+    body = """
+      a, s, z = DynamicQuantizeLinear(x)
+      t = ConvInteger<pads=[1,1,1,1]>(a, w, z)
+      u = Cast<to=1>(t)
+      v = Mul(u, s)
+      b, p, q = DynamicQuantizeLinear(v)
+      r = ConvInteger(b, w, q)
+      y = Cast<to=1>(r)
+    """
+    model = parse(body, "(float[2,4,6,5] x, uint8[4,4,3,3] w) => (float[2,4,4,3] y)")
+    graph = load_model(model).graph
+    apply(graph, *STEPS)
+    assert transposes(graph) == 2
+    assert {n.attrs["layout"] for n in graph.nodes if n.op.name == "ConvInteger"} == {"NHWC"}
