@@ -247,3 +247,17 @@ def test_sizes_known_when_a_node_has_run(opt_level):
             feeds[0] = -np.abs(feeds[0])  # nothing is found
         for i, (got, want) in enumerate(zip(module.run_items(feeds), evaluate(graph, feeds))):
             assert_close(got, want, f"output {i}, n={n}")
+
+
+def test_views_of_operands_are_not_overwritten():
+    """A host step and a branch return their operand itself, which later kernels could have reused in place."""
+    graph, branch = Graph(), Graph("branch")
+    branch.outputs = [branch.input("a", TensorType(f32, (64,)))]
+    x, condition = graph.input("x", TensorType(f32, (64,))), graph.input("c", TensorType(boolean, ()))
+    a = graph.add("Sin", [x]).output
+    dropped = graph.add("Dropout", [a]).output  # no kernel: the pass `expand` has not run
+    b = graph.add("Cos", [a]).output
+    chosen = graph.add("If", [condition, b], {"then_branch": branch, "else_branch": branch.copy()}).output
+    graph.outputs = [dropped, chosen, graph.add("Exp", [b]).output]
+    feeds = [np.linspace(0, 1, 64, dtype=np.float32), np.array(True)]
+    check(graph, feeds, evaluate(graph, feeds), ["host step", "branch", "kernel"])

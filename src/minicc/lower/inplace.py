@@ -22,8 +22,10 @@ def reuse_in_place(steps: Sequence[Step], buffers: Sequence[Buffer], kept: froze
     last_read: dict[int, int] = {}
     writers: dict[int, int] = {}
     for at, step in enumerate(steps):
+        # What a host or control step returns may be a view of its operand: nobody ever overwrites that.
+        until = at if isinstance(step, KernelStep) else len(steps)
         for buffer in _reads(step):
-            last_read[buffer] = at
+            last_read[buffer] = max(until, last_read.get(buffer, 0))
         for buffer in step.writes if isinstance(step, KernelStep) else step.outputs:
             writers[buffer] = writers.get(buffer, 0) + 1
     renamed: dict[int, int] = {}
