@@ -42,7 +42,7 @@ def _is_inference(case: Case) -> bool:
     return len(case.inputs) < 3 or not case.inputs[2].item()
 
 
-@pytest.mark.parametrize("case", filter(_is_inference, cases_of("Dropout")), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", list(filter(_is_inference, cases_of("Dropout"))), ids=lambda c: c.name)
 def test_dropout_case(case: Case) -> None:
     check_case(case)
 
