@@ -60,6 +60,17 @@ def test_stays_in_float(product: str, signature: str, constants: str, axis: int)
     assert integer_products(graph, PassContext()) == 0
 
 
+def test_depthwise_integer_convolution_is_exact_in_float() -> None:
+    weights = "int8[2,1,1,3] w = {1, -2, 127, 100, -128, -127}, int8[2] zw = {0, 3}"
+    graph = graph_of("y = ConvInteger<group=2, pads=[0,1,0,1]>(x, w, zx, zw)",
+                     f"(uint8[n,2,4,5] x) => (int32[n,2,4,5] y) <uint8 zx = {{7}}, {weights}>")  # fmt: skip
+    x = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 5), np.uint8)
+    (want,) = evaluate(graph, [x])
+    assert apply(graph, INTEGER).rows[0].changes == 1
+    assert ops(graph)["Conv"] == 1
+    np.testing.assert_array_equal(evaluate(graph, [x])[0], want)
+
+
 def test_weights_that_the_model_quantises_itself() -> None:
     """As exported from training with simulated quantisation: the weights are float constants."""
     body = "q = QuantizeLinear(v, sw, zw) f = DequantizeLinear(x, sx, zx) g = DequantizeLinear(q, sw, zw) y = MatMul(f, g)"

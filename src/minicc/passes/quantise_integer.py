@@ -5,8 +5,9 @@
 
 The integer sum is exact where the float sum rounds after every term, so this is the more precise of the two, and it moves a
 quarter of the bytes. It must run before folding turns the dequantised weights into float constants. Only 8-bit operands
-with one scale for x, one or one per output channel for w, and sums that fit 32 bits; convolutions with one channel per group
-stay in float, where they have a kernel of their own. Nothing is quantised here that the model has not quantised.
+with one scale for x, one or one per output channel for w, and sums that fit 32 bits. Convolutions with one channel per group
+have a kernel of their own in float: they stay there, and a ConvInteger of that kind goes there when its sums fit the 24 bits
+that float32 holds exactly. Nothing is quantised here that the model has not quantised.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from minicc.errors import MiniccError
 from minicc.ir.evaluate import evaluate_node
 from minicc.ir.graph import Builder, Graph, Node, Value
-from minicc.ir.types import TensorType, f32, i8, u8
+from minicc.ir.types import TensorType, f32, i8, i32, u8
 from minicc.passes.common import bodies, may_replace
 from minicc.passes.manager import PassContext
 
@@ -27,6 +28,7 @@ Array = np.ndarray[Any, Any]
 NAME = "integer-products"
 EIGHT_BITS = (i8, u8)
 LARGEST_SUM = 2**31 - 1
+LARGEST_EXACT = 2**24  # integers up to this are exact in float32
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ def integer_products(graph: Graph, context: PassContext) -> int:
     """Rewrite every product of an 8-bit activation with 8-bit constant weights; returns their number."""
     changes = sum(integer_products(body, context) for body in bodies(graph))
     for node in list(graph.nodes):
+        if _is_exact_in_float(node):
+            graph.replace(node.output, _in_float(Builder(graph, node.origin), node))
+            context.rules["depthwise ConvInteger in float"] += 1
+            changes += 1
+            continue
         if node.op.domain or node.op.name not in ("Conv", "MatMul", "Gemm"):
             continue
         found = _operands(node)
@@ -154,6 +161,30 @@ def _rewrite(b: Builder, node: Node, left: Dequantised, right: Dequantised, weig
     if bias is None:
         return out
     return b.op("Add", out, _flat(b, bias, spread) if convolution else bias)
+
+
+def _is_exact_in_float(node: Node) -> bool:
+    """Whether this is a depthwise ConvInteger with constant weights whose sums float32 holds exactly."""
+    if node.op.name != "ConvInteger" or node.op.domain or node.attrs["group"] == 1:
+        return False
+    x, w, zero = node.inputs[0], node.inputs[1], node.inputs[3] if len(node.inputs) > 3 else None
+    if x is None or w is None or w.data is None or (zero is not None and zero.data is None):
+        return False
+    depthwise = w.data.ndim > 2 and w.data.shape[:2] == (node.attrs["group"], 1)
+    return depthwise and w.data[0].size * 255 * 255 <= LARGEST_EXACT
+
+
+def _in_float(b: Builder, node: Node) -> Value:
+    """The same integers from a float convolution of operands without zero points."""
+    x, w, x_zero, w_zero = (*node.inputs, None, None)[:4]
+    assert x is not None and w is not None and w.data is not None
+    weights = w.data.astype(np.float32)
+    if w_zero is not None and w_zero.data is not None:
+        weights = weights - w_zero.data.astype(np.float32).reshape(-1, *(1,) * (weights.ndim - 1))
+    image = b.op("Cast", x, to=f32)
+    if x_zero is not None:
+        image = b.op("Sub", image, b.op("Cast", _flat(b, x_zero, ()), to=f32))
+    return b.op("Cast", b.op("Conv", image, b.constant(weights), **node.attrs), to=i32)
 
 
 def _flat(b: Builder, x: Value, shape: tuple[int, ...]) -> Value:
