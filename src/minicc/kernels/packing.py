@@ -17,10 +17,14 @@ def pack_b(weights: Array, columns: int) -> Array:
     """Right operands [..., K, N] as panels [..., ceil(N / NR), K, NR], zero-padded in N; `columns` is NR."""
     *batch, k, n = weights.shape
     panels = -(-n // columns)
-    padded = np.zeros((*batch, k, panels * columns), weights.dtype)
-    padded[..., :n] = weights
-    split = padded.reshape(*batch, k, panels, columns)
-    return np.ascontiguousarray(np.moveaxis(split, -2, -3))
+    packed = np.empty((*batch, panels, k, columns), weights.dtype)
+    whole = n // columns
+    split = weights[..., : whole * columns].reshape(*batch, k, whole, columns)
+    packed[..., :whole, :, :] = np.moveaxis(split, -2, -3)  # one pass over the weights, whatever their strides
+    if whole < panels:
+        packed[..., whole, :, : n - whole * columns] = weights[..., whole * columns :]
+        packed[..., whole, :, n - whole * columns :] = 0
+    return packed
 
 
 def pack_conv(weights: Array, groups: int, columns: int) -> Array:
