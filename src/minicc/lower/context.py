@@ -13,11 +13,11 @@ import numpy as np
 
 from minicc.errors import CodegenError
 from minicc.ir.dims import Dim, product
-from minicc.ir.expr import EXPENSIVE, Expr, dim, iteration, reduction, walk
+from minicc.ir.expr import EXPENSIVE, Expr, iteration, reduction, walk
 from minicc.ir.graph import Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import DType, OpaqueType, TensorType, dtype_of
-from minicc.lower.affine import affine, linearise, row_major
+from minicc.lower.affine import affine, linearise
 from minicc.lower.body import BodyWord, Write, normalise
 from minicc.lower.compose import RESHAPES, VIEWS, Composer, broadcast_index
 from minicc.lower.kernel import Kernel, LoopKernel
@@ -48,7 +48,6 @@ class Lowering:
         self.places: dict[Value, int] = {}
         self.constants: dict[Hashable, int] = {}
         self.computed: set[Value] = set()  # values whose step has been emitted or that are given
-        self.notes: dict[str, str] = {}
 
     # -- buffers
 
@@ -229,11 +228,3 @@ def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
         hundredths += 100 * NS_PER_LOAD
     elements = product(shape) * repeats
     return elements * operations, (elements * max(1, round(hundredths))) // 100
-
-
-def strides_of(shape: Sequence[Dim]) -> tuple[Dim, ...]:
-    """Strides of a contiguous array of that shape."""
-    return row_major(shape)
-
-
-__all__ = ["KernelTable", "Lowering", "dim", "estimate", "is_view", "strides_of"]

@@ -201,6 +201,7 @@ def _lower_fused(low: Lowering, node: Node) -> None:
 
 def _lower_unfused(low: Lowering, node: Node, body: Graph, outer: dict[Value, Value | None], why: str) -> None:
     """The nodes of a body one by one, when the template refused the group after all."""
+    first = len(low.steps)
     mapping: dict[Value, Value] = {b: v for b, v in outer.items() if v is not None}
     for inner in body.nodes:
         copy = Node(inner.op, [None if v is None else mapping.get(v, v) for v in inner.inputs], inner.attrs, inner.origin)
@@ -209,7 +210,7 @@ def _lower_unfused(low: Lowering, node: Node, body: Graph, outer: dict[Value, Va
             v.uses.append((copy, 0))
         mapping.update(zip(inner.outputs, copy.outputs))
         lower_node(low, copy, Options())
-    low.notes[node.output.name] = why
+    low.steps[first:] = [replace(s, note=s.note or why) if isinstance(s, KernelStep) else s for s in low.steps[first:]]
     for value, result in zip(node.outputs, body.outputs):
         low.places[value] = low.buffer(mapping[result])
 

@@ -14,8 +14,7 @@ from minicc.ir.dims import Dim, SymbolicDim, equal, fits, product
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType
-
-RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+from minicc.passes.common import RESHAPES
 
 
 def requirements(node: Node) -> tuple[Dim, ...]:

@@ -13,16 +13,8 @@ from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind, get_op
 from minicc.ir.types import TensorType
 
-
-def bodies(graph: Graph) -> list[Graph]:
-    """The graphs in attributes of a graph's nodes, except those of `Fused`."""
-    return [
-        a
-        for node in graph.nodes
-        if node.op.name != "Fused"
-        for a in node.attrs.values()
-        if isinstance(a, Graph)
-    ]
+# One family: their results hold the same elements in the same order.
+RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 
 
 def visit_bodies(graph: Graph, visit: Callable[[Graph], int]) -> int:

@@ -14,6 +14,7 @@ from minicc.ir.expr import EXPENSIVE, Expr, const, walk
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import KERNEL_DTYPES, TensorType
+from minicc.passes.common import RESHAPES
 
 MAX_NODES = 40  # in one group: bounds the size of an expression and its compile time
 MAX_INPUTS = 16
@@ -25,7 +26,6 @@ SINGLE_READ = frozenset((
 ))  # fmt: skip
 # Views cost nothing by themselves: their readers take strides.
 VIEWS = frozenset(("Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"))
-RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 # Ops whose lowering is several kernels writing parts of one array.
 ALONE = frozenset(("Concat",))
 

@@ -21,7 +21,7 @@ from minicc.errors import MiniccError
 from minicc.ir.evaluate import evaluate_node
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.types import TensorType, f32, i8, i32, u8
-from minicc.passes.common import bodies, may_replace
+from minicc.passes.common import may_replace, visit_bodies
 from minicc.passes.manager import PassContext
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +43,7 @@ class Dequantised:
 
 def integer_products(graph: Graph, context: PassContext) -> int:
     """Rewrite every product of an 8-bit activation with 8-bit constant weights; returns their number."""
-    changes = sum(integer_products(body, context) for body in bodies(graph))
+    changes = visit_bodies(graph, lambda body: integer_products(body, context))
     for node in list(graph.nodes):
         if _is_exact_in_float(node):
             graph.replace(node.output, _in_float(Builder(graph, node.origin), node))

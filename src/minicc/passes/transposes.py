@@ -21,11 +21,10 @@ from minicc.ir.dims import Dim
 from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Content, Kind
 from minicc.ir.types import TensorType
-from minicc.passes.common import visit_bodies
+from minicc.passes.common import RESHAPES, visit_bodies
 from minicc.passes.manager import PassContext
 
 Perm = tuple[int, ...]
-RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 
 
 def sink_transposes(graph: Graph, context: PassContext) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from minicc.ir.dims import Dim, product
+from minicc.ir.dims import Dim
 from minicc.ir.expr import Expr, accumulator, cast, iteration
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import DType, bf16, f16, f32
@@ -128,15 +128,6 @@ def as_float(low: Lowering, value: Value) -> int:
     element = cast(low.composer().element(value, index), f32)
     low.emit_writes([Write(number, f32, linearise(index, value.shape), element)], value.shape, (), "to_float")
     return number
-
-
-def dense(buffer: int, offset: Dim = 0) -> Word:
-    """The address of an element of a buffer."""
-    return Word(offset, buffer)
-
-
-def sizes(shape: Sequence[Dim]) -> Dim:
-    return product(shape)
 
 
 def float_dtypes(*dtypes: DType) -> bool:
