@@ -158,6 +158,25 @@ def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     return units
 
 
+# As in kernels/cpu/winograd.py: tiles in a block, and floats of their inputs in Winograd's form (both on the stack).
+WINOGRAD_BLOCK = 32
+WINOGRAD_INPUTS = 147456
+
+
+def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill TILES and PANELS of a Winograd convolution; the number of units."""
+    out = constants["OUT"]
+    tiles = w["IMAGES"] * ceil_divide(w["OH"], out) * ceil_divide(w["OW"], out)
+    panels = ceil_divide(w["N"], constants["NR"])
+    if tiles == 0 or panels == 0:
+        w["TILES"] = w["PANELS"] = 1
+        return 0
+    most = min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // ((out + 2) ** 2 * w["C"]))
+    w["TILES"], blocks = _blocks(tiles, most)
+    w["PANELS"] = panels
+    return blocks
+
+
 def conv_transpose_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """Fill ROW_TILES and PANELS of a transposed convolution; the number of units."""
     mr, c, strides = tile_rows(target), w["C"], w["SD"] * w["SH"] * w["SW"]

@@ -1,6 +1,7 @@
 """Weights in the order in which kernels read them, made once at compile time with numpy.
 
-Everything here is a permutation with zero padding; the template "pack" makes the float layouts at run time.
+Everything here but Winograd's form is a permutation with zero padding; the template "pack" makes the float layouts
+at run time.
 """
 
 from __future__ import annotations
@@ -40,6 +41,39 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     packed = pack_b(matrices, columns)
     zeros = np.zeros((kernel[-1] if kernel else 1) * c, weights.dtype)
     return np.concatenate([packed.reshape(-1), zeros])
+
+
+# Interpolation points of Winograd's form for tiles of 2 and 4 outputs, besides infinity. With 5/8 and 3/2 in the place
+# of the usual 1 and 2 the errors of float32 sums are a third; their powers are exact.
+WINOGRAD_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
+
+
+def winograd_filter(out: int) -> Array:
+    """The matrix [out + 2, 3] that evaluates three taps, as a polynomial, at the points and at infinity.
+
+    Each row is divided by the product of the differences of its point from the others.
+    """
+    points = WINOGRAD_POINTS[out]
+    divisors = [np.prod([p - q for q in points if q != p]) for p in points]
+    rows = [[p**k / divisor for k in range(3)] for p, divisor in zip(points, divisors)]
+    return np.array([*rows, [0.0, 0.0, 1.0]])
+
+
+def pack_winograd(weights: Array, out: int, columns: int) -> Array:
+    """Weights [M, C, 3, 3] in Winograd's form for tiles of out x out, as [ceil(M / NR)][positions][C][NR], then C zeros.
+
+    Transformed in float64, stored as float32; `columns` is NR. The zeros stand for the padding.
+    """
+    m, c, *_ = weights.shape
+    both_axes = np.kron(winograd_filter(out), winograd_filter(out))
+    panels, panel = -(-m // columns), both_axes.shape[0] * c * columns
+    packed = np.zeros(panels * panel + c, np.float32)
+    for number in range(panels):
+        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, 9).transpose(2, 1, 0)
+        form = both_axes @ part.reshape(9, -1).astype(np.float64)
+        place = packed[number * panel : (number + 1) * panel].reshape(-1, c, columns)
+        place[..., : part.shape[-1]] = form.reshape(-1, c, part.shape[-1])
+    return packed
 
 
 def pack_conv_transpose(

@@ -30,6 +30,11 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
+winograd  3x3 convolution of stride and dilation 1, one group, two spatial axes, C >= VW; indices as conv (b1 = 0).
+          OUT (constant): outputs of a tile along each axis, 2 or 4; W is packed by `packing.pack_winograd`
+  X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW   as conv
+  TILES PANELS    (bind) tiles and panels per unit
+
 conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW.
           POINTER (constant): ptr_u8 or ptr_i8, the type of X; W (int16) is packed by
           `packing.pack_conv_integer`. A matrix product [M, K] by [K, N] has IW = OW = M rows at distance X_W,
@@ -156,6 +161,12 @@ TEMPLATES: dict[str, Template] = {
             f"{_WINDOWS} MERGED ROW_TILES PANELS",
             "NR",
             domain.conv_domain,
+        ),
+        _template(
+            "winograd",
+            "X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW TILES PANELS",
+            "NR OUT",
+            domain.winograd_domain,
         ),
         _template(
             "conv_integer",

@@ -1,0 +1,173 @@
+"""Winograd's transforms as intrinsics, vectorised over channels.
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with the points of
+`packing.WINOGRAD_POINTS`, which Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution
+for Deep Neural Networks" (2020), show to matter for the error.
+
+A tile of OUT x OUT outputs of a 3x3 convolution reads SIDE x SIDE inputs, SIDE = OUT + 2, and becomes SIDE * SIDE
+independent products over the channels. What is here goes into and comes out of that form; the weights go into it
+in packing. A transform along one axis is a function from a list of vectors to a list of vectors, and is applied
+to the columns of a tile and then to its rows.
+
+Nothing here knows shapes, padding or caches; the kernel that calls these words does.
+"""
+
+# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from minicc.kernels.cpu.intrinsics import (
+    F32,
+    I64,
+    constant,
+    counted_loop,
+    fma,
+    load_vector,
+    set_memory_kind,
+    store_vector,
+    vector,
+)
+from minicc.kernels.packing import WINOGRAD_POINTS
+
+_WORDS = types.CPointer(types.int64)
+_FLOATS = types.CPointer(types.float32)
+
+
+class _Arithmetic:
+    """Sums and multiples of vectors."""
+
+    def __init__(self, builder: ir.IRBuilder, width: int) -> None:
+        self.builder, self.type = builder, vector(F32, width)
+
+    def add(self, x, y):
+        return self.builder.fadd(x, y)
+
+    def sub(self, x, y):
+        return self.builder.fsub(x, y)
+
+    def scale(self, factor, x):
+        return self.builder.fmul(constant(self.type, factor), x)
+
+    def scale_add(self, factor, x, y):
+        """factor * x + y"""
+        return fma(self.builder, constant(self.type, factor), x, y)
+
+
+def _input_2(on, d):
+    """Of 4 inputs, as F(2,3) with the points 0, 1, -1 and infinity: row p is the product of (x - q) over the others q."""
+    return [on.sub(d[2], d[0]), on.add(d[2], d[1]), on.sub(d[2], d[1]), on.sub(d[3], d[1])]
+
+
+def _output_2(on, m):
+    """To 2 outputs: row k is the power k of the points; infinity counts for the last."""
+    return [on.add(m[0], on.add(m[1], m[2])), on.add(m[3], on.sub(m[1], m[2]))]
+
+
+def _input_4(on, d):
+    """Of 6 inputs, as F(4,3) with the points 0, a, -a, b, -b and infinity."""
+    _, a, _, b, _ = WINOGRAD_POINTS[4]
+    even_a, odd_a = on.scale_add(-b * b, d[2], d[4]), on.scale_add(-b * b, d[1], d[3])
+    even_b, odd_b = on.scale_add(-a * a, d[2], d[4]), on.scale_add(-a * a, d[1], d[3])
+    return [
+        on.scale_add(a * a * b * b, d[0], on.scale_add(-a * a - b * b, d[2], d[4])),
+        on.scale_add(a, odd_a, even_a),
+        on.scale_add(-a, odd_a, even_a),
+        on.scale_add(b, odd_b, even_b),
+        on.scale_add(-b, odd_b, even_b),
+        on.scale_add(a * a * b * b, d[1], on.scale_add(-a * a - b * b, d[3], d[5])),
+    ]
+
+
+def _output_4(on, m):
+    """To 4 outputs."""
+    _, a, _, b, _ = WINOGRAD_POINTS[4]
+    even_a, odd_a = on.add(m[1], m[2]), on.sub(m[1], m[2])
+    even_b, odd_b = on.add(m[3], m[4]), on.sub(m[3], m[4])
+    return [
+        on.add(m[0], on.add(even_a, even_b)),
+        on.scale_add(a, odd_a, on.scale(b, odd_b)),
+        on.scale_add(a * a, even_a, on.scale(b * b, even_b)),
+        on.scale_add(a**3, odd_a, on.scale_add(b**3, odd_b, m[5])),
+    ]
+
+
+_INPUT = {2: _input_2, 4: _input_4}
+_OUTPUT = {2: _output_2, 4: _output_4}
+
+
+def _along_both(transform, on, tile):
+    """The transform of the columns of a square tile (a list of rows), then of its rows."""
+    columns = [transform(on, list(column)) for column in zip(*tile)]
+    return [transform(on, list(row)) for row in zip(*columns)]
+
+
+@intrinsic
+def winograd_input(typing_context, out, width, addresses, channels, result, step):
+    """Into Winograd's form: result[position * step + c] for the SIDE * SIDE positions and c < channels.
+
+    out, width: literals OUT (2 or 4) and VW; channels >= VW.
+    addresses: int64 [SIDE * SIDE] byte addresses of the tile's input pixels (float32, channels contiguous).
+    result:    float32 scratch.
+    """
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out, width)):
+        return None
+    size, vw = out.literal_value, width.literal_value
+    side = size + 2
+
+    def emit(context, builder, signature, values):
+        table, channels, result, step = values[2:]
+        on = _Arithmetic(builder, vw)
+        last = builder.sub(channels, I64(vw))
+        with counted_loop(builder, I64(0), channels, vw) as start:
+            # What is left of the channels is done with a vector that overlaps the one before.
+            c = builder.select(builder.icmp_signed("<", start, last), start, last)
+            pixels = []
+            for number in range(side * side):
+                address = set_memory_kind(builder, builder.load(builder.gep(table, [I64(number)])), "scratch")
+                pixel = builder.gep(builder.inttoptr(address, F32.as_pointer()), [c])
+                pixels.append(load_vector(builder, pixel, vw, "input"))
+            tile = [pixels[side * row : side * (row + 1)] for row in range(side)]
+            at = builder.gep(result, [c])
+            for row in _along_both(_INPUT[size], on, tile):
+                for value in row:
+                    store_vector(builder, value, at, "scratch")
+                    at = builder.gep(at, [step])
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (size, vw)]
+    return types.void(*literals, _WORDS, types.int64, _FLOATS, types.int64), emit
+
+
+@intrinsic
+def winograd_output(typing_context, out, columns, width, products, step, result):
+    """Out of Winograd's form: result [OUT][OUT][NR] from products[position * step + j], j < NR.
+
+    out, columns, width: literals OUT (2 or 4), NR and VW.
+    products, result:    float32 scratch, aligned to 64 bytes or a vector; so is `step`.
+    """
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out, columns, width)):
+        return None
+    size, nr, vw = out.literal_value, columns.literal_value, width.literal_value
+    side = size + 2
+
+    def emit(context, builder, signature, values):
+        products, step, result = values[3:]
+        on = _Arithmetic(builder, vw)
+        with counted_loop(builder, I64(0), I64(nr), vw) as j:
+            at = builder.gep(products, [j])
+            sums = []
+            for _ in range(side * side):
+                sums.append(load_vector(builder, at, vw, "scratch", 4 * vw))
+                at = builder.gep(at, [step])
+            tile = [sums[side * row : side * (row + 1)] for row in range(side)]
+            at = builder.gep(result, [j])
+            for row in _along_both(_OUTPUT[size], on, tile):
+                for value in row:
+                    store_vector(builder, value, at, "scratch", 4 * vw)
+                    at = builder.gep(at, [I64(nr)])
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (size, nr, vw)]
+    return types.void(*literals, _FLOATS, types.int64, _FLOATS), emit

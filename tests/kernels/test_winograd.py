@@ -1,0 +1,130 @@
+"""Winograd convolution against a sum of shifted matrix products in float64, and how far it may be off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicc.kernels import domain
+from minicc.kernels.cpu import winograd
+from minicc.kernels.packing import WINOGRAD_POINTS, pack_winograd, winograd_filter
+from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, aligned, expected_epilogue, run_fused
+from tests.kernels.test_conv import reference
+
+# Largest error by tile, in units of the largest input times the largest sum of a filter's magnitudes.
+BOUND = {2: 5e-8, 4: 3e-7}
+# Largest error by tile, relative to the largest output, for inputs and outputs of order one.
+RELATIVE = {2: 2e-6, 4: 6e-6}
+
+
+def convolve(
+    out: int,
+    shape: tuple[int, int],
+    channels: tuple[int, int],
+    pads: tuple[tuple[int, int], tuple[int, int]],
+    *,
+    images: int = 1,
+    kind: str = "none",
+    target: str = "cpu",
+    gap: int = 0,
+    **options: Any,
+) -> tuple[float, float]:
+    """Run and compare; `gap` floats lie between pixels. Returns the largest error and the largest output."""
+    rng = np.random.default_rng(0)
+    c, n = channels
+    x = rng.standard_normal((images, *shape, c + gap)).astype(np.float32)[..., :c]
+    w = rng.standard_normal((n, c, 3, 3)).astype(np.float32)
+    nr = domain.panel_columns(TARGETS[target], n)
+    exact = reference(x, w, (1, 1), (1, 1), pads, 1)
+    oh, ow = exact.shape[1:3]
+    words = {
+        "X": x, "W": aligned(pack_winograd(w, out, nr)), "IMAGES": images, "N": n, "C": c,
+        "X_IMAGE": x.strides[0] // 4, "X_H": x.strides[1] // 4, "X_W": x.strides[2] // 4, "IH": shape[0],
+        "IW": shape[1], "OH": oh, "OW": ow, "PH": pads[0][0], "PW": pads[1][0],
+    }  # fmt: skip
+    extents = (images, 1, oh * ow, n)
+    result, bias, rest = run_fused(
+        "winograd", {"NR": nr, "OUT": out}, words, extents, kind, 0, target=target, **options
+    )
+    expected = expected_epilogue(kind, exact.reshape(extents), bias, rest)
+    error = np.abs(result - expected).max()
+    # An epilogue's derivative is at most 1 + |bias|.
+    magnitude = np.abs(x).max() * np.abs(w).sum((1, 2, 3)).max() * (1 + np.abs(bias).max())
+    assert error <= BOUND[out] * magnitude, error
+    return error, np.abs(expected).max()
+
+
+@st.composite
+def problems(draw, lanes):
+    pads = draw(st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2))
+    shape = tuple(draw(st.integers(max(1, 3 - sum(p)), 19)) for p in pads)
+    channels = draw(st.sampled_from([lanes, lanes + 1, 2 * lanes, 40, 67]))
+    return shape, (channels, draw(st.sampled_from([1, 3, 16, 32, 47, 70]))), pads
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    out=st.sampled_from([2, 4]),
+    problem=problems(max(target.vector_width for target in TARGETS.values())),
+    images=st.integers(1, 3),
+    kind=st.sampled_from(FLOAT_EPILOGUES),
+    gap=st.sampled_from([0, 0, 3]),
+    threads=st.sampled_from([1, 2, 5]),
+    cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
+)
+def test_convolution(out, problem, images, kind, gap, threads, cuts):
+    convolve(out, *problem, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])
+@pytest.mark.parametrize("out", [2, 4])
+def test_on_smaller_targets(out, target):
+    convolve(out, (9, 8), (20, 21), ((1, 1), (1, 0)), kind="bias", target=target)
+
+
+@pytest.mark.parametrize("out", [2, 4])
+@pytest.mark.parametrize(
+    ("shape", "channels", "images"),
+    [((56, 56), (64, 64), 1), ((14, 14), (256, 96), 1), ((7, 7), (512, 64), 3), ((1, 1), (16, 8), 40)],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers(out, shape, channels, images, threads):
+    error, largest = convolve(out, shape, channels, ((1, 1), (1, 1)), images=images, kind="residual", threads=threads)
+    assert error <= RELATIVE[out] * largest
+
+
+def test_stack_sizes_agree():
+    assert (domain.WINOGRAD_BLOCK, domain.WINOGRAD_INPUTS) == (winograd.BLOCK, winograd.INPUTS)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([2, 4]), st.integers(0, 1000))
+def test_filters_are_evaluated_at_the_points(out, seed):
+    """Interpolation: the product of two polynomials is found again from its values at the points and at infinity."""
+    rng = np.random.default_rng(seed)
+    taps, signal = rng.standard_normal(3), rng.standard_normal(out)
+    points = WINOGRAD_POINTS[out]
+    powers = np.vander(points, out + 2, increasing=True)
+    values = winograd_filter(out) @ taps
+    product = np.polynomial.polynomial.polymul(taps, signal)
+    for row, p in enumerate(points):
+        divisor = np.prod([p - q for q in points if q != p])
+        np.testing.assert_allclose(values[row] * divisor * (powers[row, :out] @ signal), powers[row] @ product, atol=1e-9)
+    assert values[-1] == taps[-1]
+
+
+@pytest.mark.parametrize("out", [2, 4])
+def test_packing_transforms_every_filter_and_fills_panels_with_zeros(out):
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((5, 3, 3, 3)).astype(np.float32)
+    packed = pack_winograd(w, out, 4)
+    form = packed[:-3].reshape(2, out + 2, out + 2, 3, 4)
+    matrix = winograd_filter(out)
+    expected = np.einsum("ai,ncij,bj->abcn", matrix, w.astype(np.float64), matrix)
+    got = np.moveaxis(form, 0, 3).reshape(*form.shape[1:4], 8)
+    np.testing.assert_allclose(got[..., :5], expected, rtol=1e-6)
+    assert not got[..., 5:].any() and not packed[-3:].any()
