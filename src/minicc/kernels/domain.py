@@ -158,23 +158,53 @@ def conv_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     return units
 
 
+def _longest_share(units: int, threads: int) -> int:
+    """How many units one thread gets when equal chunks, several for each thread, are handed out in turn."""
+    chunk = ceil_divide(units, threads * UNITS_PER_THREAD)
+    before_last = ceil_divide(units, chunk) - 1
+    rounds, waiting = divmod(before_last, threads)
+    return rounds * chunk + (chunk if waiting else units - before_last * chunk)
+
+
 # As in kernels/cpu/winograd.py: tiles in a block, and floats of their inputs in Winograd's form (both on the stack).
 WINOGRAD_BLOCK = 32
 WINOGRAD_INPUTS = 147456
+# In the time a value goes into Winograd's form or comes out, a core does so many multiply-adds of a product; in the
+# time a weight comes from memory, or from a cache that holds 8 times as much as L2, so many.
+WINOGRAD_VALUE = 8
+WEIGHT_FROM_MEMORY, WEIGHT_FROM_CACHE = 28, 1
 
 
 def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill TILES and PANELS of a Winograd convolution; the number of units."""
-    out = constants["OUT"]
+    """Fill TILES and PANELS of a Winograd convolution; the number of units.
+
+    Taken is what occupies the threads for the shortest time: blocks of panels share the weights out but each
+    transforms its inputs again, blocks of tiles read the weights again.
+    """
+    out, c, columns = constants["OUT"], w["C"], constants["NR"]
     tiles = w["IMAGES"] * ceil_divide(w["OH"], out) * ceil_divide(w["OW"], out)
-    panels = ceil_divide(w["N"], constants["NR"])
+    panels, mr = ceil_divide(w["N"], columns), tile_rows(target)
     if tiles == 0 or panels == 0:
         w["TILES"] = w["PANELS"] = 1
         return 0
-    most = min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // ((out + 2) ** 2 * w["C"]))
-    w["TILES"], blocks = _blocks(tiles, most)
-    w["PANELS"] = panels
-    return blocks
+    floats = min(WINOGRAD_INPUTS, target.l2_bytes * 5 // 32)  # at most 5/8 of L2
+    most = max(1, min(WINOGRAD_BLOCK, floats // ((out + 2) ** 2 * c), tiles))
+    shares = [threads * k for k in range(1, UNITS_PER_THREAD + 1)] if threads > 1 else []
+    sizes = {most, max(1, most // mr * mr), *(ceil_divide(tiles, share) for share in shares)}
+    best = (0, 0, 0, 0)
+    for block in sorted((size for size in sizes if size <= most), reverse=True):
+        for parts in {1, 2, 4, 8, threads, 2 * threads}:
+            width = ceil_divide(panels, parts)
+            units = ceil_divide(tiles, block) * ceil_divide(panels, width)
+            cached = block == tiles or (out + 2) ** 2 * c * width * columns * 4 <= 8 * target.l2_bytes
+            rows = block + (block % mr > 0)  # a last, low product tile is not as quick
+            rows += WEIGHT_FROM_CACHE if cached else WEIGHT_FROM_MEMORY
+            unit = rows * c * width * columns + block * (c + width * columns) * WINOGRAD_VALUE
+            time = unit * _longest_share(units, threads)
+            if not best[3] or time < best[3]:
+                best = block, width, units, time
+    w["TILES"], w["PANELS"], units, _ = best
+    return units
 
 
 def conv_transpose_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:

@@ -24,18 +24,19 @@ from minicc.targets.cpu import CpuTarget
 
 # In the time of one byte of weights from memory, and of one value into or out of Winograd's form, a core does so many
 # floating-point operations of a product.
-WORK_PER_BYTE = 14
-WORK_PER_VALUE = 30
+WORK_PER_BYTE = 5
+WORK_PER_VALUE = 16
 # Sizes that are not known when compiling: one image, and a map large enough for the weights not to matter.
 UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 56
 
 
-def winograd_tile(target: CpuTarget, filters: int, channels: int, batch: Dim, pixels: Sequence[Dim]) -> int:
+def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: Sequence[Dim]) -> int:
     """Outputs along each axis of the tiles that take the least estimated time, 2 or 4; 0 when the direct sum does.
 
-    The estimate counts operations of the products and transforms, and the weights as if they came from memory,
+    shape: of the weights, [M, C, 3, 3]. The estimate counts operations of the products and transforms, and the weights as if they came from memory,
     which they do in models whose weights exceed the caches.
     """
+    filters, channels, *_ = shape
     if channels < target.vector_width:
         return 0
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
