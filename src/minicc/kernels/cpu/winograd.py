@@ -26,8 +26,8 @@ from minicc.kernels.cpu.intrinsics import (
     stack_f32,
     stack_i64,
 )
-from minicc.kernels.cpu.tiles import product_tile, tile_height
-from minicc.kernels.cpu.winograd_tiles import winograd_input, winograd_output
+from minicc.kernels.cpu.tiles import tile_height
+from minicc.kernels.cpu.winograd_tiles import position_tile, winograd_input, winograd_output
 
 # Constants: product tile of MR rows by NR columns, vector width, MR * NR; then the tile of outputs.
 MR = 8
@@ -45,7 +45,7 @@ INPUTS = 147456
 GAP = 16
 # Sizes of stack arrays. The last product tile of a block may be a little too high.
 ROWS = BLOCK + MR
-INPUT_SIZE = INPUTS + POSITIONS * GAP
+INPUT_SIZE = INPUTS + POSITIONS * GAP + INPUTS // POSITIONS
 PRODUCT_STEP = ROWS * NR + GAP
 PRODUCT_SIZE = POSITIONS * PRODUCT_STEP
 RESULT_SIZE = OUT * OUT * NR
@@ -119,7 +119,6 @@ def kernel(args, begin, end):
     zeros = arg(args, W) + 4 * panels * panel_size  # packing ends in a row of zeros
     input_step = block * c + GAP
     pixels = stack_i64(POSITIONS)
-    rows = stack_i64(ROWS)
     inputs = stack_f32(INPUT_SIZE)
     products = stack_f32(PRODUCT_SIZE)
     result = stack_f32(RESULT_SIZE)
@@ -139,15 +138,19 @@ def kernel(args, begin, end):
         for p in range(p_begin, p_end):
             panel = off(ptr_f32(arg(args, W)), p * panel_size)
             for position in range(POSITIONS):
-                left = address(inputs) + 4 * position * input_step
-                for t in range(ROWS):
-                    st_scratch(rows, t, left + 4 * min(t, count - 1) * c)
+                left = off(inputs, position * input_step)
                 right = off(panel, position * c * NR)
                 target = off(products, position * PRODUCT_STEP)
+                ahead = address(right) + 4 * c * NR
+                share = (count + MR - 1) // MR
+                step = 4 * NR // share
                 t = 0
                 while t < count:
                     height = tile_height(MR, count - t)
-                    product_tile(MR, NR, VW, height, off(rows, t), right, off(target, t * NR), c, 1, True)
+                    position_tile(
+                        MR, NR, VW, height, off(left, t * c), c, right, c, off(target, t * NR), ahead, step
+                    )
+                    ahead += c * step
                     t += height
             for t in range(count):
                 image = (first + t) // per_image

@@ -15,20 +15,25 @@ Nothing here knows shapes, padding or caches; the kernel that calls these words 
 # ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from minicc.kernels.cpu.intrinsics import (
     F32,
+    I8,
+    I32,
     I64,
     constant,
     counted_loop,
     fma,
     load_vector,
     set_memory_kind,
+    splat,
+    stack_array,
     store_vector,
     vector,
 )
+from minicc.kernels.cpu.tiles import UNROLL, heights
 from minicc.kernels.packing import WINOGRAD_POINTS
 
 _WORDS = types.CPointer(types.int64)
@@ -171,3 +176,73 @@ def winograd_output(typing_context, out, columns, width, products, step, result)
 
     literals = [types.literal(value) for value in (size, nr, vw)]
     return types.void(*literals, _FLOATS, types.int64, _FLOATS), emit
+
+
+@intrinsic
+def position_tile(typing_context, rows, columns, width, height, left, stride, panel, depth, result, ahead, step):
+    """result[r, j] = sum over k < depth of left[r * stride + k] * panel[k * NR + j], for r < height.
+
+    rows, columns, width: literals MR, NR and VW. height: one of `heights(MR)`.
+    left, result:  float32 scratch, result [height][NR]. panel: float32 [depth][NR].
+    ahead, step:   what is read next is fetched from memory meanwhile: from the byte address `ahead`, `step` bytes for each k.
+    """
+    if not all(isinstance(value, types.IntegerLiteral) for value in (rows, columns, width)):
+        return None
+    mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
+
+    def emit(context, builder, signature, values):
+        chosen, left, stride, panel, depth, result, ahead, step = values[3:]
+        done = builder.append_basic_block("tile.done")
+        switch = builder.switch(chosen, done)
+        for height in heights(mr):
+            block = builder.append_basic_block(f"tile.{height}")
+            switch.add_case(I64(height), block)
+            builder.position_at_end(block)
+            _emit_position_tile(builder, (nr, vw, height), left, stride, panel, depth, result, ahead, step)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (mr, nr, vw)]
+    size = types.int64
+    return types.void(*literals, size, _FLOATS, size, _FLOATS, size, _FLOATS, size, size), emit
+
+
+def _emit_position_tile(builder, shape, left, stride, panel, depth, result, ahead, step):
+    nr, vw, height = shape
+    type_ = vector(F32, vw)
+    vectors = range(nr // vw)
+    places = [(r, v) for r in range(height) for v in vectors]
+    sums = {place: stack_array(builder, type_, 1) for place in places}
+    for place in places:
+        builder.store(constant(type_, 0.0), sums[place])
+    row = [builder.gep(left, [builder.mul(stride, I64(r))]) for r in range(height)]
+    whole = builder.and_(depth, I64(-UNROLL))
+    lines = max(1, nr * 4 // 64)
+    prefetch = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32]), "llvm.prefetch.p0"
+    )
+    part = builder.udiv(step, I64(lines))
+
+    def multiply(k, steps):
+        for u in range(steps):
+            at = builder.add(k, I64(u))
+            b = builder.gep(panel, [builder.mul(at, I64(nr))])
+            right = [load_vector(builder, builder.gep(b, [I64(v * vw)]), vw, "input") for v in vectors]
+            fetched = builder.add(ahead, builder.mul(at, step))
+            for line in range(lines):
+                if line:
+                    fetched = builder.add(fetched, part)
+                builder.call(prefetch, [builder.inttoptr(fetched, I8.as_pointer()), I32(0), I32(2), I32(1)])
+            for r in range(height):
+                scalar = set_memory_kind(builder, builder.load(builder.gep(row[r], [at])), "scratch")
+                factor = splat(builder, scalar, vw)
+                for v in vectors:
+                    builder.store(fma(builder, factor, right[v], builder.load(sums[r, v])), sums[r, v])
+
+    with counted_loop(builder, I64(0), whole, UNROLL) as k:
+        multiply(k, UNROLL)
+    with counted_loop(builder, whole, depth) as k:
+        multiply(k, 1)
+    for r, v in places:
+        store_vector(builder, builder.load(sums[r, v]), builder.gep(result, [I64(r * nr + v * vw)]), "scratch", 4 * vw)
