@@ -168,11 +168,11 @@ def _longest_share(units: int, threads: int) -> int:
 
 # As in kernels/cpu/winograd.py: tiles in a block, and floats of their inputs in Winograd's form (both on the stack).
 WINOGRAD_BLOCK = 32
-WINOGRAD_INPUTS = 147456
+WINOGRAD_INPUTS = 294912
 # In the time a value goes into Winograd's form or comes out, a core does so many multiply-adds of a product; in the
-# time a weight comes from memory, or from a cache that holds 8 times as much as L2, so many.
+# time a weight comes from memory, or from a cache that holds 10 times as much as L2, so many.
 WINOGRAD_VALUE = 8
-WEIGHT_FROM_MEMORY, WEIGHT_FROM_CACHE = 28, 1
+WEIGHT_FROM_MEMORY, WEIGHT_FROM_CACHE = 28, 4
 
 
 def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
@@ -187,8 +187,10 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
     if tiles == 0 or panels == 0:
         w["TILES"] = w["PANELS"] = 1
         return 0
-    floats = min(WINOGRAD_INPUTS, target.l2_bytes * 5 // 32)  # at most 5/8 of L2
-    most = max(1, min(WINOGRAD_BLOCK, floats // ((out + 2) ** 2 * c), tiles))
+    # Inputs take at most 5/8 of L2, but two product tiles share a weight even so.
+    depth = (out + 2) ** 2 * c
+    wide = max(2 * mr, target.l2_bytes * 5 // 32 // depth)
+    most = max(1, min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // depth, wide, tiles))
     shares = [threads * k for k in range(1, UNITS_PER_THREAD + 1)] if threads > 1 else []
     sizes = {most, max(1, most // mr * mr), *(ceil_divide(tiles, share) for share in shares)}
     best = (0, 0, 0, 0)
@@ -196,8 +198,11 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
         for parts in {1, 2, 4, 8, threads, 2 * threads}:
             width = ceil_divide(panels, parts)
             units = ceil_divide(tiles, block) * ceil_divide(panels, width)
-            cached = block == tiles or (out + 2) ** 2 * c * width * columns * 4 <= 8 * target.l2_bytes
-            rows = block + (block % mr > 0)  # a last, low product tile is not as quick
+            cached = block == tiles or depth * width * columns * 4 <= 10 * target.l2_bytes
+            low = block % mr  # rows of the last, low product tiles
+            if 4 * c * columns > target.l1_bytes:  # the weights take as long as three quarters of a whole tile
+                low = max(low, 3 * mr // 4 * (0 if low == 0 else 1 if low <= 4 or low == mr - 1 else 2))
+            rows = block // mr * mr + low
             rows += WEIGHT_FROM_CACHE if cached else WEIGHT_FROM_MEMORY
             unit = rows * c * width * columns + block * (c + width * columns) * WINOGRAD_VALUE
             time = unit * _longest_share(units, threads)

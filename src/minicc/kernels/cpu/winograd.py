@@ -40,7 +40,7 @@ POSITIONS = SIDE * SIDE
 
 # Tiles in a block, and floats of their inputs in Winograd's form (without gaps).
 BLOCK = 32
-INPUTS = 147456
+INPUTS = 294912
 # Positions lie this much further apart than their data, so that they are in different sets of the cache.
 GAP = 16
 # Sizes of stack arrays. The last product tile of a block may be a little too high.

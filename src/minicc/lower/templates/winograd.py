@@ -22,9 +22,10 @@ from minicc.lower.templates import common
 from minicc.ops.spatial import Window
 from minicc.targets.cpu import CpuTarget
 
-# In the time of one byte of weights from memory, and of one value into or out of Winograd's form, a core does so many
-# floating-point operations of a product.
-WORK_PER_BYTE = 5
+# Operations of a product that a core does in the time of one byte of weights from memory: in Winograd's products, which
+# fetch weights ahead while they compute (shared bandwidth of two cores), and in the direct sum, which waits; and in the
+# time of one value into or out of Winograd's form.
+WORK_PER_BYTE_AHEAD, WORK_PER_BYTE = 9, 5
 WORK_PER_VALUE = 16
 # Sizes that are not known when compiling: one image, and a map large enough for the weights not to matter.
 UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 56
@@ -42,11 +43,12 @@ def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: S
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
     height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in pixels)
     weights = channels * filters
-    best, least = 0, 9 * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)
+    best, least = 0, 9 * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)  # 4 bytes each
     for out in (2, 4):
         positions = (out + 2) ** 2
         tiles = images * -(-height // out) * -(-width // out)
-        work = positions * (weights * (2 * tiles + 4 * WORK_PER_BYTE) + tiles * (channels + filters) * WORK_PER_VALUE)
+        products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
+        work = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
         fits = positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS
         if fits and work < least:
             best, least = out, work
