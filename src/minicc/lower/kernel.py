@@ -1,12 +1,13 @@
 """Kernels as data: what a generated loop nest or a specialised template computes, free of shapes and names.
 
 Two calls share a kernel when their descriptions are equal; extents, strides and addresses are words given at run time.
-Nothing here prints or compiles (see codegen) and nothing here knows the graph.
+Nothing here prints or compiles (see codegen) and nothing here knows the graph. The name, for people, is that of the first
+call and does not count.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minicc.ir.expr import Expr
 from minicc.ir.types import DType
@@ -66,7 +67,7 @@ class LoopKernel:
 
     rank: int
     body: Body
-    name: str = "loops"
+    name: str = field(default="loops", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class TemplateKernel:
     template: str
     constants: tuple[tuple[str, int | float | str], ...]
     epilogue: Body | None = None
-    name: str = "template"
+    name: str = field(default="template", compare=False)
 
 
 Kernel = LoopKernel | TemplateKernel

@@ -67,7 +67,7 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
             low, node, "gemm", {"NR": nr},
             {"A": Word(offset, buffer), "B": Word(0, weights), "M": em, "N": en, "K": channels, "A_ROW": a_row, "A_B0": a0,
              "A_B1": a1, "B_B0": 0, "B_B1": 0, "B0": e0, "B1": e1},
-            space, (buffer, weights), flops, results=results, name="conv_1x1",
+            space, (buffer, weights), flops, results=results, name="gemm",
         )  # fmt: skip
         return ""
     if groups == filters and channels == 1 and groups > 1:
@@ -96,8 +96,7 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
         "N": per_group, "C": channels, "X_IMAGE": strides[0],
         **spatial_words(spatial, pixels, geometry, pad, strides[1:-1]),
     }  # fmt: skip
-    name = f"conv_{'x'.join(map(str, kernel))}"
-    common.emit(low, node, "conv", {"NR": nr}, values, space, (buffer, weights), flops, results=results, name=name)
+    common.emit(low, node, "conv", {"NR": nr}, values, space, (buffer, weights), flops, results=results, name="conv")
     return ""
 
 

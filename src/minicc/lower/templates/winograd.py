@@ -34,8 +34,10 @@ UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 56
 def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: Sequence[Dim]) -> int:
     """Outputs along each axis of the tiles that take the least estimated time, 2 or 4; 0 when the direct sum does.
 
-    shape: of the weights, [M, C, 3, 3]. The estimate counts operations of the products and transforms, and the weights as if they came from memory,
-    which they do in models whose weights exceed the caches.
+    shape: of the weights, [M, C, 3, 3].
+
+    The estimate counts operations of the products and transforms, and takes the weights to come from memory, which
+    they do in models whose weights exceed the caches.
     """
     filters, channels, *_ = shape
     if channels < target.vector_width:
