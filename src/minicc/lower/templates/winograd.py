@@ -44,7 +44,8 @@ def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: S
         return 0
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
     height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in pixels)
-    weights = channels * filters
+    nr = panel_columns(target, filters)
+    weights = channels * -(-filters // nr) * nr
     best, least = 0, 9 * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)  # 4 bytes each
     for out in (2, 4):
         positions = (out + 2) ** 2
