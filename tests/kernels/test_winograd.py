@@ -16,13 +16,14 @@ from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, aligned, ex
 from tests.kernels.test_conv import reference
 
 # Largest error by tile, in units of the largest input times the largest sum of a filter's magnitudes.
+TILES = [(2, 2), (4, 4), (1, 2), (1, 4), (2, 1), (4, 1)]
 BOUND = {2: 5e-8, 4: 3e-7}
 # Largest error by tile, relative to the largest output, for inputs and outputs of order one.
 RELATIVE = {2: 2e-6, 4: 6e-6}
 
 
 def convolve(
-    out: int,
+    tile: tuple[int, int],
     shape: tuple[int, int],
     channels: tuple[int, int],
     pads: tuple[tuple[int, int], tuple[int, int]],
@@ -37,38 +38,45 @@ def convolve(
     rng = np.random.default_rng(0)
     c, n = channels
     x = rng.standard_normal((images, *shape, c + gap)).astype(np.float32)[..., :c]
-    w = rng.standard_normal((n, c, 3, 3)).astype(np.float32)
+    w = rng.standard_normal((n, c, *(3 if out > 1 else 1 for out in tile))).astype(np.float32)
     nr = domain.panel_columns(TARGETS[target], n)
     exact = reference(x, w, (1, 1), (1, 1), pads, 1)
     oh, ow = exact.shape[1:3]
     words = {
-        "X": x, "W": aligned(pack_winograd(w, out, nr)), "IMAGES": images, "N": n, "C": c,
+        "X": x, "W": aligned(pack_winograd(w, tile, nr)), "IMAGES": images, "N": n, "C": c,
         "X_IMAGE": x.strides[0] // 4, "X_H": x.strides[1] // 4, "X_W": x.strides[2] // 4, "IH": shape[0],
         "IW": shape[1], "OH": oh, "OW": ow, "PH": pads[0][0], "PW": pads[1][0],
     }  # fmt: skip
     extents = (images, 1, oh * ow, n)
     result, bias, rest = run_fused(
-        "winograd", {"NR": nr, "OUT": out}, words, extents, kind, 0, target=target, **options
+        "winograd",
+        {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1]},
+        words,
+        extents,
+        kind,
+        0,
+        target=target,
+        **options,
     )
     expected = expected_epilogue(kind, exact.reshape(extents), bias, rest)
     error = np.abs(result - expected).max()
     # An epilogue's derivative is at most 1 + |bias|.
     magnitude = np.abs(x).max() * np.abs(w).sum((1, 2, 3)).max() * (1 + np.abs(bias).max())
-    assert error <= BOUND[out] * magnitude, error
+    assert error <= BOUND[max(tile)] * magnitude, error
     return error, np.abs(expected).max()
 
 
 @st.composite
 def problems(draw, lanes):
-    pads = draw(st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2))
-    shape = tuple(draw(st.integers(max(1, 3 - sum(p)), 19)) for p in pads)
+    tile = draw(st.sampled_from(TILES))
+    pads = tuple(draw(st.tuples(*[st.integers(0, 3 if out > 1 else 0)] * 2)) for out in tile)
+    shape = tuple(draw(st.integers(max(1, 3 - sum(p) if out > 1 else 1), 19)) for out, p in zip(tile, pads))
     channels = draw(st.sampled_from([lanes, lanes + 1, 2 * lanes, 40, 67]))
-    return shape, (channels, draw(st.sampled_from([1, 3, 16, 32, 47, 70]))), pads
+    return tile, shape, (channels, draw(st.sampled_from([1, 3, 16, 32, 47, 70]))), pads
 
 
 @settings(max_examples=120, deadline=None)
 @given(
-    out=st.sampled_from([2, 4]),
     problem=problems(max(target.vector_width for target in TARGETS.values())),
     images=st.integers(1, 3),
     kind=st.sampled_from(FLOAT_EPILOGUES),
@@ -76,14 +84,14 @@ def problems(draw, lanes):
     threads=st.sampled_from([1, 2, 5]),
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
 )
-def test_convolution(out, problem, images, kind, gap, threads, cuts):
-    convolve(out, *problem, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
+def test_convolution(problem, images, kind, gap, threads, cuts):
+    convolve(*problem, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])
-@pytest.mark.parametrize("out", [2, 4])
-def test_on_smaller_targets(out, target):
-    convolve(out, (9, 8), (20, 21), ((1, 1), (1, 0)), kind="bias", target=target)
+@pytest.mark.parametrize("tile", [(2, 2), (4, 4), (1, 4)])
+def test_on_smaller_targets(tile, target):
+    convolve(tile, (9, 8), (20, 21), ((tile[0] > 1,) * 2, (1, 0)), kind="bias", target=target)
 
 
 @pytest.mark.parametrize("out", [2, 4])
@@ -93,7 +101,7 @@ def test_on_smaller_targets(out, target):
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_layers(out, shape, channels, images, threads):
-    error, largest = convolve(out, shape, channels, ((1, 1), (1, 1)), images=images, kind="residual", threads=threads)
+    error, largest = convolve((out, out), shape, channels, ((1, 1), (1, 1)), images=images, kind="residual", threads=threads)
     assert error <= RELATIVE[out] * largest
 
 
@@ -121,7 +129,7 @@ def test_filters_are_evaluated_at_the_points(out, seed):
 def test_packing_transforms_every_filter_and_fills_panels_with_zeros(out):
     rng = np.random.default_rng(1)
     w = rng.standard_normal((5, 3, 3, 3)).astype(np.float32)
-    packed = pack_winograd(w, out, 4)
+    packed = pack_winograd(w, (out, out), 4)
     form = packed[:-3].reshape(2, out + 2, out + 2, 3, 4)
     matrix = winograd_filter(out)
     expected = np.einsum("ai,ncij,bj->abcn", matrix, w.astype(np.float64), matrix)

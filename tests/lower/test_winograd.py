@@ -25,9 +25,9 @@ from tests.compiling import compile_graph, host_ops
 SYMBOLS = (symbol("n"), symbol("h"), symbol("w"))
 
 
-def convolution(channels: int, filters: int, sizes: tuple[Any, Any, Any], layout: str = "NHWC", dtype: Any = f32,
-                groups: int = 1, kernel: tuple[int, int] = (3, 3), **attrs: Any) -> Graph:  # fmt: skip
-    """Conv with a bias, Relu and a shift, fused; sizes are batch, height and width."""
+def convolution(channels: int, filters: int, sizes: tuple[Any, ...], layout: str = "NHWC", dtype: Any = f32,
+                groups: int = 1, kernel: tuple[int, ...] = (3, 3), **attrs: Any) -> Graph:  # fmt: skip
+    """Conv with a bias, Relu and a shift, fused; sizes are the batch and the spatial axes."""
     rng = np.random.default_rng(0)
     graph = Graph()
     b = Builder(graph)
@@ -44,10 +44,11 @@ def convolution(channels: int, filters: int, sizes: tuple[Any, Any, Any], layout
     return graph
 
 
-def tiles_of(module: Any) -> list[int]:
-    """OUT of each Winograd kernel."""
+def tiles_of(module: Any) -> list[tuple[int, int]]:
+    """The tile of each Winograd kernel."""
     kernels = [k for k in module.program.kernels if isinstance(k, TemplateKernel) and k.template == "winograd"]
-    return [int(dict(k.constants)["OUT"]) for k in kernels]
+    constants = [dict(k.constants) for k in kernels]
+    return [(int(c["OUT_H"]), int(c["OUT_W"])) for c in constants]
 
 
 def check(module: Any, graph: Graph, shape: tuple[int, ...], bound: float = 6e-6) -> None:
@@ -65,7 +66,7 @@ def check(module: Any, graph: Graph, shape: tuple[int, ...], bound: float = 6e-6
 def test_of_unknown_sizes(layout):
     graph = convolution(20, 24, SYMBOLS, layout)
     module = compile_graph(graph, threads=2)
-    assert tiles_of(module) == [4] and not host_ops(module)
+    assert tiles_of(module) == [(4, 4)] and not host_ops(module)
     for n, h, w in ((1, 8, 8), (3, 1, 1), (2, 13, 30), (1, 2, 57), (0, 8, 8)):
         check(module, graph, (n, h, w, 20) if layout == "NHWC" else (n, 20, h, w))
 
@@ -81,7 +82,8 @@ def test_of_known_sizes_and_with_the_switch(size):
 
 @pytest.mark.parametrize(
     "attrs",
-    [{"strides": [2, 1]}, {"dilations": [1, 2]}, {"groups": 2}, {"kernel": (1, 3), "pads": [0, 1, 0, 1]}, {"kernel": (5, 5)}],
+    [{"strides": [2, 1]}, {"dilations": [1, 2]}, {"groups": 2}, {"kernel": (1, 1)}, {"kernel": (3, 2)},
+     {"kernel": (5, 3)}],
     ids=str,
 )
 def test_other_convolutions_do_not(attrs):
@@ -89,6 +91,24 @@ def test_other_convolutions_do_not(attrs):
     module = compile_graph(graph)
     assert not tiles_of(module)
     check(module, graph, (1, 30, 30, 64))
+
+
+@pytest.mark.parametrize(("kernel", "tile"), [((1, 3), (1, 4)), ((3, 1), (4, 1))])
+def test_of_taps_along_one_axis(kernel, tile):
+    graph = convolution(24, 40, SYMBOLS, kernel=kernel, pads=[kernel[0] // 2, 0, 0, kernel[1] // 2])
+    module = compile_graph(graph)
+    assert tiles_of(module) == [tile]
+    for n, h, w in ((1, 9, 8), (3, 5, 31)):
+        check(module, graph, (n, h, w, 24))
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_over_a_single_axis(layout):
+    graph = convolution(24, 40, (symbol("n"), 100), layout, kernel=(3,), pads=[1, 1])
+    module = compile_graph(graph, threads=2)
+    assert tiles_of(module) == [(1, 4)]
+    for n in (1, 3):
+        check(module, graph, (n, 100, 24) if layout == "NHWC" else (n, 24, 100))
 
 
 def test_of_half_precision():
@@ -114,16 +134,16 @@ def test_the_choice(target, filters, channels, images, sizes):
     machine = parse_target(target)
     tile = winograd_tile(machine, (filters, channels, 3, 3), images, sizes)
     if channels < machine.vector_width:
-        assert tile == 0
-    elif tile:  # its stack array holds at least one tile of every block
-        assert (tile + 2) ** 2 * channels <= WINOGRAD_INPUTS
+        assert tile is None
+    elif tile:  # the stack array holds at least one tile
+        assert (tile[0] + 2) * (tile[1] + 2) * channels <= WINOGRAD_INPUTS
     # Caches decide about blocks, not about the tile.
     assert tile == winograd_tile(replace(machine, l2_bytes=8 << 20), (filters, channels, 3, 3), images, sizes)
 
 
 @pytest.mark.parametrize(
     ("shape", "size", "tile"),
-    [((64, 64), 56, 4), ((128, 128), 28, 4), ((256, 256), 14, 4), ((512, 512), 7, 2), ((512, 512), 2, 0)],
+    [((64, 64), 56, (4, 4)), ((256, 256), 14, (4, 4)), ((512, 512), 7, (2, 2)), ((512, 512), 2, None)],
 )
 def test_the_choice_for_a_residual_network(shape, size, tile):
     """What was measured to be fastest where weights come from memory."""

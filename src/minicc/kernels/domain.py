@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from minicc.kernels.packing import winograd_side
 from minicc.targets.cpu import CpuTarget
 
 Words = dict[str, int]
@@ -181,14 +182,14 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
     Taken is what occupies the threads for the shortest time: blocks of panels share the weights out but each
     transforms its inputs again, blocks of tiles read the weights again.
     """
-    out, c, columns = constants["OUT"], w["C"], constants["NR"]
-    tiles = w["IMAGES"] * ceil_divide(w["OH"], out) * ceil_divide(w["OW"], out)
+    height, width, c, columns = constants["OUT_H"], constants["OUT_W"], w["C"], constants["NR"]
+    tiles = w["IMAGES"] * ceil_divide(w["OH"], height) * ceil_divide(w["OW"], width)
     panels, mr = ceil_divide(w["N"], columns), tile_rows(target)
     if tiles == 0 or panels == 0:
         w["TILES"] = w["PANELS"] = 1
         return 0
     # Inputs take at most 5/8 of L2, but two product tiles share a weight even so.
-    depth = (out + 2) ** 2 * c
+    depth = winograd_side(height) * winograd_side(width) * c
     wide = max(2 * mr, target.l2_bytes * 5 // 32 // depth)
     most = max(1, min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // depth, wide, tiles))
     shares = [threads * k for k in range(1, UNITS_PER_THREAD + 1)] if threads > 1 else []
@@ -196,18 +197,18 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
     best = (0, 0, 0, 0)
     for block in sorted((size for size in sizes if size <= most), reverse=True):
         for parts in {1, 2, 4, 8, threads, 2 * threads}:
-            width = ceil_divide(panels, parts)
-            units = ceil_divide(tiles, block) * ceil_divide(panels, width)
-            cached = block == tiles or depth * width * columns * 4 <= 10 * target.l2_bytes
+            breadth = ceil_divide(panels, parts)
+            units = ceil_divide(tiles, block) * ceil_divide(panels, breadth)
+            cached = block == tiles or depth * breadth * columns * 4 <= 10 * target.l2_bytes
             low = block % mr  # rows of the last, low product tiles
             if 4 * c * columns > target.l1_bytes:  # the weights take as long as three quarters of a whole tile
                 low = max(low, 3 * mr // 4 * (0 if low == 0 else 1 if low <= 4 or low == mr - 1 else 2))
             rows = block // mr * mr + low
             rows += WEIGHT_FROM_CACHE if cached else WEIGHT_FROM_MEMORY
-            unit = rows * c * width * columns + block * (c + width * columns) * WINOGRAD_VALUE
+            unit = rows * c * breadth * columns + block * (c + breadth * columns) * WINOGRAD_VALUE
             time = unit * _longest_share(units, threads)
             if not best[3] or time < best[3]:
-                best = block, width, units, time
+                best = block, breadth, units, time
     w["TILES"], w["PANELS"], units, _ = best
     return units
 

@@ -45,34 +45,42 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
 
 # Interpolation points of Winograd's form for tiles of 2 and 4 outputs, besides infinity. With 5/8 and 3/2 in the place
 # of the usual 1 and 2 the errors of float32 sums are a third; their powers are exact.
-WINOGRAD_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
+WINOGRAD_POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
+
+
+def winograd_side(out: int) -> int:
+    """Inputs, and positions in Winograd's form, of `out` outputs along an axis; of 1 output without taps, 1."""
+    return out + 2 if out > 1 else 1
 
 
 def winograd_filter(out: int) -> Array:
-    """The matrix [out + 2, 3] that evaluates three taps, as a polynomial, at the points and at infinity.
+    """The matrix [side, taps] of an axis: it evaluates three taps, as a polynomial, at the points and at infinity.
 
-    Each row is divided by the product of the differences of its point from the others.
+    Each row is divided by the product of the differences of its point from the others. For out = 1: one tap.
     """
+    if out == 1:
+        return np.ones((1, 1))
     points = WINOGRAD_POINTS[out]
     divisors = [np.prod([p - q for q in points if q != p]) for p in points]
     rows = [[p**k / divisor for k in range(3)] for p, divisor in zip(points, divisors)]
     return np.array([*rows, [0.0, 0.0, 1.0]])
 
 
-def pack_winograd(weights: Array, out: int, columns: int) -> Array:
-    """Weights [M, C, 3, 3] in Winograd's form for tiles of out x out, as [ceil(M / NR)][positions][C][NR], then C zeros.
+def pack_winograd(weights: Array, tile: tuple[int, int], columns: int) -> Array:
+    """Weights [M, C, KH, KW] in Winograd's form for tiles of outputs, as [ceil(M / NR)][positions][C][NR], then C zeros.
 
     Transformed in float64, stored as float32; `columns` is NR. The zeros stand for the padding.
     """
     m, c, *_ = weights.shape
-    both_axes = np.kron(winograd_filter(out), winograd_filter(out))
-    panels, panel = -(-m // columns), both_axes.shape[0] * c * columns
+    both_axes = np.kron(winograd_filter(tile[0]), winograd_filter(tile[1]))
+    positions, taps = both_axes.shape
+    panels, panel = -(-m // columns), positions * c * columns
     packed = np.zeros(panels * panel + c, np.float32)
     for number in range(panels):
-        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, 9).transpose(2, 1, 0)
-        form = both_axes @ part.reshape(9, -1).astype(np.float64)
-        place = packed[number * panel : (number + 1) * panel].reshape(-1, c, columns)
-        place[..., : part.shape[-1]] = form.reshape(-1, c, part.shape[-1])
+        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, taps).transpose(2, 1, 0)
+        form = both_axes @ part.reshape(taps, -1).astype(np.float64)
+        place = packed[number * panel : (number + 1) * panel].reshape(positions, c, columns)
+        place[..., : part.shape[-1]] = form.reshape(positions, c, -1)
     return packed
 
 

@@ -30,8 +30,9 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
-winograd  3x3 convolution of stride and dilation 1, one group, two spatial axes, C >= VW; indices as conv (b1 = 0).
-          OUT (constant): outputs of a tile along each axis, 2 or 4; W is packed by `packing.pack_winograd`
+winograd  convolution of stride and dilation 1 with 3x3, 1x3 or 3x1 taps, one group, two spatial axes, C >= VW;
+          indices as conv (b1 = 0). OUT_H, OUT_W (constants): outputs of a tile, 2 or 4 along an axis with taps,
+          1 along one without; W is packed by `packing.pack_winograd`
   X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW   as conv
   TILES PANELS    (bind) tiles and panels per unit
 
@@ -165,7 +166,7 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "winograd",
             "X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW TILES PANELS",
-            "NR OUT",
+            "NR OUT_H OUT_W",
             domain.winograd_domain,
         ),
         _template(

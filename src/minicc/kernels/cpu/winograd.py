@@ -1,15 +1,15 @@
-"""3x3 convolution, channels last, float32, stride and dilation 1, by Winograd's minimal filtering.
+"""Convolution with 3x3, 1x3 or 3x1 taps, channels last, float32, stride and dilation 1, by Winograd's minimal filtering.
 
-y = A^T [ (G w G^T) * (B^T x B) ] A per tile of OUT x OUT outputs: its SIDE x SIDE inputs become as many
-positions, each a product over the channels that all tiles share the weights of. OUT * OUT * 9 multiplications
-become SIDE * SIDE: 2.25 times fewer with OUT = 2, 4 times with OUT = 4.
+y = A^T [ (G w G^T) * (B^T x B) ] A per tile of OUT_H x OUT_W outputs: its SIDE_H x SIDE_W inputs become as many
+positions, each a product over the channels that all tiles share the weights of. The 3 multiplications of an output
+along an axis become 2 (OUT = 2) or 1.5 (OUT = 4).
 
 One unit is a block of tiles (of any images) times a block of panels. It transforms the inputs of its tiles,
 with zeros where they lie in the padding; then, panel by panel, makes the products of all positions and
 transforms them back into the epilogue. Both intermediate forms are on the stack and stay in L2 between
 the steps; units share nothing.
 
-The error of float32 sums grows: to about 1e-6 (OUT = 2) and 3e-6 (OUT = 4) of the largest output.
+The error of float32 sums grows: to about 1e-6 (OUT = 2) and 3e-6 (OUT = 4) of the largest output, with 3x3 taps.
 """
 
 import numpy as np
@@ -34,9 +34,11 @@ MR = 8
 NR = 32
 VW = 16
 TILE = 256
-OUT = 4
-SIDE = OUT + 2
-POSITIONS = SIDE * SIDE
+OUT_H = 4
+OUT_W = 4
+SIDE_H = OUT_H + 2 if OUT_H > 1 else 1
+SIDE_W = OUT_W + 2 if OUT_W > 1 else 1
+POSITIONS = SIDE_H * SIDE_W
 
 # Tiles in a block, and floats of their inputs in Winograd's form (without gaps).
 BLOCK = 32
@@ -48,7 +50,7 @@ ROWS = BLOCK + MR
 INPUT_SIZE = INPUTS + POSITIONS * GAP + INPUTS // POSITIONS
 PRODUCT_STEP = ROWS * NR + GAP
 PRODUCT_SIZE = POSITIONS * PRODUCT_STEP
-RESULT_SIZE = OUT * OUT * NR
+RESULT_SIZE = OUT_H * OUT_W * NR
 
 # Words, as in conv.
 X = 0
@@ -92,15 +94,15 @@ def store_tile(args, b0, i0, j0, rows, columns, tile):
 
 @helper
 def fill_pixels(args, image, y, x, zeros, pixels):
-    """Addresses of the SIDE x SIDE inputs from (y, x) on, of zeros outside the image."""
-    for r in range(SIDE):
+    """Addresses of the SIDE_H x SIDE_W inputs from (y, x) on, of zeros outside the image."""
+    for r in range(SIDE_H):
         row = arg(args, X) + 4 * (image * arg(args, X_IMAGE) + (y + r) * arg(args, X_H))
         # Unsigned, so that negative positions are too large.
         in_rows = np.uint64(y + r) < np.uint64(arg(args, IH))
-        for s in range(SIDE):
+        for s in range(SIDE_W):
             inside = in_rows & (np.uint64(x + s) < np.uint64(arg(args, IW)))
             at = row + 4 * (x + s) * arg(args, X_W)
-            st_scratch(pixels, r * SIDE + s, at if inside else zeros)
+            st_scratch(pixels, r * SIDE_W + s, at if inside else zeros)
 
 
 def kernel(args, begin, end):
@@ -111,8 +113,8 @@ def kernel(args, begin, end):
     block = arg(args, TILES)
     block_panels = arg(args, PANELS)
     panels = (n + NR - 1) // NR
-    across = (ow + OUT - 1) // OUT
-    per_image = (oh + OUT - 1) // OUT * across
+    across = (ow + OUT_W - 1) // OUT_W
+    per_image = (oh + OUT_H - 1) // OUT_H * across
     tiles = arg(args, IMAGES) * per_image
     blocks = (tiles + block - 1) // block
     panel_size = POSITIONS * c * NR
@@ -131,10 +133,10 @@ def kernel(args, begin, end):
         for t in range(count):
             image = (first + t) // per_image
             at = first + t - image * per_image
-            y = at // across * OUT
-            x = at % across * OUT
+            y = at // across * OUT_H
+            x = at % across * OUT_W
             fill_pixels(args, image, y - arg(args, PH), x - arg(args, PW), zeros, pixels)
-            winograd_input(OUT, VW, pixels, c, off(inputs, t * c), input_step)
+            winograd_input(OUT_H, OUT_W, VW, pixels, c, off(inputs, t * c), input_step)
         for p in range(p_begin, p_end):
             panel = off(ptr_f32(arg(args, W)), p * panel_size)
             for position in range(POSITIONS):
@@ -155,9 +157,9 @@ def kernel(args, begin, end):
             for t in range(count):
                 image = (first + t) // per_image
                 at = first + t - image * per_image
-                y = at // across * OUT
-                x = at % across * OUT
-                winograd_output(OUT, NR, VW, off(products, t * NR), PRODUCT_STEP, result)
-                for r in range(min(OUT, oh - y)):
-                    line = off(result, r * OUT * NR)
-                    store_tile(args, image, (y + r) * ow + x, p * NR, min(OUT, ow - x), n - p * NR, line)
+                y = at // across * OUT_H
+                x = at % across * OUT_W
+                winograd_output(OUT_H, OUT_W, NR, VW, off(products, t * NR), PRODUCT_STEP, result)
+                for r in range(min(OUT_H, oh - y)):
+                    line = off(result, r * OUT_W * NR)
+                    store_tile(args, image, (y + r) * ow + x, p * NR, min(OUT_W, ow - x), n - p * NR, line)

@@ -4,10 +4,10 @@ Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with
 `packing.WINOGRAD_POINTS`, which Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution
 for Deep Neural Networks" (2020), show to matter for the error.
 
-A tile of OUT x OUT outputs of a 3x3 convolution reads SIDE x SIDE inputs, SIDE = OUT + 2, and becomes SIDE * SIDE
-independent products over the channels. What is here goes into and comes out of that form; the weights go into it
-in packing. A transform along one axis is a function from a list of vectors to a list of vectors, and is applied
-to the columns of a tile and then to its rows.
+A tile of OUT outputs along an axis with three taps reads SIDE = OUT + 2 inputs, and becomes as many independent products
+over the channels; of two such axes, every input of one with every input of the other. What is here goes into and
+comes out of that form; the weights go into it in packing. A transform along one axis is a function from a list of
+vectors to a list of vectors, and is applied to the columns of a tile and then to its rows.
 
 Nothing here knows shapes, padding or caches; the kernel that calls these words does.
 """
@@ -34,7 +34,7 @@ from minicc.kernels.cpu.intrinsics import (
     vector,
 )
 from minicc.kernels.cpu.tiles import UNROLL, heights
-from minicc.kernels.packing import WINOGRAD_POINTS
+from minicc.kernels.packing import WINOGRAD_POINTS, winograd_side
 
 _WORDS = types.CPointer(types.int64)
 _FLOATS = types.CPointer(types.float32)
@@ -98,83 +98,83 @@ def _output_4(on, m):
     ]
 
 
-_INPUT = {2: _input_2, 4: _input_4}
-_OUTPUT = {2: _output_2, 4: _output_4}
+def _same(on, values):
+    """Along an axis without taps."""
+    return values
 
 
-def _along_both(transform, on, tile):
-    """The transform of the columns of a square tile (a list of rows), then of its rows."""
-    columns = [transform(on, list(column)) for column in zip(*tile)]
-    return [transform(on, list(row)) for row in zip(*columns)]
+_INPUT = {1: _same, 2: _input_2, 4: _input_4}
+_OUTPUT = {1: _same, 2: _output_2, 4: _output_4}
+
+
+def _along_both(transforms, out, on, values):
+    """The transforms of the columns of a tile, given row after row, and then of its rows; row after row."""
+    width = winograd_side(out[1])
+    columns = [transforms[out[0]](on, values[at::width]) for at in range(width)]
+    return [value for row in zip(*columns) for value in transforms[out[1]](on, list(row))]
 
 
 @intrinsic
-def winograd_input(typing_context, out, width, addresses, channels, result, step):
-    """Into Winograd's form: result[position * step + c] for the SIDE * SIDE positions and c < channels.
+def winograd_input(typing_context, out_h, out_w, width, addresses, channels, result, step):
+    """Into Winograd's form: result[position * step + c] for the SIDE_H * SIDE_W positions and c < channels.
 
-    out, width: literals OUT (2 or 4) and VW; channels >= VW.
-    addresses: int64 [SIDE * SIDE] byte addresses of the tile's input pixels (float32, channels contiguous).
+    out_h, out_w, width: literals OUT_H, OUT_W (1, 2 or 4) and VW; channels >= VW.
+    addresses: int64 [SIDE_H * SIDE_W] byte addresses of the tile's input pixels (float32, channels contiguous).
     result:    float32 scratch.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (out, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, width)):
         return None
-    size, vw = out.literal_value, width.literal_value
-    side = size + 2
+    out, vw = (out_h.literal_value, out_w.literal_value), width.literal_value
 
     def emit(context, builder, signature, values):
-        table, channels, result, step = values[2:]
+        table, channels, result, step = values[3:]
         on = _Arithmetic(builder, vw)
         last = builder.sub(channels, I64(vw))
         with counted_loop(builder, I64(0), channels, vw) as start:
             # What is left of the channels is done with a vector that overlaps the one before.
             c = builder.select(builder.icmp_signed("<", start, last), start, last)
             pixels = []
-            for number in range(side * side):
+            for number in range(winograd_side(out[0]) * winograd_side(out[1])):
                 address = set_memory_kind(builder, builder.load(builder.gep(table, [I64(number)])), "scratch")
                 pixel = builder.gep(builder.inttoptr(address, F32.as_pointer()), [c])
                 pixels.append(load_vector(builder, pixel, vw, "input"))
-            tile = [pixels[side * row : side * (row + 1)] for row in range(side)]
             at = builder.gep(result, [c])
-            for row in _along_both(_INPUT[size], on, tile):
-                for value in row:
-                    store_vector(builder, value, at, "scratch")
-                    at = builder.gep(at, [step])
+            for value in _along_both(_INPUT, out, on, pixels):
+                store_vector(builder, value, at, "scratch")
+                at = builder.gep(at, [step])
         return context.get_dummy_value()
 
-    literals = [types.literal(value) for value in (size, vw)]
+    literals = [types.literal(value) for value in (*out, vw)]
     return types.void(*literals, _WORDS, types.int64, _FLOATS, types.int64), emit
 
 
 @intrinsic
-def winograd_output(typing_context, out, columns, width, products, step, result):
-    """Out of Winograd's form: result [OUT][OUT][NR] from products[position * step + j], j < NR.
+def winograd_output(typing_context, out_h, out_w, columns, width, products, step, result):
+    """Out of Winograd's form: result [OUT_H][OUT_W][NR] from products[position * step + j], j < NR.
 
-    out, columns, width: literals OUT (2 or 4), NR and VW.
-    products, result:    float32 scratch, aligned to 64 bytes or a vector; so is `step`.
+    out_h, out_w, columns, width: literals OUT_H, OUT_W (1, 2 or 4), NR and VW.
+    products, result: float32 scratch, aligned to a vector; so is `step`.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (out, columns, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, columns, width)):
         return None
-    size, nr, vw = out.literal_value, columns.literal_value, width.literal_value
-    side = size + 2
+    out, nr, vw = (out_h.literal_value, out_w.literal_value), columns.literal_value, width.literal_value
 
     def emit(context, builder, signature, values):
-        products, step, result = values[3:]
+        products, step, result = values[4:]
         on = _Arithmetic(builder, vw)
         with counted_loop(builder, I64(0), I64(nr), vw) as j:
             at = builder.gep(products, [j])
             sums = []
-            for _ in range(side * side):
+            for _ in range(winograd_side(out[0]) * winograd_side(out[1])):
                 sums.append(load_vector(builder, at, vw, "scratch", 4 * vw))
                 at = builder.gep(at, [step])
-            tile = [sums[side * row : side * (row + 1)] for row in range(side)]
             at = builder.gep(result, [j])
-            for row in _along_both(_OUTPUT[size], on, tile):
-                for value in row:
-                    store_vector(builder, value, at, "scratch", 4 * vw)
-                    at = builder.gep(at, [I64(nr)])
+            for value in _along_both(_OUTPUT, out, on, sums):
+                store_vector(builder, value, at, "scratch", 4 * vw)
+                at = builder.gep(at, [I64(nr)])
         return context.get_dummy_value()
 
-    literals = [types.literal(value) for value in (size, nr, vw)]
+    literals = [types.literal(value) for value in (*out, nr, vw)]
     return types.void(*literals, _FLOATS, types.int64, _FLOATS), emit
 
 

@@ -20,7 +20,7 @@ from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
-from minicc.lower.templates.winograd import emit_winograd, is_winograd, winograd_tile
+from minicc.lower.templates.winograd import emit_winograd, takes_winograd, winograd_tile
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
 
 Array = np.ndarray[Any, Any]
@@ -84,9 +84,9 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [pixel], axes, index, finish)
     if isinstance(space, str):
         return space
-    if low.winograd and data is not None and is_winograd(geometry, groups):
+    if low.winograd and data is not None and takes_winograd(geometry, groups):
         tile = winograd_tile(low.target, data.shape, batch, pixels)
-        if tile:
+        if tile is not None:
             emit_winograd(low, node, space, (buffer, offset, strides), w, tile, batch, spatial, geometry, results)
             return ""
     weights, nr = _packed_filters(low, node, w, data, groups)

@@ -1,8 +1,8 @@
-"""Which 3x3 convolutions go to the template `winograd`, with which tile, and how.
+"""Which convolutions go to the template `winograd`, with which tile, and how.
 
-Winograd's algorithm trades multiplications for weights: with tiles of 2 x 2 outputs 16 / 9 times as many bytes of
-weights, with 4 x 4 outputs 4 times. On small maps every weight is used a few times only, and reading them from
-memory is what costs. The choice is made at compile time by `winograd_tile`; the template is right for any size.
+Winograd's algorithm trades multiplications for weights: with 3x3 taps and tiles of 2 x 2 outputs 16 / 9 times as many
+bytes of weights, with 4 x 4 outputs 4 times. On small maps every weight is used a few times only, and reading them
+from memory is what costs. The choice is made at compile time by `winograd_tile`; the template is right for any size.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minicc.ir.dims import Dim, ceil_divide
+from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.graph import Node, Value
 from minicc.kernels import packing
 from minicc.kernels.domain import WINOGRAD_INPUTS, panel_columns, tile_rows
+from minicc.kernels.packing import winograd_side
 from minicc.lower.body import Space
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
@@ -22,65 +23,79 @@ from minicc.lower.templates import common
 from minicc.ops.spatial import Window
 from minicc.targets.cpu import CpuTarget
 
+Tile = tuple[int, int]
+
 # Operations of a product that a core does in the time of one byte of weights from memory: in Winograd's products, which
 # fetch weights ahead while they compute (shared bandwidth of two cores), and in the direct sum, which waits; and in the
 # time of one value into or out of Winograd's form.
 WORK_PER_BYTE_AHEAD, WORK_PER_BYTE = 9, 5
 WORK_PER_VALUE = 16
-# Sizes that are not known when compiling: one image, and a map large enough for the weights not to matter.
-UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 56
+# Sizes that are not known when compiling: one image, and axes that are short, as more loses less than fewer.
+UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 14
 
 
-def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: Sequence[Dim]) -> int:
-    """Outputs along each axis of the tiles that take the least estimated time, 2 or 4; 0 when the direct sum does.
+def takes_winograd(geometry: Window, groups: int) -> bool:
+    """Whether the template computes such a convolution at all: over one or two axes, with 3 taps along some, else 1."""
+    whole = groups == 1 and geometry.rank <= 2 and {*geometry.strides, *geometry.dilations} == {1}
+    return whole and 3 in geometry.kernel and set(geometry.kernel) <= {1, 3}
 
-    shape: of the weights, [M, C, 3, 3].
+
+def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: Sequence[Dim]) -> Tile | None:
+    """(height, width) in outputs of the tiles that take the least estimated time; None when the direct sum does.
+
+    shape: of the weights, [M, C, *kernel].
 
     The estimate counts operations of the products and transforms, and takes the weights to come from memory, which
     they do in models whose weights exceed the caches.
     """
-    filters, channels, *_ = shape
+    filters, channels, *kernel = shape
     if channels < target.vector_width:
-        return 0
+        return None
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
-    height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in pixels)
+    height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in _plane(pixels))
     nr = panel_columns(target, filters)
     weights = channels * -(-filters // nr) * nr
-    best, least = 0, 9 * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)  # 4 bytes each
+    # Of 4 bytes each.
+    least = int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)
+    best = None
     for out in (2, 4):
-        positions = (out + 2) ** 2
-        tiles = images * -(-height // out) * -(-width // out)
+        down, across = (out if taps == 3 else 1 for taps in _plane(kernel))
+        positions = winograd_side(down) * winograd_side(across)
+        tiles = images * -(-height // down) * -(-width // across)
         products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
         work = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
         fits = positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS
         if fits and work < least:
-            best, least = out, work
+            best, least = (down, across), work
     return best
 
 
-def is_winograd(geometry: Window, groups: int) -> bool:
-    """Whether the algorithm computes such a convolution at all."""
-    return groups == 1 and geometry.kernel == (3, 3) and {*geometry.strides, *geometry.dilations} == {1}
-
-
-def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], w: Value, out: int,
+def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], w: Value, tile: Tile,
                   batch: Dim, spatial: Sequence[Dim], geometry: Window, results: Sequence[Value]) -> None:  # fmt: skip
-    """The step of a convolution with constant weights; x is (buffer, offset, strides over [N, H, W, C])."""
+    """The step of a convolution with constant weights; x is (buffer, offset, strides over [N, *spatial, C])."""
     assert w.data is not None
     buffer, offset, strides = x
-    filters, channels, *_ = w.data.shape
+    filters, channels = w.data.shape[:2]
     nr = panel_columns(low.target, filters)
-    key = ("pack_winograd", id(w.data), nr, out)
+    key = ("pack_winograd", id(w.data), nr, tile)
     if key not in low.constants:
-        low.constant(packing.pack_winograd(w.data.astype(np.float32, copy=False), out, nr), f"{w.name}_packed", key)
+        low.constant(packing.pack_winograd(w.data.astype(np.float32, copy=False), tile, nr), f"{w.name}_packed", key)
     weights = low.constants[key]
-    height, width = geometry.output
-    tiles = batch * ceil_divide(height, out) * ceil_divide(width, out)
+    values: dict[str, Word | Dim] = {
+        "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "N": filters, "C": channels,
+        "X_IMAGE": strides[0],
+    }  # fmt: skip
+    for name, unused, row in (("X_", 0, strides[1:-1]), ("I", 1, spatial), ("O", 1, geometry.output), ("P", 0, geometry.begin)):
+        values |= dict(zip((f"{name}H", f"{name}W"), _plane(row, unused)))
+    tiles = batch * product(ceil_divide(extent, out) for extent, out in zip(_plane(geometry.output), tile))
+    positions = winograd_side(tile[0]) * winograd_side(tile[1])
     common.emit(
-        low, node, "winograd", {"NR": nr, "OUT": out},
-        {"X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "N": filters, "C": channels,
-         "X_IMAGE": strides[0], "X_H": strides[1], "X_W": strides[2], "IH": spatial[0], "IW": spatial[1], "OH": height,
-         "OW": width, "PH": geometry.begin[0], "PW": geometry.begin[1]},
-        space, (buffer, weights), tiles * (2 * (out + 2) ** 2 * channels * filters), results=results,
-        name=f"winograd_{out}x{out}",
+        low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1]}, values, space, (buffer, weights),
+        tiles * (2 * positions * channels * filters), results=results, name=f"winograd_{tile[0]}x{tile[1]}",
     )  # fmt: skip
+
+
+def _plane(row: Sequence[Dim], unused: int = 1) -> tuple[Dim, Dim]:
+    """Entries of the height and the width; a single axis is the width."""
+    first, second = (unused, *row)[-2:]
+    return first, second
