@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from minicc.errors import CodegenError
+from minicc.kernels.template import split_epilogue
 from minicc.targets.cpu import CpuTarget, available_threads
 
 MAX_WORKERS = 4
@@ -103,10 +104,9 @@ def _compile_in_workers(
     Each worker is fed by one thread of this process over pipes, one kernel at a time, so neither side can
     fill a pipe while the other one waits.
     """
-    tasks: SimpleQueue[tuple[str, str]] = SimpleQueue()
-    # Longest first, as one long kernel at the end would keep the other workers waiting.
-    for task in sorted(sources.items(), key=lambda item: -len(item[1])):
-        tasks.put(task)
+    tasks: SimpleQueue[list[tuple[str, str]]] = SimpleQueue()
+    for group in _groups(sources, -(-len(sources) // (2 * count))):
+        tasks.put(group)
     results: SimpleQueue[Result] = SimpleQueue()
     workers: list[subprocess.Popen[bytes]] = []
     feeders: list[threading.Thread] = []
@@ -142,6 +142,19 @@ def _compile_in_workers(
             worker.wait()
 
 
+def _groups(sources: Mapping[str, str], most: int) -> list[list[tuple[str, str]]]:
+    """Up to `most` kernels of one template together, which its worker lowers once for all of them.
+
+    Longest first, as a long group at the end would keep the other workers waiting.
+    """
+    templates: dict[str, list[tuple[str, str]]] = {}
+    for symbol, source in sources.items():
+        parts = split_epilogue(source)
+        templates.setdefault(parts[0] if parts else symbol, []).append((symbol, source))
+    groups = [kernels[at : at + most] for kernels in templates.values() for at in range(0, len(kernels), most)]
+    return sorted(groups, key=lambda group: -sum(len(source) for _, source in group))
+
+
 def _start_worker() -> subprocess.Popen[bytes]:
     # With the same search path the worker imports this very package; it never imports the user's main module.
     start = "import sys, json; sys.path[:] = json.loads(sys.argv[1])"
@@ -156,23 +169,23 @@ def _start_worker() -> subprocess.Popen[bytes]:
 
 def _feed(
     worker: subprocess.Popen[bytes],
-    tasks: SimpleQueue[tuple[str, str]],
+    tasks: SimpleQueue[list[tuple[str, str]]],
     results: SimpleQueue[Result],
     target: CpuTarget,
 ) -> None:
     """Give one worker kernels until there are none or it dies; ends with None in `results`."""
     try:
         while True:
-            symbol, source = tasks.get_nowait()
-            answer = _ask(worker, {"symbol": symbol, "source": source, "target": vars(target)})
-            if "object" in answer:
-                results.put((symbol, bytes.fromhex(answer["object"])))
-            else:
-                results.put(
-                    CodegenError(
-                        answer["what"], where=answer["where"], why=answer["why"], hint=answer["hint"]
+            for symbol, source in tasks.get_nowait():
+                answer = _ask(worker, {"symbol": symbol, "source": source, "target": vars(target)})
+                if "object" in answer:
+                    results.put((symbol, bytes.fromhex(answer["object"])))
+                else:
+                    results.put(
+                        CodegenError(
+                            answer["what"], where=answer["where"], why=answer["why"], hint=answer["hint"]
+                        )
                     )
-                )
     except (Empty, OSError, ValueError, KeyError):  # no work left, a broken pipe, a cut line
         pass
     finally:
