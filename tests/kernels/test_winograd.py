@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from minicc.kernels import domain
 from minicc.kernels.cpu import winograd
-from minicc.kernels.packing import WINOGRAD_POINTS, pack_winograd, winograd_filter
+from minicc.kernels.cpu.winograd_points import POINTS
+from minicc.kernels.packing import pack_winograd, winograd_filter
 from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, aligned, expected_epilogue, run_fused
 from tests.kernels.test_conv import reference
 
@@ -115,7 +116,7 @@ def test_filters_are_evaluated_at_the_points(out, seed):
     """Interpolation: the product of two polynomials is found again from its values at the points and at infinity."""
     rng = np.random.default_rng(seed)
     taps, signal = rng.standard_normal(3), rng.standard_normal(out)
-    points = WINOGRAD_POINTS[out]
+    points = POINTS[out]
     powers = np.vander(points, out + 2, increasing=True)
     values = winograd_filter(out) @ taps
     product = np.polynomial.polynomial.polymul(taps, signal)

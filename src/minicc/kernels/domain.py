@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from minicc.kernels.packing import winograd_side
+from minicc.kernels.cpu.winograd_points import side
 from minicc.targets.cpu import CpuTarget
 
 Words = dict[str, int]
@@ -189,7 +189,7 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
         w["TILES"] = w["PANELS"] = 1
         return 0
     # Inputs take at most 5/8 of L2, but two product tiles share a weight even so.
-    depth = winograd_side(height) * winograd_side(width) * c
+    depth = side(height) * side(width) * c
     wide = max(2 * mr, target.l2_bytes * 5 // 32 // depth)
     most = max(1, min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // depth, wide, tiles))
     shares = [threads * k for k in range(1, UNITS_PER_THREAD + 1)] if threads > 1 else []

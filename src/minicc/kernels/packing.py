@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from minicc.kernels.cpu.winograd_points import POINTS
+
 Array = np.ndarray[Any, Any]
 
 
@@ -43,16 +45,6 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     return np.concatenate([packed.reshape(-1), zeros])
 
 
-# Interpolation points of Winograd's form for tiles of 2 and 4 outputs, besides infinity. With 5/8 and 3/2 in the place
-# of the usual 1 and 2 the errors of float32 sums are a third; their powers are exact.
-WINOGRAD_POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
-
-
-def winograd_side(out: int) -> int:
-    """Inputs, and positions in Winograd's form, of `out` outputs along an axis; of 1 output without taps, 1."""
-    return out + 2 if out > 1 else 1
-
-
 def winograd_filter(out: int) -> Array:
     """The matrix [side, taps] of an axis: it evaluates three taps, as a polynomial, at the points and at infinity.
 
@@ -60,7 +52,7 @@ def winograd_filter(out: int) -> Array:
     """
     if out == 1:
         return np.ones((1, 1))
-    points = WINOGRAD_POINTS[out]
+    points = POINTS[out]
     divisors = [np.prod([p - q for q in points if q != p]) for p in points]
     rows = [[p**k / divisor for k in range(3)] for p, divisor in zip(points, divisors)]
     return np.array([*rows, [0.0, 0.0, 1.0]])

@@ -27,6 +27,7 @@ from minicc.kernels.cpu.intrinsics import (
     stack_i64,
 )
 from minicc.kernels.cpu.tiles import tile_height
+from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.cpu.winograd_tiles import position_tile, winograd_input, winograd_output
 
 # Constants: product tile of MR rows by NR columns, vector width, MR * NR; then the tile of outputs.
@@ -36,8 +37,8 @@ VW = 16
 TILE = 256
 OUT_H = 4
 OUT_W = 4
-SIDE_H = OUT_H + 2 if OUT_H > 1 else 1
-SIDE_W = OUT_W + 2 if OUT_W > 1 else 1
+SIDE_H = side(OUT_H)
+SIDE_W = side(OUT_W)
 POSITIONS = SIDE_H * SIDE_W
 
 # Tiles in a block, and floats of their inputs in Winograd's form (without gaps).

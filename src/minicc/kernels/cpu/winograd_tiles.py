@@ -1,8 +1,7 @@
 """Winograd's transforms as intrinsics, vectorised over channels.
 
-Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with the points of
-`packing.WINOGRAD_POINTS`, which Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution
-for Deep Neural Networks" (2020), show to matter for the error.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with other interpolation points (see
+winograd_points).
 
 A tile of OUT outputs along an axis with three taps reads SIDE = OUT + 2 inputs, and becomes as many independent products
 over the channels; of two such axes, every input of one with every input of the other. What is here goes into and
@@ -34,7 +33,7 @@ from minicc.kernels.cpu.intrinsics import (
     vector,
 )
 from minicc.kernels.cpu.tiles import UNROLL, heights
-from minicc.kernels.packing import WINOGRAD_POINTS, winograd_side
+from minicc.kernels.cpu.winograd_points import POINTS, side
 
 _WORDS = types.CPointer(types.int64)
 _FLOATS = types.CPointer(types.float32)
@@ -72,7 +71,7 @@ def _output_2(on, m):
 
 def _input_4(on, d):
     """Of 6 inputs, as F(4,3) with the points 0, a, -a, b, -b and infinity."""
-    _, a, _, b, _ = WINOGRAD_POINTS[4]
+    _, a, _, b, _ = POINTS[4]
     even_a, odd_a = on.scale_add(-b * b, d[2], d[4]), on.scale_add(-b * b, d[1], d[3])
     even_b, odd_b = on.scale_add(-a * a, d[2], d[4]), on.scale_add(-a * a, d[1], d[3])
     return [
@@ -87,7 +86,7 @@ def _input_4(on, d):
 
 def _output_4(on, m):
     """To 4 outputs."""
-    _, a, _, b, _ = WINOGRAD_POINTS[4]
+    _, a, _, b, _ = POINTS[4]
     even_a, odd_a = on.add(m[1], m[2]), on.sub(m[1], m[2])
     even_b, odd_b = on.add(m[3], m[4]), on.sub(m[3], m[4])
     return [
@@ -109,7 +108,7 @@ _OUTPUT = {1: _same, 2: _output_2, 4: _output_4}
 
 def _along_both(transforms, out, on, values):
     """The transforms of the columns of a tile, given row after row, and then of its rows; row after row."""
-    width = winograd_side(out[1])
+    width = side(out[1])
     columns = [transforms[out[0]](on, values[at::width]) for at in range(width)]
     return [value for row in zip(*columns) for value in transforms[out[1]](on, list(row))]
 
@@ -134,7 +133,7 @@ def winograd_input(typing_context, out_h, out_w, width, addresses, channels, res
             # What is left of the channels is done with a vector that overlaps the one before.
             c = builder.select(builder.icmp_signed("<", start, last), start, last)
             pixels = []
-            for number in range(winograd_side(out[0]) * winograd_side(out[1])):
+            for number in range(side(out[0]) * side(out[1])):
                 address = set_memory_kind(builder, builder.load(builder.gep(table, [I64(number)])), "scratch")
                 pixel = builder.gep(builder.inttoptr(address, F32.as_pointer()), [c])
                 pixels.append(load_vector(builder, pixel, vw, "input"))
@@ -165,7 +164,7 @@ def winograd_output(typing_context, out_h, out_w, columns, width, products, step
         with counted_loop(builder, I64(0), I64(nr), vw) as j:
             at = builder.gep(products, [j])
             sums = []
-            for _ in range(winograd_side(out[0]) * winograd_side(out[1])):
+            for _ in range(side(out[0]) * side(out[1])):
                 sums.append(load_vector(builder, at, vw, "scratch", 4 * vw))
                 at = builder.gep(at, [step])
             at = builder.gep(result, [j])

@@ -14,8 +14,8 @@ import numpy as np
 from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.graph import Node, Value
 from minicc.kernels import packing
+from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.domain import WINOGRAD_INPUTS, panel_columns, tile_rows
-from minicc.kernels.packing import winograd_side
 from minicc.lower.body import Space
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
@@ -30,7 +30,7 @@ Tile = tuple[int, int]
 # time of one value into or out of Winograd's form.
 WORK_PER_BYTE_AHEAD, WORK_PER_BYTE = 9, 5
 WORK_PER_VALUE = 16
-# Sizes that are not known when compiling: one image, and axes that are short, as more loses less than fewer.
+# Sizes that are not known when compiling: one image and short axes, so that what is chosen pays for longer ones too.
 UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 14
 
 
@@ -60,7 +60,7 @@ def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: S
     best = None
     for out in (2, 4):
         down, across = (out if taps == 3 else 1 for taps in _plane(kernel))
-        positions = winograd_side(down) * winograd_side(across)
+        positions = side(down) * side(across)
         tiles = images * -(-height // down) * -(-width // across)
         products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
         work = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
@@ -88,7 +88,7 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     for name, unused, row in (("X_", 0, strides[1:-1]), ("I", 1, spatial), ("O", 1, geometry.output), ("P", 0, geometry.begin)):
         values |= dict(zip((f"{name}H", f"{name}W"), _plane(row, unused)))
     tiles = batch * product(ceil_divide(extent, out) for extent, out in zip(_plane(geometry.output), tile))
-    positions = winograd_side(tile[0]) * winograd_side(tile[1])
+    positions = side(tile[0]) * side(tile[1])
     common.emit(
         low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1]}, values, space, (buffer, weights),
         tiles * (2 * positions * channels * filters), results=results, name=f"winograd_{tile[0]}x{tile[1]}",
