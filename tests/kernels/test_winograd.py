@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from minicc.kernels import domain
 from minicc.kernels.cpu import winograd
-from minicc.kernels.cpu.winograd_points import POINTS
+from minicc.kernels.cpu.winograd_points import POINTS, side
 from minicc.kernels.packing import pack_winograd, winograd_filter
+from minicc.targets.cpu import parse_target
 from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, aligned, expected_epilogue, run_fused
 from tests.kernels.test_conv import reference
 
@@ -104,6 +105,25 @@ def test_on_smaller_targets(tile, target):
 def test_layers(out, shape, channels, images, threads):
     error, largest = convolve((out, out), shape, channels, ((1, 1), (1, 1)), images=images, kind="residual", threads=threads)
     assert error <= RELATIVE[out] * largest
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(TILES),
+    st.tuples(st.integers(0, 9), st.integers(0, 300), st.integers(0, 300)),
+    st.tuples(st.integers(16, 4000), st.integers(1, 2000)),
+    st.sampled_from(["cpu:sse", "cpu:avx2", "cpu:avx512"]),
+    st.sampled_from([1, 2, 5, 64]),
+)
+def test_blocks_fit_the_stack_and_cover_everything(tile, sizes, channels, target, threads):
+    words = dict(zip(("IMAGES", "OH", "OW", "C", "N"), (*sizes, *channels)))
+    constants = {"NR": 16, "OUT_H": tile[0], "OUT_W": tile[1]}
+    units = domain.winograd_domain(words, constants, parse_target(target), threads)
+    tiles = sizes[0] * -(-sizes[1] // tile[0]) * -(-sizes[2] // tile[1])
+    panels = -(-channels[1] // 16)
+    assert units == -(-tiles // words["TILES"]) * -(-panels // words["PANELS"])
+    assert 1 <= words["TILES"] <= winograd.BLOCK
+    assert words["TILES"] * side(tile[0]) * side(tile[1]) * channels[0] <= winograd.INPUTS
 
 
 def test_stack_sizes_agree():

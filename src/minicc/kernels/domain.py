@@ -167,6 +167,16 @@ def _longest_share(units: int, threads: int) -> int:
     return rounds * chunk + (chunk if waiting else units - before_last * chunk)
 
 
+def _product_rows(rows: int, mr: int, streamed: bool) -> int:
+    """In the time of how many rows of whole product tiles so many are done; the last tiles may be low.
+
+    streamed: the weights of a panel do not stay in L1, and reading them takes as long as three quarters of a tile.
+    """
+    rest = rows % mr
+    low_tiles = 0 if rest == 0 else 1 if rest <= 4 or rest == mr - 1 else 2
+    return rows - rest + (max(rest, low_tiles * 3 * mr // 4) if streamed else rest)
+
+
 # As in kernels/cpu/winograd.py: tiles in a block, and floats of their inputs in Winograd's form (both on the stack).
 WINOGRAD_BLOCK = 32
 WINOGRAD_INPUTS = 294912
@@ -196,16 +206,13 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
     sizes = {most, max(1, most // mr * mr), *(ceil_divide(tiles, share) for share in shares)}
     best = (0, 0, 0, 0)
     for block in sorted((size for size in sizes if size <= most), reverse=True):
-        for parts in {1, 2, 4, 8, threads, 2 * threads}:
+        rows = _product_rows(block, mr, 4 * c * columns > target.l1_bytes)
+        for parts in sorted({1, 2, 4, 8, threads, 2 * threads}):
             breadth = ceil_divide(panels, parts)
             units = ceil_divide(tiles, block) * ceil_divide(panels, breadth)
             cached = block == tiles or depth * breadth * columns * 4 <= 10 * target.l2_bytes
-            low = block % mr  # rows of the last, low product tiles
-            if 4 * c * columns > target.l1_bytes:  # the weights take as long as three quarters of a whole tile
-                low = max(low, 3 * mr // 4 * (0 if low == 0 else 1 if low <= 4 or low == mr - 1 else 2))
-            rows = block // mr * mr + low
-            rows += WEIGHT_FROM_CACHE if cached else WEIGHT_FROM_MEMORY
-            unit = rows * c * breadth * columns + block * (c + breadth * columns) * WINOGRAD_VALUE
+            again = WEIGHT_FROM_CACHE if cached else WEIGHT_FROM_MEMORY
+            unit = (rows + again) * c * breadth * columns + block * (c + breadth * columns) * WINOGRAD_VALUE
             time = unit * _longest_share(units, threads)
             if not best[3] or time < best[3]:
                 best = block, breadth, units, time

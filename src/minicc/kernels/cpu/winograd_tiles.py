@@ -183,7 +183,7 @@ def position_tile(typing_context, rows, columns, width, height, left, stride, pa
 
     rows, columns, width: literals MR, NR and VW. height: one of `heights(MR)`.
     left, result:  float32 scratch, result [height][NR]. panel: float32 [depth][NR].
-    ahead, step:   what is read next is fetched from memory meanwhile: from the byte address `ahead`, `step` bytes for each k.
+    ahead, step:   meanwhile memory is fetched to L2: from the byte address `ahead` on, `step` bytes for each k.
     """
     if not all(isinstance(value, types.IntegerLiteral) for value in (rows, columns, width)):
         return None
@@ -207,6 +207,14 @@ def position_tile(typing_context, rows, columns, width, height, left, stride, pa
     return types.void(*literals, size, _FLOATS, size, _FLOATS, size, _FLOATS, size, size), emit
 
 
+def _prefetch(builder, address):
+    """Fetch the cache line at a byte address to L2, to be read; any address will do."""
+    type_ = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
+    read, to_l2, data = I32(0), I32(2), I32(1)
+    builder.call(function, [builder.inttoptr(address, I8.as_pointer()), read, to_l2, data])
+
+
 def _emit_position_tile(builder, shape, left, stride, panel, depth, result, ahead, step):
     nr, vw, height = shape
     type_ = vector(F32, vw)
@@ -217,11 +225,8 @@ def _emit_position_tile(builder, shape, left, stride, panel, depth, result, ahea
         builder.store(constant(type_, 0.0), sums[place])
     row = [builder.gep(left, [builder.mul(stride, I64(r))]) for r in range(height)]
     whole = builder.and_(depth, I64(-UNROLL))
-    lines = max(1, nr * 4 // 64)
-    prefetch = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32]), "llvm.prefetch.p0"
-    )
-    part = builder.udiv(step, I64(lines))
+    lines = max(1, nr * 4 // 64)  # of a cache, that one k takes
+    line = builder.udiv(step, I64(lines))
 
     def multiply(k, steps):
         for u in range(steps):
@@ -229,10 +234,9 @@ def _emit_position_tile(builder, shape, left, stride, panel, depth, result, ahea
             b = builder.gep(panel, [builder.mul(at, I64(nr))])
             right = [load_vector(builder, builder.gep(b, [I64(v * vw)]), vw, "input") for v in vectors]
             fetched = builder.add(ahead, builder.mul(at, step))
-            for line in range(lines):
-                if line:
-                    fetched = builder.add(fetched, part)
-                builder.call(prefetch, [builder.inttoptr(fetched, I8.as_pointer()), I32(0), I32(2), I32(1)])
+            for _ in range(lines):
+                _prefetch(builder, fetched)
+                fetched = builder.add(fetched, line)
             for r in range(height):
                 scalar = set_memory_kind(builder, builder.load(builder.gep(row[r], [at])), "scratch")
                 factor = splat(builder, scalar, vw)
