@@ -34,6 +34,7 @@ def convolve(
     kind: str = "none",
     target: str = "cpu",
     gap: int = 0,
+    stride: int = 1,
     **options: Any,
 ) -> tuple[float, float]:
     """Run and compare; `gap` floats lie between pixels. Returns the largest error and the largest output."""
@@ -42,17 +43,17 @@ def convolve(
     x = rng.standard_normal((images, *shape, c + gap)).astype(np.float32)[..., :c]
     w = rng.standard_normal((n, c, *(3 if out > 1 else 1 for out in tile))).astype(np.float32)
     nr = domain.panel_columns(TARGETS[target], n)
-    exact = reference(x, w, (1, 1), (1, 1), pads, 1)
+    exact = reference(x, w, (stride, stride), (1, 1), pads, 1)
     oh, ow = exact.shape[1:3]
     words = {
-        "X": x, "W": aligned(pack_winograd(w, tile, nr)), "IMAGES": images, "N": n, "C": c,
+        "X": x, "W": aligned(pack_winograd(w, tile, stride, nr)), "IMAGES": images, "N": n, "C": c,
         "X_IMAGE": x.strides[0] // 4, "X_H": x.strides[1] // 4, "X_W": x.strides[2] // 4, "IH": shape[0],
         "IW": shape[1], "OH": oh, "OW": ow, "PH": pads[0][0], "PW": pads[1][0],
     }  # fmt: skip
     extents = (images, 1, oh * ow, n)
     result, bias, rest = run_fused(
         "winograd",
-        {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1]},
+        {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride},
         words,
         extents,
         kind,
@@ -80,20 +81,22 @@ def problems(draw, lanes):
 @settings(max_examples=120, deadline=None)
 @given(
     problem=problems(max(target.vector_width for target in TARGETS.values())),
+    stride=st.sampled_from([1, 2]),
     images=st.integers(1, 3),
     kind=st.sampled_from(FLOAT_EPILOGUES),
     gap=st.sampled_from([0, 0, 3]),
     threads=st.sampled_from([1, 2, 5]),
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
 )
-def test_convolution(problem, images, kind, gap, threads, cuts):
-    convolve(*problem, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
+def test_convolution(problem, stride, images, kind, gap, threads, cuts):
+    stride = stride if problem[0] == (2, 2) else 1
+    convolve(*problem, stride=stride, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])
-@pytest.mark.parametrize("tile", [(2, 2), (4, 4), (1, 4)])
-def test_on_smaller_targets(tile, target):
-    convolve(tile, (9, 8), (20, 21), ((tile[0] > 1,) * 2, (1, 0)), kind="bias", target=target)
+@pytest.mark.parametrize(("tile", "stride"), [((2, 2), 1), ((4, 4), 1), ((1, 4), 1), ((2, 2), 2)])
+def test_on_smaller_targets(tile, stride, target):
+    convolve(tile, (9, 8), (20, 21), ((tile[0] > 1,) * 2, (1, 0)), kind="bias", stride=stride, target=target)
 
 
 @pytest.mark.parametrize("out", [2, 4])
@@ -114,16 +117,17 @@ def test_layers(out, shape, channels, images, threads):
     st.tuples(st.integers(16, 4000), st.integers(1, 2000)),
     st.sampled_from(["cpu:sse", "cpu:avx2", "cpu:avx512"]),
     st.sampled_from([1, 2, 5, 64]),
+    st.sampled_from([1, 2]),
 )
-def test_blocks_fit_the_stack_and_cover_everything(tile, sizes, channels, target, threads):
+def test_blocks_fit_the_stack_and_cover_everything(tile, sizes, channels, target, threads, stride):
     words = dict(zip(("IMAGES", "OH", "OW", "C", "N"), (*sizes, *channels)))
-    constants = {"NR": 16, "OUT_H": tile[0], "OUT_W": tile[1]}
+    constants = {"NR": 16, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride}
     units = domain.winograd_domain(words, constants, parse_target(target), threads)
     tiles = sizes[0] * -(-sizes[1] // tile[0]) * -(-sizes[2] // tile[1])
     panels = -(-channels[1] // 16)
     assert units == -(-tiles // words["TILES"]) * -(-panels // words["PANELS"])
     assert 1 <= words["TILES"] <= winograd.BLOCK
-    assert words["TILES"] * side(tile[0]) * side(tile[1]) * channels[0] <= winograd.INPUTS
+    assert words["TILES"] * side(tile[0], stride) * side(tile[1], stride) * channels[0] <= winograd.INPUTS
 
 
 def test_stack_sizes_agree():
@@ -150,7 +154,7 @@ def test_filters_are_evaluated_at_the_points(out, seed):
 def test_packing_transforms_every_filter_and_fills_panels_with_zeros(out):
     rng = np.random.default_rng(1)
     w = rng.standard_normal((5, 3, 3, 3)).astype(np.float32)
-    packed = pack_winograd(w, (out, out), 4)
+    packed = pack_winograd(w, (out, out), 1, 4)
     form = packed[:-3].reshape(2, out + 2, out + 2, 3, 4)
     matrix = winograd_filter(out)
     expected = np.einsum("ai,ncij,bj->abcn", matrix, w.astype(np.float64), matrix)

@@ -14,6 +14,7 @@ from minicc.ir.dims import symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Builder, Graph
 from minicc.ir.types import TensorType, f16, f32
+from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.domain import WINOGRAD_INPUTS
 from minicc.lower.kernel import TemplateKernel
 from minicc.lower.templates import is_anchor
@@ -93,6 +94,14 @@ def test_other_convolutions_do_not(attrs):
     check(module, graph, (1, 30, 30, 64))
 
 
+def test_of_every_second_output():
+    graph = convolution(40, 48, SYMBOLS, strides=[2, 2])
+    module = compile_graph(graph, threads=2)
+    assert tiles_of(module) == [(2, 2)]
+    for n, h, w in ((1, 14, 14), (2, 1, 9), (1, 31, 8)):
+        check(module, graph, (n, h, w, 40))
+
+
 @pytest.mark.parametrize(("kernel", "tile"), [((1, 3), (1, 4)), ((3, 1), (4, 1))])
 def test_of_taps_along_one_axis(kernel, tile):
     graph = convolution(24, 40, SYMBOLS, kernel=kernel, pads=[kernel[0] // 2, 0, 0, kernel[1] // 2])
@@ -128,17 +137,18 @@ def test_padding_of_its_own_on_every_side():
 @settings(max_examples=100, deadline=None)
 @given(
     target=st.sampled_from(["cpu:sse", "cpu:avx2", "cpu:avx512"]), filters=st.integers(1, 2000),
-    channels=st.integers(1, 12000), images=st.integers(1, 9), sizes=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    channels=st.integers(1, 12000), stride=st.sampled_from([1, 2]),
+    images=st.integers(1, 9), sizes=st.tuples(st.integers(1, 300), st.integers(1, 300)),
 )  # fmt: skip
-def test_the_choice(target, filters, channels, images, sizes):
+def test_the_choice(target, filters, channels, stride, images, sizes):
     machine = parse_target(target)
-    tile = winograd_tile(machine, (filters, channels, 3, 3), images, sizes)
+    tile = winograd_tile(machine, (filters, channels, 3, 3), stride, images, sizes)
     if channels < machine.vector_width:
         assert tile is None
     elif tile:  # the stack array holds at least one tile
-        assert (tile[0] + 2) * (tile[1] + 2) * channels <= WINOGRAD_INPUTS
+        assert side(tile[0], stride) * side(tile[1], stride) * channels <= WINOGRAD_INPUTS
     # Caches decide about blocks, not about the tile.
-    assert tile == winograd_tile(replace(machine, l2_bytes=8 << 20), (filters, channels, 3, 3), images, sizes)
+    assert tile == winograd_tile(replace(machine, l2_bytes=8 << 20), (filters, channels, 3, 3), stride, images, sizes)
 
 
 @pytest.mark.parametrize(
@@ -147,4 +157,4 @@ def test_the_choice(target, filters, channels, images, sizes):
 )
 def test_the_choice_for_a_residual_network(shape, size, tile):
     """What was measured to be fastest where weights come from memory."""
-    assert winograd_tile(parse_target("cpu:avx512"), (*shape, 3, 3), 1, (size, size)) == tile
+    assert winograd_tile(parse_target("cpu:avx512"), (*shape, 3, 3), 1, 1, (size, size)) == tile

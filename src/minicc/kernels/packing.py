@@ -45,26 +45,29 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     return np.concatenate([packed.reshape(-1), zeros])
 
 
-def winograd_filter(out: int) -> Array:
+def winograd_filter(out: int, stride: int = 1) -> Array:
     """The matrix [side, taps] of an axis: it evaluates three taps, as a polynomial, at the points and at infinity.
 
-    Each row is divided by the product of the differences of its point from the others. For out = 1: one tap.
+    Each row is divided by the product of the differences of its point from the others. For out = 1: one tap. With
+    stride 2 (out = 2) the outer taps meet every other input, at the points 0 and 1, and the one between meets the rest.
     """
     if out == 1:
         return np.ones((1, 1))
+    if stride == 2:
+        return np.array([[1.0, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]])
     points = POINTS[out]
     divisors = [np.prod([p - q for q in points if q != p]) for p in points]
     rows = [[p**k / divisor for k in range(3)] for p, divisor in zip(points, divisors)]
     return np.array([*rows, [0.0, 0.0, 1.0]])
 
 
-def pack_winograd(weights: Array, tile: tuple[int, int], columns: int) -> Array:
+def pack_winograd(weights: Array, tile: tuple[int, int], stride: int, columns: int) -> Array:
     """Weights [M, C, KH, KW] in Winograd's form for tiles of outputs, as [ceil(M / NR)][positions][C][NR], then C zeros.
 
     Transformed in float64, stored as float32; `columns` is NR. The zeros stand for the padding.
     """
     m, c, *_ = weights.shape
-    both_axes = np.kron(winograd_filter(tile[0]), winograd_filter(tile[1]))
+    both_axes = np.kron(*(winograd_filter(out, stride) for out in tile))
     positions, taps = both_axes.shape
     panels, panel = -(-m // columns), positions * c * columns
     packed = np.zeros(panels * panel + c, np.float32)

@@ -1,8 +1,8 @@
-"""Convolution with 3x3, 1x3 or 3x1 taps, channels last, float32, stride and dilation 1, by Winograd's minimal filtering.
+"""Convolution with 3x3, 1x3 or 3x1 taps, channels last, float32, by Winograd's minimal filtering.
 
 y = A^T [ (G w G^T) * (B^T x B) ] A per tile of OUT_H x OUT_W outputs: its SIDE_H x SIDE_W inputs become as many
 positions, each a product over the channels that all tiles share the weights of. The 3 multiplications of an output
-along an axis become 2 (OUT = 2) or 1.5 (OUT = 4).
+along an axis become 2 (OUT = 2) or 1.5 (OUT = 4); with stride 2, where outputs share fewer inputs, 2.5 (OUT = 2).
 
 One unit is a block of tiles (of any images) times a block of panels. It transforms the inputs of its tiles,
 with zeros where they lie in the padding; then, panel by panel, makes the products of all positions and
@@ -38,8 +38,9 @@ VW = 16
 TILE = 256
 OUT_H = 4
 OUT_W = 4
-SIDE_H = side(OUT_H)
-SIDE_W = side(OUT_W)
+STRIDE = 1
+SIDE_H = side(OUT_H, STRIDE)
+SIDE_W = side(OUT_W, STRIDE)
 POSITIONS = SIDE_H * SIDE_W
 
 # Tiles in a block, and floats of their inputs in Winograd's form (without gaps).
@@ -137,8 +138,8 @@ def kernel(args, begin, end):
             at = first + t - image * per_image
             y = at // across * OUT_H
             x = at % across * OUT_W
-            fill_pixels(args, image, y - arg(args, PH), x - arg(args, PW), zeros, pixels)
-            winograd_input(OUT_H, OUT_W, VW, pixels, c, off(inputs, t * c), input_step)
+            fill_pixels(args, image, y * STRIDE - arg(args, PH), x * STRIDE - arg(args, PW), zeros, pixels)
+            winograd_input(OUT_H, OUT_W, STRIDE, VW, pixels, c, off(inputs, t * c), input_step)
         for p in range(p_begin, p_end):
             panel = off(ptr_f32(arg(args, W)), p * panel_size)
             for position in range(POSITIONS):
@@ -161,7 +162,7 @@ def kernel(args, begin, end):
                 at = first + t - image * per_image
                 y = at // across * OUT_H
                 x = at % across * OUT_W
-                winograd_output(OUT_H, OUT_W, NR, VW, off(products, t * NR), PRODUCT_STEP, result)
+                winograd_output(OUT_H, OUT_W, STRIDE, NR, VW, off(products, t * NR), PRODUCT_STEP, result)
                 for r in range(min(OUT_H, oh - y)):
                     line = off(result, r * OUT_W * NR)
                     store_tile(args, image, (y + r) * ow + x, p * NR, min(OUT_W, ow - x), n - p * NR, line)

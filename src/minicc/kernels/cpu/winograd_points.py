@@ -9,6 +9,6 @@ Here, among the kernels, because their machine code depends on it (see `codegen.
 POINTS: dict[int, tuple[float, ...]] = {2: (0.0, 1.0, -1.0), 4: (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
 
 
-def side(out: int) -> int:
+def side(out: int, stride: int = 1) -> int:
     """Inputs, and positions in Winograd's form, of `out` outputs along an axis; of 1 output without taps, 1."""
-    return out + 2 if out > 1 else 1
+    return (out - 1) * stride + 3 if out > 1 else 1

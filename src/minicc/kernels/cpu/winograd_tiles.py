@@ -3,7 +3,7 @@
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with other interpolation points (see
 winograd_points).
 
-A tile of OUT outputs along an axis with three taps reads SIDE = OUT + 2 inputs, and becomes as many independent products
+A tile of OUT outputs along an axis with three taps reads SIDE = (OUT - 1) * STRIDE + 3 inputs, and becomes as many products
 over the channels; of two such axes, every input of one with every input of the other. What is here goes into and
 comes out of that form; the weights go into it in packing. A transform along one axis is a function from a list of
 vectors to a list of vectors, and is applied to the columns of a tile and then to its rows.
@@ -97,83 +97,100 @@ def _output_4(on, m):
     ]
 
 
+def _input_2_apart(on, d):
+    """Of 5 inputs, for outputs two inputs apart: F(2,2) with 0, 1 and infinity of every other one, and the rest."""
+    return [on.sub(d[0], d[2]), d[2], on.sub(d[4], d[2]), d[1], d[3]]
+
+
+def _output_2_apart(on, m):
+    """To 2 outputs that are two inputs apart."""
+    return [on.add(on.add(m[0], m[1]), m[3]), on.add(on.add(m[1], m[2]), m[4])]
+
+
 def _same(on, values):
     """Along an axis without taps."""
     return values
 
 
-_INPUT = {1: _same, 2: _input_2, 4: _input_4}
-_OUTPUT = {1: _same, 2: _output_2, 4: _output_4}
+# By outputs and stride.
+_INPUT = {(1, 1): _same, (2, 1): _input_2, (4, 1): _input_4, (2, 2): _input_2_apart}
+_OUTPUT = {(1, 1): _same, (2, 1): _output_2, (4, 1): _output_4, (2, 2): _output_2_apart}
 
 
-def _along_both(transforms, out, on, values):
+def _along_both(transforms, shape, on, values):
     """The transforms of the columns of a tile, given row after row, and then of its rows; row after row."""
-    width = side(out[1])
-    columns = [transforms[out[0]](on, values[at::width]) for at in range(width)]
-    return [value for row in zip(*columns) for value in transforms[out[1]](on, list(row))]
+    down, across, stride = shape
+    width = side(across, stride)
+    columns = [transforms[down, stride](on, values[at::width]) for at in range(width)]
+    return [value for row in zip(*columns) for value in transforms[across, stride](on, list(row))]
+
+
+def _positions(shape):
+    down, across, stride = shape
+    return side(down, stride) * side(across, stride)
 
 
 @intrinsic
-def winograd_input(typing_context, out_h, out_w, width, addresses, channels, result, step):
+def winograd_input(typing_context, out_h, out_w, stride, width, addresses, channels, result, step):
     """Into Winograd's form: result[position * step + c] for the SIDE_H * SIDE_W positions and c < channels.
 
-    out_h, out_w, width: literals OUT_H, OUT_W (1, 2 or 4) and VW; channels >= VW.
+    out_h, out_w, stride, width: literals OUT_H, OUT_W, STRIDE and VW; channels >= VW.
     addresses: int64 [SIDE_H * SIDE_W] byte addresses of the tile's input pixels (float32, channels contiguous).
     result:    float32 scratch.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, stride, width)):
         return None
-    out, vw = (out_h.literal_value, out_w.literal_value), width.literal_value
+    *shape, vw = [value.literal_value for value in (out_h, out_w, stride, width)]
 
     def emit(context, builder, signature, values):
-        table, channels, result, step = values[3:]
+        table, channels, result, step = values[4:]
         on = _Arithmetic(builder, vw)
         last = builder.sub(channels, I64(vw))
         with counted_loop(builder, I64(0), channels, vw) as start:
             # What is left of the channels is done with a vector that overlaps the one before.
             c = builder.select(builder.icmp_signed("<", start, last), start, last)
             pixels = []
-            for number in range(side(out[0]) * side(out[1])):
+            for number in range(_positions(shape)):
                 address = set_memory_kind(builder, builder.load(builder.gep(table, [I64(number)])), "scratch")
                 pixel = builder.gep(builder.inttoptr(address, F32.as_pointer()), [c])
                 pixels.append(load_vector(builder, pixel, vw, "input"))
             at = builder.gep(result, [c])
-            for value in _along_both(_INPUT, out, on, pixels):
+            for value in _along_both(_INPUT, shape, on, pixels):
                 store_vector(builder, value, at, "scratch")
                 at = builder.gep(at, [step])
         return context.get_dummy_value()
 
-    literals = [types.literal(value) for value in (*out, vw)]
+    literals = [types.literal(value) for value in (*shape, vw)]
     return types.void(*literals, _WORDS, types.int64, _FLOATS, types.int64), emit
 
 
 @intrinsic
-def winograd_output(typing_context, out_h, out_w, columns, width, products, step, result):
+def winograd_output(typing_context, out_h, out_w, stride, columns, width, products, step, result):
     """Out of Winograd's form: result [OUT_H][OUT_W][NR] from products[position * step + j], j < NR.
 
-    out_h, out_w, columns, width: literals OUT_H, OUT_W (1, 2 or 4), NR and VW.
+    out_h, out_w, stride, columns, width: literals OUT_H, OUT_W, STRIDE, NR and VW.
     products, result: float32 scratch, aligned to a vector; so is `step`.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, columns, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, stride, columns, width)):
         return None
-    out, nr, vw = (out_h.literal_value, out_w.literal_value), columns.literal_value, width.literal_value
+    *shape, nr, vw = [value.literal_value for value in (out_h, out_w, stride, columns, width)]
 
     def emit(context, builder, signature, values):
-        products, step, result = values[4:]
+        products, step, result = values[5:]
         on = _Arithmetic(builder, vw)
         with counted_loop(builder, I64(0), I64(nr), vw) as j:
             at = builder.gep(products, [j])
             sums = []
-            for _ in range(side(out[0]) * side(out[1])):
+            for _ in range(_positions(shape)):
                 sums.append(load_vector(builder, at, vw, "scratch", 4 * vw))
                 at = builder.gep(at, [step])
             at = builder.gep(result, [j])
-            for value in _along_both(_OUTPUT, out, on, sums):
+            for value in _along_both(_OUTPUT, shape, on, sums):
                 store_vector(builder, value, at, "scratch", 4 * vw)
                 at = builder.gep(at, [I64(nr)])
         return context.get_dummy_value()
 
-    literals = [types.literal(value) for value in (*out, nr, vw)]
+    literals = [types.literal(value) for value in (*shape, nr, vw)]
     return types.void(*literals, _FLOATS, types.int64, _FLOATS), emit
 
 

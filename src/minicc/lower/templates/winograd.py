@@ -35,12 +35,18 @@ UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 14
 
 
 def takes_winograd(geometry: Window, groups: int) -> bool:
-    """Whether the template computes such a convolution at all: over one or two axes, with 3 taps along some, else 1."""
-    whole = groups == 1 and geometry.rank <= 2 and {*geometry.strides, *geometry.dilations} == {1}
-    return whole and 3 in geometry.kernel and set(geometry.kernel) <= {1, 3}
+    """Whether the template computes such a convolution at all: over one or two axes, with 3 taps along some, else 1.
+
+    Every output, or with 3x3 taps every second one.
+    """
+    if groups != 1 or geometry.rank > 2 or set(geometry.dilations) != {1}:
+        return False
+    if geometry.strides == (2, 2):
+        return geometry.kernel == (3, 3)
+    return set(geometry.strides) == {1} and 3 in geometry.kernel and set(geometry.kernel) <= {1, 3}
 
 
-def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: Sequence[Dim]) -> Tile | None:
+def winograd_tile(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim]) -> Tile | None:
     """(height, width) in outputs of the tiles that take the least estimated time; None when the direct sum does.
 
     shape: of the weights, [M, C, *kernel].
@@ -58,9 +64,9 @@ def winograd_tile(target: CpuTarget, shape: Sequence[int], batch: Dim, pixels: S
     # Of 4 bytes each.
     least = int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)
     best = None
-    for out in (2, 4):
+    for out in (2, 4) if stride == 1 else (2,):
         down, across = (out if taps == 3 else 1 for taps in _plane(kernel))
-        positions = side(down) * side(across)
+        positions = side(down, stride) * side(across, stride)
         tiles = images * -(-height // down) * -(-width // across)
         products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
         work = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
@@ -76,10 +82,12 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     assert w.data is not None
     buffer, offset, strides = x
     filters, channels = w.data.shape[:2]
+    stride = geometry.strides[0]
     nr = panel_columns(low.target, filters)
-    key = ("pack_winograd", id(w.data), nr, tile)
+    key = ("pack_winograd", id(w.data), nr, tile, stride)
     if key not in low.constants:
-        low.constant(packing.pack_winograd(w.data.astype(np.float32, copy=False), tile, nr), f"{w.name}_packed", key)
+        packed = packing.pack_winograd(w.data.astype(np.float32, copy=False), tile, stride, nr)
+        low.constant(packed, f"{w.name}_packed", key)
     weights = low.constants[key]
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "N": filters, "C": channels,
@@ -88,10 +96,10 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     for name, unused, row in (("X_", 0, strides[1:-1]), ("I", 1, spatial), ("O", 1, geometry.output), ("P", 0, geometry.begin)):
         values |= dict(zip((f"{name}H", f"{name}W"), _plane(row, unused)))
     tiles = batch * product(ceil_divide(extent, out) for extent, out in zip(_plane(geometry.output), tile))
-    positions = side(tile[0]) * side(tile[1])
+    positions = side(tile[0], stride) * side(tile[1], stride)
     common.emit(
-        low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1]}, values, space, (buffer, weights),
-        tiles * (2 * positions * channels * filters), results=results, name=f"winograd_{tile[0]}x{tile[1]}",
+        low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride}, values, space,
+        (buffer, weights), tiles * (2 * positions * channels * filters), results=results, name=f"winograd_{tile[0]}x{tile[1]}",
     )  # fmt: skip
 
 
