@@ -31,11 +31,10 @@ from minicc.kernels.cpu.tiles import tile_height
 from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.cpu.winograd_tiles import position_tile, winograd_input, winograd_output
 
-# Constants: product tile of MR rows by NR columns, vector width, MR * NR; then the tile of outputs.
+# Constants: product tile of MR rows by NR columns, vector width; then the tile of outputs, and how far apart they are.
 MR = 8
 NR = 32
 VW = 16
-TILE = 256
 OUT_H = 4
 OUT_W = 4
 STRIDE = 1
