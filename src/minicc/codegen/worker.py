@@ -20,13 +20,16 @@ def main() -> None:
     # Anything a library prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from minicc.codegen.objects import compile_object
+    from minicc.codegen.build import compile_here
     from minicc.targets.cpu import CpuTarget
+    from minicc.targets.cuda import CudaTarget
 
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            data = compile_object(request["source"], request["symbol"], CpuTarget(**request["target"]))
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in request["target"].items()}
+            facts = CudaTarget if request["cuda"] else CpuTarget
+            data = compile_here(request["source"], request["symbol"], facts(**fields))
             answer = {"object": data.hex()}
         except CodegenError as error:
             answer = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
