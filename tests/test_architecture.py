@@ -29,7 +29,7 @@ DEFERRED = {
     "cli/app.py": {"minicc.cli.compare", "minicc.cli.inspection", "minicc.demo.run"},
     "cli/common.py": {"minicc.api"},
     "codegen/build.py": {"minicc.codegen.cuda", "minicc.codegen.objects"},
-    "codegen/worker.py": {"minicc.codegen.build", "minicc.targets.cpu", "minicc.targets.cuda"},
+    "codegen/worker.py": {"minicc.codegen.build", "minicc.targets.cpu", "minicc.targets.cuda", "minicc.targets.parse"},
     "debug/bench_kernel.py": {"minicc.codegen.objects"},
     "debug/dump.py": {"minicc.codegen.cuda", "minicc.codegen.objects"},
     "runtime/host.py": {"minicc.ops"},

@@ -177,7 +177,8 @@ def _feed(
     try:
         while True:
             symbol, source = tasks.get_nowait()
-            answer = _ask(worker, {"symbol": symbol, "source": source, "target": vars(target), "cuda": isinstance(target, CudaTarget)})
+            facts = {"target": vars(target), "cuda": isinstance(target, CudaTarget)}
+            answer = _ask(worker, {"symbol": symbol, "source": source, **facts})
             if "object" in answer:
                 results.put((symbol, bytes.fromhex(answer["object"])))
             else:

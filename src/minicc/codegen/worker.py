@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 from minicc.errors import CodegenError
 
@@ -23,13 +24,16 @@ def main() -> None:
     from minicc.codegen.build import compile_here
     from minicc.targets.cpu import CpuTarget
     from minicc.targets.cuda import CudaTarget
+    from minicc.targets.parse import Target
 
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in request["target"].items()}
-            facts = CudaTarget if request["cuda"] else CpuTarget
-            data = compile_here(request["source"], request["symbol"], facts(**fields))
+            facts: dict[str, Any] = request["target"]
+            if request["cuda"]:  # JSON has no tuples
+                facts["capability"] = tuple(facts["capability"])
+            target: Target = CudaTarget(**facts) if request["cuda"] else CpuTarget(**facts)
+            data = compile_here(request["source"], request["symbol"], target)
             answer = {"object": data.hex()}
         except CodegenError as error:
             answer = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}

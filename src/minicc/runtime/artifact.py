@@ -75,7 +75,9 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
     data["weights"] = table
     data["symbols"] = list(saved.code.symbols)
     objects = {s: saved.code.objects[s] for s in saved.code.symbols}
-    if objects and isinstance(saved.target, CpuTarget) and saved.target.triple.split("-")[0] == host_target().triple.split("-")[0]:
+    triple = saved.target.triple if isinstance(saved.target, CpuTarget) else ""
+    if objects and triple.split("-")[0] == host_target().triple.split("-")[0]:
+        assert isinstance(saved.target, CpuTarget)
         objects |= executor_objects(saved.target, store)  # its system calls are those of this architecture
     members: dict[str, bytes] = {
         "program.json": json.dumps(data, separators=(",", ":")).encode(),

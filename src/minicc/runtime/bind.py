@@ -195,6 +195,7 @@ class Segment:
 
     def _index_words(self, constants: Sequence[int]) -> None:
         """Number every word's dimension and base, and find the words to patch."""
+        self._constants = tuple(constants)
         buffers = self.program.buffers
         order = [*constants, *self.contents, *self.temporaries, *self.externals]
         base_of = {b: i + 1 for i, b in enumerate(order)}  # base 0 is no buffer
@@ -311,8 +312,7 @@ class Segment:
         """
         count = self._content_bases.start - 1
         bases = np.zeros_like(self._bases)
-        constants = [b for b in dict.fromkeys(b for s in self.steps for b in buffers_of(s)) if self.program.buffers[b].kind == "constant"]
-        bases[1 : count + 1] = [place(_constant(self.program.buffers[b])) for b in constants]
+        bases[1 : count + 1] = [place(_constant(self.program.buffers[b])) for b in self._constants]
         bases[1 : count + 1] -= self._bases[1 : count + 1]
         bases[self._content_bases] = [place(a) - a.ctypes.data for a in bound.contents.values()]
         bases[self._temporary_bases] = arena
