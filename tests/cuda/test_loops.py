@@ -78,6 +78,16 @@ def test_a_cast_that_rounds() -> None:
     np.testing.assert_array_equal(found, x.astype(np.float16))
 
 
+@pytest.mark.parametrize("name", ["floor", "ceil", "trunc", "round", "sqrt"])
+@pytest.mark.parametrize("kind", ["f32", "f64"])
+def test_functions_that_round(name: str, kind: str) -> None:
+    x = (np.arange(-9, 9) / 2).astype(kind.replace("f", "float"))
+    x = np.abs(x) if name == "sqrt" else x
+    found = run(unary(name, element("x", BY_NAME[kind], (iteration(0),), x.shape)), x.shape, {"x": x})
+    function = {"round": np.rint, "sqrt": np.sqrt}.get(name) or getattr(np, name)
+    np.testing.assert_array_equal(found, function(x))
+
+
 def test_integer_division_floors() -> None:
     x, y = np.arange(-50, 50), np.resize(np.array([-7, 3, 5, -1]), 100)
     load = {n: element(n, i64, (iteration(0),), (100,)) for n in "xy"}

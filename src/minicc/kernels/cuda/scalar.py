@@ -21,11 +21,9 @@ from minicc.kernels.cuda.intrinsics import (
 )
 
 
-def _suffix(type_):
-    return "f32" if isinstance(type_, ir.FloatType) else "f64"
-
-
 def _rounder(name):
+    """A function of the device library, for either float type."""
+
     @intrinsic
     def rounded(typing_context, x):
         if not isinstance(x, types.Float):
@@ -33,7 +31,7 @@ def _rounder(name):
 
         def emit(context, builder, signature, values):
             kind = ir.FunctionType(values[0].type, [values[0].type])
-            full = f"llvm.{name}.{_suffix(values[0].type)}"
+            full = f"__nv_{name}{'f' if values[0].type == F32 else ''}"
             return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), values)
 
         return x(x), emit
