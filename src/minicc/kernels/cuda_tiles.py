@@ -16,6 +16,8 @@ Array = np.ndarray[Any, Any]
 ROW = 128
 SIZES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1}
 WARP = 32
+# Bytes that a convolution notes for each row of a tile.
+WINDOW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +63,11 @@ def tiles_of(element: str) -> tuple[Tile, ...]:
 
 def choose_tile(element: str, m: int, n: int, batches: int, multiprocessors: int) -> Tile:
     """The tile expected to finish first: what whole waves of blocks compute, over what a shape reaches of the peak."""
-    # Operands read per product, as a measure of how far a shape is from the peak.
+
     def cost(tile: Tile) -> float:
         blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches
         waves = -(-blocks // multiprocessors)
+        # Operands read per product: a measure of how far a shape stays from the peak.
         traffic = 1 / tile.rows + 1 / tile.columns
         return waves * tile.rows * tile.columns * (1 + 32 * traffic)
 
@@ -81,6 +84,16 @@ def constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
     }  # fmt: skip
 
 
+def conv_constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
+    """Constants of a convolution: those of a product, and where its table begins. piece: divides X, its strides and C."""
+    return {**constants(element, tile, piece), "TABLE": tile.shared_bytes}
+
+
+def conv_shared_bytes(tile: Tile) -> int:
+    """Dynamic shared memory of a convolution: a product's, then the table."""
+    return tile.shared_bytes + WINDOW * tile.rows
+
+
 def piece_of(*byte_counts: int) -> int:
     """The largest power of two up to 16 that divides all of these numbers of bytes."""
     piece = 16
@@ -95,3 +108,9 @@ def pack_right(b: Array) -> Array:
     packed = np.zeros((*b.shape[:-2], b.shape[-1], depth), b.dtype)
     packed[..., : b.shape[-2]] = np.swapaxes(b, -1, -2)
     return packed
+
+
+def pack_filters(w: Array, groups: int) -> Array:
+    """ONNX's weights [groups * N, C, *kernel] as [groups, N, taps * C padded with zeros to 16 bytes], channels last."""
+    last = np.moveaxis(w, 1, -1).reshape(groups, w.shape[0] // groups, -1)
+    return pack_right(np.swapaxes(last, -1, -2))

@@ -249,7 +249,9 @@ def store_window(typing_context, table, row, address, z, y, x):
 
 
 @intrinsic
-def copy_windows(typing_context, rows, threads, size, piece, shared, table, safe, k, channels, extents, taps, steps, strides, tid):
+def copy_windows(
+    typing_context, rows, threads, size, piece, shared, table, safe, k, channels, extents, taps, steps, strides, tid
+):
     """As `copy_tile`, from windows: element k of a row is channel k % channels of the window's tap k / channels.
 
     piece:   literal: the largest power of two up to 16 that divides addresses, strides and channels in bytes.
