@@ -29,9 +29,12 @@ MULTIPROCESSORS = 132
 
 def build(folder: Path) -> None:
     """Writes cubins and kernels.json."""
-    from benchmarks.cuda_build import assemble, ptx_of, render, words_of
+    from benchmarks.cuda_build import render
+    from minicc.codegen.cuda import compile_cubin
     from minicc.kernels.cuda_tiles import constants, conv_constants, conv_shared_bytes, tiles_of
+    from minicc.targets.cuda import parse_cuda_target
 
+    target = parse_cuda_target("cuda:sm_90")
     folder.mkdir(parents=True, exist_ok=True)
     kernels = []
     for template in ("gemm", "conv"):
@@ -40,8 +43,8 @@ def build(folder: Path) -> None:
                 name = f"{template}_{element}_{tile.rows}x{tile.columns}_{tile.threads}"
                 values = (conv_constants if template == "conv" else constants)(element, tile)
                 text = render(template, values, {"ptr_f32": "ptr_i32"} if element == "s8" else {})
-                built = assemble(ptx_of(text, words_of(text), tile.threads))
-                (folder / f"{name}.cubin").write_bytes(built.cubin)
+                built = compile_cubin(text, "kernel", target)
+                (folder / f"{name}.cubin").write_bytes(built.data)
                 shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes
                 kernels.append({
                     "name": name, "template": template, "element": element, "rows": tile.rows, "columns": tile.columns,

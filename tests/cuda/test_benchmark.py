@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
-from benchmarks import cuda_build, cuda_kernels
-from benchmarks.cuda_build import Assembled
+from benchmarks import cuda_kernels
 from benchmarks.cuda_cases import Conv, Gemm
+from minicc.codegen import cuda as codegen
+from minicc.codegen.cuda import Cubin, compile_ptx
 from minicc.kernels import cuda_tiles
 from tests.cuda.ptx_interpreter import Memory, run
 
@@ -55,7 +56,7 @@ def test_benchmark_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cuda_kernels, "Device", Interpreter)
     monkeypatch.setattr(cuda_kernels, "torch_milliseconds", lambda *_: None)
     monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-2:])
-    monkeypatch.setattr(cuda_build, "assemble", lambda ptx: Assembled(ptx.encode(), 0, 0))
+    monkeypatch.setattr(codegen, "compile_cubin", lambda *kernel: Cubin(compile_ptx(*kernel).encode(), 0, 0, 0))
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
     assert len(rows) == 8
@@ -70,7 +71,11 @@ def test_a_wrong_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cuda_kernels, "Device", Interpreter)
     monkeypatch.setattr(cuda_kernels, "torch_milliseconds", lambda *_: None)
     monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-1:])
-    monkeypatch.setattr(cuda_build, "assemble", lambda ptx: Assembled(ptx.replace("s8.s8", "u8.s8").encode(), 0, 0))
+
+    def compile_wrongly(*kernel: Any) -> Cubin:
+        return Cubin(compile_ptx(*kernel).replace("s8.s8", "u8.s8").encode(), 0, 0, 0)
+
+    monkeypatch.setattr(codegen, "compile_cubin", compile_wrongly)
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
     assert [row["right"] for row in rows] == [False]

@@ -13,20 +13,26 @@ from hypothesis import strategies as st
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
-from benchmarks.cuda_build import assemble, find_tool, machine_text, ptx_of, render, words_of
+from benchmarks.cuda_build import machine_text, render
+from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
 from minicc.kernels.cuda_tiles import SIZES, Tile, conv_constants, conv_shared_bytes, pack_filters, piece_of, tiles_of
+from minicc.targets.cuda import parse_cuda_target
 from tests.cuda.ptx_interpreter import Memory, run
 
 Array = np.ndarray[Any, Any]
+TARGET = parse_cuda_target("cuda:sm_90")
 TYPES = {"f32": np.float32, "f16": np.float16, "s8": np.int8}
 axis = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(0, 2))
 
 
 @lru_cache(maxsize=32)
 def ptx(element: str, tile: Tile, piece: int) -> str:
+    return compile_ptx(text_of(element, tile, piece), "kernel", TARGET)
+
+
+def text_of(element: str, tile: Tile, piece: int) -> str:
     changes = {"ptr_f32": "ptr_i32"} if element == "s8" else {}
-    text = render("conv", conv_constants(element, tile, piece), changes)
-    return ptx_of(text, words_of(text), tile.threads)
+    return render("conv", conv_constants(element, tile, piece), changes)
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...]) -> Array:
@@ -54,7 +60,7 @@ def convolve(x: Array, w: Array, groups: int, strides: list[int], dilations: lis
     images=st.integers(1, 2), groups=st.integers(1, 2), channels=st.sampled_from([1, 3, 4, 16]), filters=st.integers(1, 70),
     axes=st.lists(axis, min_size=1, max_size=3), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_convolutions(
     element: str, images: int, groups: int, channels: int, filters: int, axes: list[tuple[int, ...]], seed: int
 ) -> None:
@@ -89,9 +95,9 @@ def test_machine_code(element: str) -> None:
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
     tile = tiles_of(element)[0]
-    built = assemble(ptx(element, tile, 16))
+    built = compile_cubin(text_of(element, tile, 16), "kernel", TARGET)
     assert built.spills == 0
     assert built.registers * tile.threads <= 65536
-    code = machine_text(built.cubin)
+    code = machine_text(built.data)
     assert "LDGSTS" in code
     assert ("FFMA" if element == "f32" else "MMA.") in code

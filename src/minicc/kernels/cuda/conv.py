@@ -74,6 +74,7 @@ MERGED = 29  # unused: rows always run through all images
 ROW_TILES = 30  # ceil(IMAGES * M / BM)
 PANELS = 31  # ceil(N / BN)
 EPILOGUE = 32
+WORDS = 33  # those of the epilogue included
 
 
 @helper
