@@ -16,7 +16,17 @@ pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed
 
 from benchmarks.cuda_build import machine_text, render
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
-from minicc.kernels.cuda_tiles import SIZES, Tile, choose_tile, constants, pack_right, piece_of, tiles_of
+from minicc.kernels.cuda_tiles import (
+    SIZES,
+    Tile,
+    choose_tile,
+    constants,
+    launch_conv,
+    launch_gemm,
+    pack_right,
+    piece_of,
+    tiles_of,
+)
 from minicc.targets.cuda import parse_cuda_target
 from tests.cuda.ptx_interpreter import Memory, PtxError, run
 
@@ -153,3 +163,16 @@ def test_the_choice_of_a_tile_follows_the_work() -> None:
     assert choose_tile("f16", 4096, 4096, 1, 132).rows >= 128
     assert choose_tile("f16", 1, 4096, 1, 132).rows == 16
     assert choose_tile("f16", 256, 256, 1, 132).rows <= 64
+
+
+@given(m=st.integers(1, 1000), n=st.integers(1, 1000), batches=st.integers(1, 5))
+def test_launches_cover_the_result_once(m: int, n: int, batches: int) -> None:
+    tile = choose_tile("f16", m, n, batches, 132)
+    gemm = {"M": m, "N": n, "B0": batches, "B1": 1}
+    conv = {"IMAGES": 1, "M": m, "N": n, "GROUPS": batches}
+    for words, launch in ((gemm, launch_gemm(gemm, tile)), (conv, launch_conv(conv, tile))):
+        assert 0 <= words["ROW_TILES"] * tile.rows - m < tile.rows
+        assert 0 <= words["PANELS"] * tile.columns - n < tile.columns
+        assert launch.grid == (words["ROW_TILES"] * words["PANELS"] * batches, 1, 1)
+        assert launch.block == tile.threads
+        assert launch.shared_bytes <= 227 << 10

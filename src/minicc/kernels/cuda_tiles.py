@@ -5,10 +5,14 @@ Knows nothing of Numba and of devices; the kernels are in kernels/cuda.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.domain import ceil_divide
 
 Array = np.ndarray[Any, Any]
 
@@ -92,6 +96,21 @@ def conv_constants(element: str, tile: Tile, piece: int = 16) -> dict[str, objec
 def conv_shared_bytes(tile: Tile) -> int:
     """Dynamic shared memory of a convolution: a product's, then the table."""
     return tile.shared_bytes + WINDOW * tile.rows
+
+
+def launch_gemm(words: MutableMapping[str, int], tile: Tile) -> Launch:
+    """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
+    words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
+    blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
+    return Launch((blocks, 1, 1), tile.threads, tile.shared_bytes)
+
+
+def launch_conv(words: MutableMapping[str, int], tile: Tile) -> Launch:
+    """As `launch_gemm`, of a convolution: its rows run through all images."""
+    rows = words["IMAGES"] * words["M"]
+    words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
+    blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
+    return Launch((blocks, 1, 1), tile.threads, conv_shared_bytes(tile))
 
 
 def piece_of(*byte_counts: int) -> int:
