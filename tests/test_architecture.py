@@ -28,10 +28,10 @@ HEAVY = {
 DEFERRED = {
     "cli/app.py": {"minicc.cli.compare", "minicc.cli.inspection", "minicc.demo.run"},
     "cli/common.py": {"minicc.api"},
-    "codegen/build.py": {"minicc.codegen.objects"},
-    "codegen/worker.py": {"minicc.codegen.objects", "minicc.targets.cpu"},
+    "codegen/build.py": {"minicc.codegen.cuda", "minicc.codegen.objects"},
+    "codegen/worker.py": {"minicc.codegen.build", "minicc.targets.cpu", "minicc.targets.cuda", "minicc.targets.parse"},
     "debug/bench_kernel.py": {"minicc.codegen.objects"},
-    "debug/dump.py": {"minicc.codegen.objects"},
+    "debug/dump.py": {"minicc.codegen.cuda", "minicc.codegen.objects"},
     "runtime/host.py": {"minicc.ops"},
 }
 # Not loaded by `import minicc`.

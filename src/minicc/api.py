@@ -30,7 +30,7 @@ from minicc.passes.manager import Observer, PassContext, Report, run_passes
 from minicc.runtime.code import build_code
 from minicc.runtime.module import steps_of
 from minicc.runtime.store import Store
-from minicc.targets.cpu import parse_target
+from minicc.targets.parse import target_of
 
 if TYPE_CHECKING:
     import onnx
@@ -63,7 +63,7 @@ def compile(
 
 def build(imported: ImportedModel, target: str, options: Options, stage: Stages) -> Module:
     """The walk from an imported model on."""
-    cpu = parse_target(target)
+    machine = target_of(target)
     store = Store(options.store_dir)
     dump = Dump(options)
     dump.graph("import", imported.graph)
@@ -74,20 +74,20 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
         _stop(imported, report.stopped_after)
 
     stage("lower")
-    program = _named(prune_kernels(lower(imported.graph, cpu, options)), imported)
+    program = _named(prune_kernels(lower(imported.graph, machine, options)), imported)
     dump.program(program)
     _check_placement(program, options)
 
     stage("kernels")
-    code = build_code(program.kernels, cpu, store, stage.kernels)
-    dump.kernels(code, cpu)
+    code = build_code(program.kernels, machine, store, stage.kernels)
+    dump.kernels(code, machine)
 
     stage("load")
     runs = sum(row.runs for row in report.rows)
     notes = {"graph": print_graph(imported.graph)}
     full = CompileReport(report.rows, stage.seconds, imported.warnings)
-    module = Module(program, code, cpu, options, pass_runs=runs, notes=notes, report=full)
-    if not cpu.missing_features():
+    module = Module(program, code, machine, options, pass_runs=runs, notes=notes, report=full)
+    if not machine.missing_features():
         module.prepare()
     stage.finish()
     dump.report(asdict(full), module)

@@ -21,7 +21,7 @@ from minicc.runtime.artifact import Saved
 from minicc.runtime.code import Code
 from minicc.runtime.module import CompiledModule
 from minicc.runtime.store import Store
-from minicc.targets.cpu import CpuTarget
+from minicc.targets.parse import Target
 
 if TYPE_CHECKING:
     from minicc.passes.manager import PassRow
@@ -54,7 +54,7 @@ class Module(CompiledModule):
         self,
         program: Program,
         code: Code,
-        target: CpuTarget,
+        target: Target,
         options: Options,
         *,
         pass_runs: int = 0,

@@ -19,7 +19,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from minicc.errors import CodegenError
-from minicc.targets.cpu import CpuTarget, available_threads
+from minicc.targets.cpu import available_threads
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
 
 MAX_WORKERS = 4
 # Starting a worker costs about as much as compiling this many kernels.
@@ -42,29 +44,31 @@ class ObjectStore(Protocol):
         ...
 
 
-@lru_cache(maxsize=1)
-def toolchain() -> str:
-    """A key of everything but the source and the target that decides about an object."""
+@lru_cache(maxsize=2)
+def toolchain(cuda: bool = False) -> str:
+    """A key of everything but the source and the target that decides about an object (of CUDA: about a cubin)."""
     from importlib import metadata  # slow to import
 
     digest = hashlib.sha256()
-    for package in ("numba", "llvmlite"):
-        digest.update(f"{package} {metadata.version(package)}\n".encode())
+    for package in ("numba", "llvmlite", *(("numba-cuda", "nvidia-cuda-nvcc", "nvidia-nvvm") if cuda else ())):
+        with suppress(metadata.PackageNotFoundError):
+            digest.update(f"{package} {metadata.version(package)}\n".encode())
+    folder, module = ("cuda", "cuda.py") if cuda else ("cpu", "objects.py")
     # Kernel texts import these modules, so their text counts as well.
-    for path in (*sorted((_PACKAGE / "kernels" / "cpu").glob("*.py")), _PACKAGE / "codegen" / "objects.py"):
+    for path in (*sorted((_PACKAGE / "kernels" / folder).glob("*.py")), _PACKAGE / "codegen" / module):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def object_key(symbol: str, source: str, target: CpuTarget) -> str:
+def object_key(symbol: str, source: str, target: Target) -> str:
     """The store's key of a kernel: hexadecimal, the same in every process and on every machine."""
-    facts = "\0".join((toolchain(), target.fingerprint(), symbol, source))
+    facts = "\0".join((toolchain(isinstance(target, CudaTarget)), target.fingerprint(), symbol, source))
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def build_objects(
     sources: Mapping[str, str],
-    target: CpuTarget,
+    target: Target,
     store: ObjectStore | None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, bytes]:
@@ -89,14 +93,23 @@ def build_objects(
         _compile_in_workers(missing, target, workers, finished)
     for symbol, source in missing.items():
         if found[symbol] is None:
-            from minicc.codegen.objects import compile_object
-
-            finished(symbol, compile_object(source, symbol, target))
+            finished(symbol, compile_here(source, symbol, target))
     return {symbol: data for symbol, data in found.items() if data is not None}
 
 
+def compile_here(source: str, symbol: str, target: Target) -> bytes:
+    """The object or cubin of a kernel, compiled in this process."""
+    if isinstance(target, CudaTarget):
+        from minicc.codegen.cuda import compile_cubin
+
+        return compile_cubin(source, symbol, target).data
+    from minicc.codegen.objects import compile_object
+
+    return compile_object(source, symbol, target)
+
+
 def _compile_in_workers(
-    sources: Mapping[str, str], target: CpuTarget, count: int, finished: Callable[[str, bytes], None]
+    sources: Mapping[str, str], target: Target, count: int, finished: Callable[[str, bytes], None]
 ) -> None:
     """Compile in `count` processes; what a dying worker leaves undone is left to the caller.
 
@@ -158,13 +171,14 @@ def _feed(
     worker: subprocess.Popen[bytes],
     tasks: SimpleQueue[tuple[str, str]],
     results: SimpleQueue[Result],
-    target: CpuTarget,
+    target: Target,
 ) -> None:
     """Give one worker kernels until there are none or it dies; ends with None in `results`."""
     try:
         while True:
             symbol, source = tasks.get_nowait()
-            answer = _ask(worker, {"symbol": symbol, "source": source, "target": vars(target)})
+            facts = {"target": vars(target), "cuda": isinstance(target, CudaTarget)}
+            answer = _ask(worker, {"symbol": symbol, "source": source, **facts})
             if "object" in answer:
                 results.put((symbol, bytes.fromhex(answer["object"])))
             else:

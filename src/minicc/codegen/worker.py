@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 from minicc.errors import CodegenError
 
@@ -20,13 +21,19 @@ def main() -> None:
     # Anything a library prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from minicc.codegen.objects import compile_object
+    from minicc.codegen.build import compile_here
     from minicc.targets.cpu import CpuTarget
+    from minicc.targets.cuda import CudaTarget
+    from minicc.targets.parse import Target
 
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            data = compile_object(request["source"], request["symbol"], CpuTarget(**request["target"]))
+            facts: dict[str, Any] = request["target"]
+            if request["cuda"]:  # JSON has no tuples
+                facts["capability"] = tuple(facts["capability"])
+            target: Target = CudaTarget(**facts) if request["cuda"] else CpuTarget(**facts)
+            data = compile_here(request["source"], request["symbol"], target)
             answer = {"object": data.hex()}
         except CodegenError as error:
             answer = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}

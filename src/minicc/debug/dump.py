@@ -25,7 +25,8 @@ from minicc.options import Options
 from minicc.runtime.bind import Bound, Segment, itemsize
 from minicc.runtime.code import Code
 from minicc.runtime.module import CompiledModule, segments_of
-from minicc.targets.cpu import CpuTarget
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
 
 
 class Dump:
@@ -55,13 +56,19 @@ class Dump:
         if self.folder is not None:
             self._write("program.txt", print_program(program))
 
-    def kernels(self, code: Code, target: CpuTarget) -> None:
+    def kernels(self, code: Code, target: Target) -> None:
         """The generated texts, and their assembly on the highest level."""
         for symbol, text in code.sources.items():
             if self.folder is not None:
                 self._write(f"kernels/{symbol}.py", runnable(symbol, text))
             levels.show(levels.SOURCES, self.options, f"-- {symbol}\n{text}")
-            if self.options.debug >= levels.ASSEMBLY:
+            if self.options.debug < levels.ASSEMBLY:
+                continue
+            if isinstance(target, CudaTarget):
+                from minicc.codegen.cuda import compile_ptx
+
+                levels.show(levels.ASSEMBLY, self.options, compile_ptx(text, symbol, target))
+            else:
                 from minicc.codegen.objects import assembly
 
                 levels.show(levels.ASSEMBLY, self.options, assembly(text, symbol, target))

@@ -23,6 +23,7 @@ from minicc.lower.compose import RESHAPES, VIEWS, Composer, broadcast_index
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Buffer, KernelStep, Step, Word
 from minicc.targets.cpu import CpuTarget
+from minicc.targets.parse import Target
 
 # Rough costs of one element on one core, in nanoseconds, for cutting work into chunks; not for choosing kernels.
 NS_PER_LOAD, NS_PER_FUNCTION, NS_PER_SIMPLE = 0.15, 0.8, 0.03
@@ -41,13 +42,19 @@ class KernelTable:
 class Lowering:
     """Buffers, steps and kernels of one graph being lowered."""
 
-    def __init__(self, target: CpuTarget, kernels: KernelTable, winograd: bool = True) -> None:
+    def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True) -> None:
         self.target, self.kernels, self.winograd = target, kernels, winograd
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.places: dict[Value, int] = {}
         self.constants: dict[Hashable, int] = {}
         self.computed: set[Value] = set()  # values whose step has been emitted or that are given
+
+    @property
+    def cpu(self) -> CpuTarget:
+        """The target, for templates that only CPUs have."""
+        assert isinstance(self.target, CpuTarget)
+        return self.target
 
     # -- buffers
 

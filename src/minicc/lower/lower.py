@@ -23,10 +23,10 @@ from minicc.lower.requirements import requirements
 from minicc.lower.templates import find_template
 from minicc.options import Options
 from minicc.passes.fuse import has_loops
-from minicc.targets.cpu import CpuTarget
+from minicc.targets.parse import Target
 
 
-def lower(graph: Graph, target: CpuTarget, options: Options) -> Program:
+def lower(graph: Graph, target: Target, options: Options) -> Program:
     """Lower a graph (and the bodies of its control flow) to a program for a target."""
     table = KernelTable()
     program = lower_graph(graph, target, options, table)
@@ -37,7 +37,7 @@ def lower(graph: Graph, target: CpuTarget, options: Options) -> Program:
     )  # fmt: skip
 
 
-def lower_graph(graph: Graph, target: CpuTarget, options: Options, table: KernelTable) -> Program:
+def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTable) -> Program:
     """One graph with a kernel table shared by the whole program."""
     low = Lowering(target, table, options.winograd)
     for value in graph.inputs:
@@ -129,7 +129,7 @@ def lower_node(low: Lowering, node: Node, options: Options) -> None:
         _lower_control(low, node, options)
         return
     reasons: list[str] = []
-    template = find_template(node) if _ranked(node) else None
+    template = find_template(node, low.target) if _ranked(node) else None
     if template is not None:
         refusal = template(low, node, None)
         if not refusal:
@@ -188,7 +188,7 @@ def _lower_fused(low: Lowering, node: Node) -> None:
     anchor = node.attrs["anchor"]
     if anchor:
         lead = body.nodes[0]
-        template = find_template(lead)
+        template = find_template(lead, low.target)
         refusal = template(low, node, lead) if template is not None else "no template"
         if not refusal:
             return

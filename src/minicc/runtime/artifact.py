@@ -41,6 +41,8 @@ from minicc.runtime.memory import ALIGNMENT
 from minicc.runtime.store import Store
 from minicc.runtime.validate import check_program
 from minicc.targets.cpu import CpuTarget, host_target
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
 
 FORMAT = "minicc-1"
 _REQUIRED = ("manifest.json", "signature", "program.json", "weights.bin")
@@ -60,7 +62,7 @@ class Saved:
 
     program: Program
     code: Code
-    target: CpuTarget
+    target: Target
     options: Options
     pass_runs: int
     notes: Mapping[str, Any]
@@ -73,7 +75,9 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
     data["weights"] = table
     data["symbols"] = list(saved.code.symbols)
     objects = {s: saved.code.objects[s] for s in saved.code.symbols}
-    if objects and saved.target.triple.split("-")[0] == host_target().triple.split("-")[0]:
+    triple = saved.target.triple if isinstance(saved.target, CpuTarget) else ""
+    if objects and triple.split("-")[0] == host_target().triple.split("-")[0]:
+        assert isinstance(saved.target, CpuTarget)
         objects |= executor_objects(saved.target, store)  # its system calls are those of this architecture
     members: dict[str, bytes] = {
         "program.json": json.dumps(data, separators=(",", ":")).encode(),
@@ -86,7 +90,7 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
     members["report.json"] = json.dumps(notes, indent=1, default=str).encode()
     manifest = {
         "format": FORMAT,
-        **_versions(),
+        **({} if isinstance(saved.target, CudaTarget) else _versions()),
         "target": asdict(saved.target),
         "pass_runs": saved.pass_runs,
         "options": {name: getattr(saved.options, name) for name in _KEPT_OPTIONS},
@@ -140,8 +144,11 @@ def read(
     program = from_data(data, _constants(data, members["weights.bin"]))
     check_program(program)
     trusted = trust or store.verify(manifest_text, signature[32:])
-    code = _code_of(data, members, program) if trusted and _fits(manifest, target) else None
-    if code is None:
+    code = _code_of(data, members, program, isinstance(target, CpuTarget)) if trusted and _fits(manifest, target) else None
+    if code is None and isinstance(target, CudaTarget):
+        code = build_code(program.kernels, target, store, progress)
+    elif code is None:
+        assert isinstance(target, CpuTarget)
         # Packed weights and tiles keep the shape they were lowered for; instructions are this machine's, as
         # nothing of an unknown file reaches LLVM.
         width, registers = target.vector_width, target.vector_registers
@@ -157,12 +164,28 @@ def _versions() -> dict[str, str]:
     return {"toolchain": toolchain(), **versions}
 
 
-def _fits(manifest: Mapping[str, Any], target: CpuTarget) -> bool:
-    """Whether the file's machine code was made by this very toolchain for what this machine is."""
+def _fits(manifest: Mapping[str, Any], target: Target) -> bool:
+    """Whether the file's machine code was made by this very toolchain for what this machine is; cubins are complete."""
+    if isinstance(target, CudaTarget):
+        return True
     return all(manifest.get(k) == v for k, v in _versions().items()) and not target.missing_features()
 
 
-def _target(data: Any) -> CpuTarget:
+def _cuda_target(data: Any) -> CudaTarget:
+    values = {f.name: data[f.name] for f in fields(CudaTarget)}
+    values["capability"] = tuple(map(int, data["capability"]))
+    target = CudaTarget(**values)
+    numbers = (*target.capability, target.multiprocessors, target.shared_bytes, target.registers, target.l2_bytes)
+    if len(target.capability) != 2 or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ArtifactError("the target is not valid", why=f"{data}")
+    if not re.fullmatch(r"sm_\d{2,3}a?", target.arch) or not re.fullmatch(r"cuda(:\w{1,16})?", target.name):
+        raise ArtifactError("the target is not valid", why=f"{target.name!r}, {target.arch!r}")
+    return target
+
+
+def _target(data: Any) -> Target:
+    if "arch" in data:
+        return _cuda_target(data)
     values = {f.name: data[f.name] for f in fields(CpuTarget)}
     target = CpuTarget(**values)
     for field in fields(CpuTarget):
@@ -184,7 +207,7 @@ def _options(data: Any) -> dict[str, Any]:
     return {name: data[name] for name in _KEPT_OPTIONS}
 
 
-def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program) -> Code | None:
+def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program, cpu: bool) -> Code | None:
     """The file's own code, or None when it is incomplete."""
     symbols = data.get("symbols")
     if (
@@ -195,7 +218,7 @@ def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program
         return None
     if any(f"objects/{s}.o" not in members for s in symbols):
         return None
-    wanted = [*symbols, *(s for s in executor_sources() if f"objects/{s}.o" in members)]
+    wanted = [*symbols, *(s for s in (executor_sources() if cpu else ()) if f"objects/{s}.o" in members)]
     objects = {s: bytes(members[f"objects/{s}.o"]) for s in dict.fromkeys(wanted)}
     texts = {
         s: bytes(members.get(f"kernels/{s}.py", b"")).decode(errors="replace") for s in dict.fromkeys(symbols)

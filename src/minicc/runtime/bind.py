@@ -27,6 +27,7 @@ from minicc.lower.program import Buffer, KernelStep, Program
 from minicc.runtime.executor import ROW_WORDS, chunking
 from minicc.runtime.memory import ALIGNMENT, Interval, Layout, MemoryPlan, layout, place
 from minicc.targets.cpu import CpuTarget
+from minicc.targets.parse import Target
 
 Words = NDArray[np.int64]
 Array = np.ndarray[Any, Any]
@@ -73,7 +74,7 @@ class Machine:
 
     kernels: tuple[Kernel, ...]
     functions: Words
-    target: CpuTarget
+    target: Target
     threads: int
     max_bytes: int
     max_loop_iterations: int
@@ -194,6 +195,7 @@ class Segment:
 
     def _index_words(self, constants: Sequence[int]) -> None:
         """Number every word's dimension and base, and find the words to patch."""
+        self._constants = tuple(constants)
         buffers = self.program.buffers
         order = [*constants, *self.contents, *self.temporaries, *self.externals]
         base_of = {b: i + 1 for i, b in enumerate(order)}  # base 0 is no buffer
@@ -209,7 +211,7 @@ class Segment:
         self._word_value = np.array(value, np.int64)
         self._word_scale = np.array(scale, np.int64)
         self._word_base = np.array(base, np.int64)
-        self._starts = np.array(starts, np.int64)
+        self.starts = np.array(starts, np.int64)
         self._units = np.array([self._dims.number(s.units) for s in self.steps], np.int64)
         self._costs = np.array([self._dims.number(s.cost) for s in self.steps], np.int64)
         self._functions = self.machine.functions[[s.kernel for s in self.steps]]
@@ -303,6 +305,20 @@ class Segment:
         rows, kept = self._rows(units, values[self._costs])
         return Bound(self, words, rows, kept, plan, contents, shapes, {s: sizes[s] for s in self.symbols})
 
+    def moves(self, bound: Bound, place: Callable[[Array], int], arena: int, externals: Sequence[int]) -> Words:
+        """What to add to `bound.words` where constants, contents, the arena and the externals lie elsewhere.
+
+        place: the new address of a constant. externals: addresses in the order of `self.externals`.
+        """
+        count = self._content_bases.start - 1
+        bases = np.zeros_like(self._bases)
+        bases[1 : count + 1] = [place(_constant(self.program.buffers[b])) for b in self._constants]
+        bases[1 : count + 1] -= self._bases[1 : count + 1]
+        bases[self._content_bases] = [place(a) - a.ctypes.data for a in bound.contents.values()]
+        bases[self._temporary_bases] = arena
+        bases[self._temporary_bases.stop :] = externals
+        return bases[self._word_base]
+
     def _check_shapes(self, values: Words) -> tuple[list[int], dict[int, tuple[int, ...]]]:
         """Bytes of the buffers made here, and shapes of those seen outside."""
         if not self._shaped:
@@ -337,19 +353,19 @@ class Segment:
         machine = self.machine
         for at, step in enumerate(self.steps):
             kernel = machine.kernels[step.kernel]
-            if isinstance(kernel, TemplateKernel):
-                own = words[self._starts[at] : self._starts[at + 1]].tolist()
+            if isinstance(kernel, TemplateKernel) and isinstance(machine.target, CpuTarget):
+                own = words[self.starts[at] : self.starts[at + 1]].tolist()
                 units[at] = templates.bind(
                     kernel.template, dict(kernel.constants), own, machine.target, machine.threads
                 )
-                words[self._starts[at] : self._starts[at + 1]] = own
+                words[self.starts[at] : self.starts[at + 1]] = own
 
     def _rows(self, units: Words, costs: Words) -> tuple[Words, NDArray[np.intp]]:
         """Rows of the steps with work to do, with addresses relative to the words; and which steps."""
         kept = np.flatnonzero(units > 0)
         rows = np.zeros((len(kept), ROW_WORDS), np.int64)
         rows[:, 0] = self._functions[kept]
-        rows[:, 1] = self._starts[kept] * 8
+        rows[:, 1] = self.starts[kept] * 8
         rows[:, 2] = units[kept]
         threads = self.machine.threads
         rows[:, 3:] = [

@@ -17,7 +17,7 @@ from minicc.lower.kernel import Kernel
 from minicc.runtime.bind import Words
 from minicc.runtime.executor import executor_sources
 from minicc.runtime.objects import LoadedObjects, load_objects
-from minicc.targets.cpu import CpuTarget
+from minicc.targets.parse import Target
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Code:
         return np.array([loaded.address(symbol) for symbol in self.symbols], np.int64), loaded
 
 
-def generate(kernels: tuple[Kernel, ...], target: CpuTarget) -> tuple[tuple[str, ...], dict[str, str]]:
+def generate(kernels: tuple[Kernel, ...], target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
     """(symbol of each kernel, symbol -> text)."""
     texts = [kernel_source(kernel, target) for kernel in kernels]
     symbols = tuple(kernel_symbol(kernel, text) for kernel, text in zip(kernels, texts))
@@ -57,7 +57,7 @@ def generate(kernels: tuple[Kernel, ...], target: CpuTarget) -> tuple[tuple[str,
 
 def build_code(
     kernels: tuple[Kernel, ...],
-    target: CpuTarget,
+    target: Target,
     store: ObjectStore | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Code:
@@ -74,6 +74,6 @@ def build_code(
     return Code(symbols, sources, objects, len(done))
 
 
-def executor_objects(target: CpuTarget, store: ObjectStore | None) -> dict[str, bytes]:
+def executor_objects(target: Target, store: ObjectStore | None) -> dict[str, bytes]:
     """Objects of the executor itself, to go along in an artifact."""
     return build_objects(executor_sources(), target, store)

@@ -100,7 +100,7 @@ class Runner:
     """
 
     def __init__(self, program: Program, machine: Machine, executor: Executes, make_step: MakeStep) -> None:
-        self.program, self.machine, self.executor = program, machine, executor
+        self.program, self.machine, self.executor, self.make_step = program, machine, executor, make_step
         self.initial: list[Item] = [b.data if b.kind == "constant" else None for b in program.buffers]
         self.parts: list[Segment | tuple[Other, HostRunner | ControlRunner]] = []
         groups = _groups(program)
@@ -113,6 +113,10 @@ class Runner:
                 )
             else:
                 self.parts.append((group, make_step(group, program, self)))
+
+    def for_body(self, body: Program) -> Runner:
+        """A runner of the same kind for the body of a control step."""
+        return type(self)(body, self.machine, self.executor, self.make_step)
 
     @property
     def segments(self) -> list[Segment]:

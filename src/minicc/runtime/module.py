@@ -21,12 +21,16 @@ from minicc.options import Options
 from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment, address_of
 from minicc.runtime.code import Code
 from minicc.runtime.control import ControlCall
+from minicc.runtime.cuda.driver import Gpu
+from minicc.runtime.cuda.engine import DeviceRunner
 from minicc.runtime.engine import Item, Other, Runner, bind_sizes
 from minicc.runtime.executor import Executor
 from minicc.runtime.host import HostCall
 from minicc.runtime.signature import Port, Signature, ports
 from minicc.runtime.store import Store
-from minicc.targets.cpu import CpuTarget, available_threads, host_target
+from minicc.targets.cpu import available_threads, host_target
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -41,7 +45,7 @@ class CompiledModule:
         self,
         program: Program,
         code: Code,
-        target: CpuTarget,
+        target: Target,
         options: Options,
         *,
         pass_runs: int = 0,
@@ -111,6 +115,8 @@ class CompiledModule:
                 why=f"it lacks {', '.join(missing)}",
                 hint="compile for target='cpu', or run where these features are",
             )
+        if isinstance(self.target, CudaTarget):
+            return self._prepare_device(self.target)
         functions, self._loaded = self.code.load()
         threads = self.options.threads or available_threads()
         executor: Any = None
@@ -129,11 +135,20 @@ class CompiledModule:
         )
         return Runner(self.program, self.machine, executor, self.make_step)
 
+    def _prepare_device(self, target: CudaTarget) -> Runner:
+        number = target.name.partition(":")[2]
+        device = Gpu(int(number) if number.isdigit() else 0)
+        loaded = {symbol: device.load(symbol, self.code.objects[symbol]) for symbol in dict.fromkeys(self.code.symbols)}
+        kernels = [loaded[symbol] for symbol in self.code.symbols]
+        limits = (self.options.max_bytes, self.options.max_loop_iterations)
+        self.machine = Machine(self.program.kernels, np.zeros(len(kernels), np.int64), target, 1, *limits)
+        return DeviceRunner(self.program, self.machine, device, kernels, self.make_step)
+
     def make_step(self, step: Other, program: Program, runner: Runner) -> HostCall | ControlCall:
         """A host or control step, ready to run; bodies get runners of the same class."""
         if isinstance(step, HostStep):
             return HostCall(step, program, self.options.max_bytes, self.options.max_loop_iterations)
-        bodies = [type(runner)(body, runner.machine, runner.executor, self.make_step) for body in step.bodies]
+        bodies = [runner.for_body(body) for body in step.bodies]
         return ControlCall(step, bodies, runner.machine)
 
     def _ready(self, items: Sequence[Any]) -> Sequence[Any]:
@@ -252,7 +267,7 @@ class _ShortWay:
 def _is_short(runner: Runner) -> bool:
     """One segment, tensors only, and every output written by kernels into memory of its own."""
     program = runner.program
-    if len(runner.parts) != 1 or not runner.segments:
+    if runner.executor is None or len(runner.parts) != 1 or not runner.segments:
         return False
     segment = runner.segments[0]
     tensors = all(isinstance(t, TensorType) and t.shape is not None for t in program.input_types)

@@ -38,6 +38,18 @@ class CudaTarget:
         return hashlib.sha256(f"cuda\0{self.arch}".encode()).hexdigest()[:16]
 
 
+    def missing_features(self) -> tuple[str, ...]:
+        """What this machine lacks to run code for the target; empty when it can."""
+        number = self.name.partition(":")[2]
+        try:
+            present = _device_target("cuda", int(number) if number.isdigit() else 0)
+        except TargetError as error:
+            return (error.why or error.what,)
+        if present.capability[0] != self.capability[0] or present.capability < self.capability:
+            return (f"a GPU of capability {self.capability[0]}.{self.capability[1]}",)
+        return ()
+
+
 _KNOWN = {
     "sm_80": CudaTarget("cuda:sm_80", (8, 0), "sm_80", 108, 163 << 10, l2_bytes=40 << 20),
     "sm_90": CudaTarget("cuda:sm_90", (9, 0), "sm_90", 132, 227 << 10, l2_bytes=50 << 20),

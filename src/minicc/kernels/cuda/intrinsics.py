@@ -107,7 +107,7 @@ def _loader(read_only):
             return None
 
         def emit(context, builder, signature, values):
-            return _load(context, builder, *values, pointer.dtype, read_only)
+            return _load(context, builder, values[0], values[1], pointer.dtype, read_only)
 
         return pointer.dtype(pointer, types.int64), emit
 
@@ -161,7 +161,7 @@ def _converting_loader(read_only, convert):
             return None
 
         def emit(context, builder, signature, values):
-            return convert(builder, _load(context, builder, *values, types.uint16, read_only))
+            return convert(builder, _load(context, builder, values[0], values[1], types.uint16, read_only))
 
         return types.float32(pointer, types.int64), emit
 

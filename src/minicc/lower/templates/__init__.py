@@ -22,6 +22,8 @@ from minicc.lower.templates.scan import lower_scan
 from minicc.lower.templates.scatter import lower_scatter_elements, lower_scatter_nd
 from minicc.lower.templates.suppress import lower_select_boxes
 from minicc.lower.templates.topk import lower_topk
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
 
 Lower = Callable[[Lowering, Node, Node | None], str]
 TABLE: dict[tuple[str, str], Lower] = {
@@ -49,9 +51,14 @@ FUSED = frozenset((
 ))  # fmt: skip
 
 
-def find_template(node: Node) -> Lower | None:
-    """The lowering function of a node's op, or None when it has no template."""
-    return TABLE.get((node.op.domain, node.op.name))
+# Those with a CUDA form.
+CUDA_TABLE: dict[tuple[str, str], Lower] = {}
+
+
+def find_template(node: Node, target: Target) -> Lower | None:
+    """The lowering function of a node's op for a target, or None when it has no template."""
+    table = CUDA_TABLE if isinstance(target, CudaTarget) else TABLE
+    return table.get((node.op.domain, node.op.name))
 
 
 def is_anchor(node: Node) -> bool:

@@ -72,7 +72,7 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     data = w.data
     if groups > 1 and data is not None:
         # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
-        data, groups = packing.merge_groups(data, groups, low.target.vector_width)
+        data, groups = packing.merge_groups(data, groups, low.cpu.vector_width)
         channels = data.shape[1]
     batch, per_group = out[0], filters // groups
     axes = (batch, groups, *pixels, per_group)
@@ -105,7 +105,7 @@ def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int,
     space = window_space(low, node, lead, pixels, channels, finish)
     if isinstance(space, str):
         return space
-    nr = panel_columns(low.target, channels)
+    nr = panel_columns(low.cpu, channels)
     key = ("pack_depthwise", id(w.data), nr)
     if key not in low.constants:
         low.constant(packing.pack_depthwise(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
@@ -184,7 +184,7 @@ def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple
 
 def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     """(panels of a 1x1 kernel as a right operand, NR)."""
-    nr = panel_columns(low.target, int(w.shape[0]))  # type: ignore[arg-type]
+    nr = panel_columns(low.cpu, int(w.shape[0]))  # type: ignore[arg-type]
     if w.data is not None:
         matrix = w.data.reshape(w.data.shape[:2]).T.astype(np.float32, copy=False)
         key = ("pack_1x1", id(w.data), nr)
@@ -196,7 +196,7 @@ def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
 
 def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int) -> tuple[int, int]:
     """(panels per tap with the zero row behind them, NR) of constant weights `data`, or of weights the model computes."""
-    nr = panel_columns(low.target, int(w.shape[0]) // groups)  # type: ignore[arg-type]
+    nr = panel_columns(low.cpu, int(w.shape[0]) // groups)  # type: ignore[arg-type]
     if data is not None:
         key = ("pack_conv", id(w.data), nr, groups)
         if key not in low.constants:

@@ -44,7 +44,7 @@ def lower_conv_transpose(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     buffer, offset, strides = channels_last(low, x, layout)
-    nr = panel_columns(low.target, per_group)
+    nr = panel_columns(low.cpu, per_group)
     key = ("pack_conv_transpose", id(w.data), nr, groups, geometry.strides, geometry.dilations, geometry.begin)
     if key not in low.constants:
         data = w.data.astype(np.float32, copy=False)

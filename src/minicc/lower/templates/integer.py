@@ -45,7 +45,7 @@ def lower_conv_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     geometry = window(anchor.attrs, kernel, spatial)
     # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
     flops = product(anchor.output.shape) * w.data[0].size * 2
-    data, groups = packing.merge_groups(_centred(w.data, w_zero, 0), groups, low.target.vector_width)
+    data, groups = packing.merge_groups(_centred(w.data, w_zero, 0), groups, low.cpu.vector_width)
     out = anchor.output.shape
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     per_group = filters // groups
@@ -55,7 +55,7 @@ def lower_conv_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     buffer, offset, strides = channels_last(low, x, layout)
-    nr = panel_columns(low.target, per_group)
+    nr = panel_columns(low.cpu, per_group)
     weights = _packed(low, w, w_zero, data, groups, nr)
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
@@ -92,7 +92,7 @@ def lower_matmul_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [walk], axes, index, dtype=i32)
     if isinstance(space, str):
         return space
-    nr = panel_columns(low.target, columns)
+    nr = panel_columns(low.cpu, columns)
     weights = _packed(low, b, b_zero, np.ascontiguousarray(_centred(b.data, b_zero, 1).T), 1, nr)
     (step, _, row), (e0, _, em, en) = space.strides[0], space.extents
     ones = dict.fromkeys(["ID", "IH", "OD", "OH", "KD", "KH", "KW", "SD", "SH", "SW", "DD", "DH", "DW", "GROUPS"], 1)

@@ -46,7 +46,7 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
 def _right_operand(low: Lowering, node: Node, b: Value, shape: tuple[Dim, ...], columns: int | None
                    ) -> tuple[int, tuple[Dim, ...], int]:  # fmt: skip
     """(buffer of panels, strides of its batches by output axis, NR) of the right operand, packed now or at run time."""
-    nr = panel_columns(low.target, columns)
+    nr = panel_columns(low.cpu, columns)
     *batch, k, n = shape
     own = b.shape[:-2]
     panels = ceil_divide(n, nr)

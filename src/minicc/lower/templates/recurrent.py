@@ -50,7 +50,7 @@ def lower_recurrent(low: Lowering, node: Node, lead: Node | None) -> str:
     linear_before_reset = int(node.attrs.get("linear_before_reset", 0))
     bias, recurrent_bias = _biases(b, cell, number, hidden, linear_before_reset)
     gates, gate_strides = _input_share(low, node, x, w, bias, (number, steps, batch, width), batch_major)
-    nr = panel_columns(low.target, width)
+    nr = panel_columns(low.cpu, width)
     first = 2 * hidden if cell == "GRU" else width
     packed = _packed(low, r, nr, slice(0, first), "a")
     second = _packed(low, r, nr, slice(first, width), "b") if cell == "GRU" else None
@@ -139,7 +139,7 @@ def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, sha
     assert w.data is not None and isinstance(width, int)
     buffer, offset, strides = common.float_view(low, x, x.shape, 2)
     step, row = (strides[1], strides[0]) if batch_major else (strides[0], strides[1])
-    nr = panel_columns(low.target, width)
+    nr = panel_columns(low.cpu, width)
     key = ("recurrent_input", id(w.data), nr)
     if key not in low.constants:
         matrix = np.ascontiguousarray(w.data.transpose(0, 2, 1).astype(np.float32, copy=False))

@@ -1,0 +1,1 @@
+"""Running programs on NVIDIA GPUs. Needs the driver and nothing else."""
