@@ -178,9 +178,7 @@ class Block:
         number: Any
         if operand in self.special:
             number = self.special[operand]
-        elif operand.startswith(("0f", "0F")):
-            number = int(operand[2:], 16)
-        elif operand.startswith(("0d", "0D")):
+        elif operand[:2] in ("0f", "0F", "0d", "0D"):
             number = int(operand[2:], 16)
         elif re.match(r"-?\d", operand):
             number = int(operand.rstrip("U"), 0) & 0xFFFFFFFFFFFFFFFF

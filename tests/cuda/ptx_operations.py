@@ -150,7 +150,10 @@ def _mov(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
         pieces = _list(source)
         width = bits // len(pieces)
         low = np.uint64((1 << width) - 1)
-        block.write(target, sum(((block.value(p) & low) << np.uint64(i * width) for i, p in enumerate(pieces)), np.uint64(0)), mask)
+        joined = np.zeros(block.threads, np.uint64)
+        for i, piece in enumerate(pieces):
+            joined |= (block.value(piece) & low) << np.uint64(i * width)
+        block.write(target, joined, mask)
     elif target.startswith("{"):
         pieces = _list(target)
         width = bits // len(pieces)
@@ -439,7 +442,8 @@ HANDLERS: dict[str, Handler] = {
     "add": _binary(np.add), "sub": _binary(np.subtract), "div": _binary(_divide), "rem": _binary(_remainder),
     "and": _bits(np.bitwise_and), "or": _bits(np.bitwise_or), "xor": _bits(np.bitwise_xor), "not": _unary(np.invert),
     "min": _extreme(np.minimum, np.fmin), "max": _extreme(np.maximum, np.fmax), "abs": _unary(np.abs), "neg": _unary(np.negative),
-    "mul": _product, "mad": _product, "fma": _product, "shl": _shift(True), "shr": _shift(False), "copysign": _binary(lambda a, b: np.copysign(b, a)),
+    "mul": _product, "mad": _product, "fma": _product, "shl": _shift(True), "shr": _shift(False),
+    "copysign": _binary(lambda a, b: np.copysign(b, a)),
     "sqrt": _unary(np.sqrt), "rsqrt": _unary(lambda x: 1 / np.sqrt(x.astype(np.float64))), "rcp": _unary(lambda x: 1 / x),
     "ex2": _unary(np.exp2), "lg2": _unary(np.log2), "sin": _unary(np.sin), "cos": _unary(np.cos), "tanh": _unary(np.tanh),
     "setp": _setp, "set": _set, "selp": _selp, "mov": _mov, "cvta": _cvta, "cvt": _cvt, "ld": _ld, "st": _st, "ldu": _ld,

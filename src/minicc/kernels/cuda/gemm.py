@@ -54,6 +54,7 @@ B1 = 11
 ROW_TILES = 12  # ceil(M / BM)
 PANELS = 13  # ceil(N / BN)
 EPILOGUE = 14
+WORDS = 15  # those of the epilogue included
 
 
 @helper

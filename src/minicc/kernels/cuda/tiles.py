@@ -200,27 +200,119 @@ def _copy_chunk(builder, step, place, source, safe, there):
     """16 bytes of global to shared memory in pieces of `step` bytes, of which `there` (any number) exist."""
     for at in range(0, CHUNK, step):
         left = builder.sub(there, I32(at)) if at else there
-        some = builder.icmp_signed(">", left, I32(0))
-        start = builder.select(some, builder.add(source, I64(at)), safe)
-        target = builder.add(place, I32(at))
-        if step >= 4:
-            few = builder.icmp_signed("<", left, I32(step))
-            part = builder.select(some, builder.select(few, left, I32(step)), I32(0))
-            cache = "cg" if step == CHUNK else "ca"
-            text = f"cp.async.{cache}.shared.global [$0], [$1], {step}, $2;"
-            _asm(builder, text, "r,l,r", ir.VoidType(), [target, start, part])
-        else:
-            type_ = ir.IntType(8 * step)
-            with builder.if_else(some) as (then, otherwise):
-                with then:
-                    found = builder.load(builder.inttoptr(start, type_.as_pointer(1)))
-                    last = builder.block
-                with otherwise:
-                    other = builder.block
-            value = builder.phi(type_)
-            value.add_incoming(found, last)
-            value.add_incoming(type_(0), other)
-            builder.store(value, builder.inttoptr(target, type_.as_pointer(_SHARED)))
+        _copy_piece(builder, step, builder.add(place, I32(at)), builder.add(source, I64(at)), safe, left)
+
+
+def _copy_piece(builder, step, target, source, safe, left):
+    """`step` bytes of global to shared memory, of which `left` (any number) exist; `safe` is read for none."""
+    some = builder.icmp_signed(">", left, I32(0))
+    if step >= 4:
+        start = builder.select(some, source, safe)
+        few = builder.icmp_signed("<", left, I32(step))
+        part = builder.select(some, builder.select(few, left, I32(step)), I32(0))
+        cache = "cg" if step == CHUNK else "ca"
+        text = f"cp.async.{cache}.shared.global [$0], [$1], {step}, $2;"
+        _asm(builder, text, "r,l,r", ir.VoidType(), [target, start, part])
+        return
+    type_ = ir.IntType(8 * step)
+    with builder.if_else(some) as (then, otherwise):
+        with then:
+            found = builder.load(builder.inttoptr(source, type_.as_pointer(1)))
+            last = builder.block
+        with otherwise:
+            other = builder.block
+    value = builder.phi(type_)
+    value.add_incoming(found, last)
+    value.add_incoming(type_(0), other)
+    builder.store(value, builder.inttoptr(target, type_.as_pointer(_SHARED)))
+
+
+# Bytes of a row's entry in the table of windows: address, and first input position along three axes.
+WINDOW = 32
+
+
+@intrinsic
+def store_window(typing_context, table, row, address, z, y, x):
+    """Notes where a row's window begins: the address of its first element, which may not exist, and its position."""
+
+    def emit(context, builder, signature, values):
+        table, row, address, *position = values
+        where = builder.add(table, builder.mul(row, I32(WINDOW)))
+        builder.store(address, builder.inttoptr(where, I64.as_pointer(_SHARED)))
+        for i, coordinate in enumerate(position):
+            place = builder.add(where, I32(8 + 4 * i))
+            builder.store(coordinate, builder.inttoptr(place, I32.as_pointer(_SHARED)))
+        return context.get_dummy_value()
+
+    short = types.int32
+    return types.void(short, short, types.int64, short, short, short), emit
+
+
+@intrinsic
+def copy_windows(
+    typing_context, rows, threads, size, piece, shared, table, safe, k, channels, extents, taps, steps, strides, tid
+):
+    """As `copy_tile`, from windows: element k of a row is channel k % channels of the window's tap k / channels.
+
+    piece:   literal: the largest power of two up to 16 that divides addresses, strides and channels in bytes.
+    table:   shared memory written by `store_window`. safe: an address that may be read.
+    extents, taps, steps: triples of int64: of the input, of the kernel, and dilations.
+    strides: bytes between neighbours along the three axes. Positions outside the input are 0.
+    """
+    if not _known(rows, threads, size, piece):
+        return None
+    count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
+
+    def emit(context, builder, signature, values):
+        shared, table, safe, k, channels, extents, taps, steps, strides, tid = values[4:]
+        extents, taps, steps = (
+            [builder.trunc(builder.extract_value(triple, i), I32) for i in range(3)] for triple in (extents, taps, steps)
+        )
+        strides = [builder.extract_value(strides, i) for i in range(3)]
+        chunk = builder.and_(tid, I32(_CHUNKS - 1))
+        row = builder.lshr(tid, I32(3))
+        swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
+        target = builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
+        entry = builder.add(table, builder.mul(row, I32(WINDOW)))
+        all_taps = builder.mul(builder.mul(taps[0], taps[1]), taps[2])
+        parts = []
+        for at in range(0, CHUNK, step):
+            element = builder.add(builder.add(k, builder.mul(chunk, I32(CHUNK // bytes_))), I32(at // bytes_))
+            tap = builder.udiv(element, channels)
+            channel = builder.sub(element, builder.mul(tap, channels))
+            outer = builder.udiv(tap, taps[2])
+            z = builder.udiv(outer, taps[1])
+            y, x = builder.sub(outer, builder.mul(z, taps[1])), builder.sub(tap, builder.mul(outer, taps[2]))
+            move = [builder.mul(number, by) for number, by in zip((z, y, x), steps)]
+            offset = builder.sext(builder.mul(channel, I32(bytes_)), I64)
+            for distance, stride in zip(move, strides):
+                offset = builder.add(offset, builder.mul(builder.sext(distance, I64), stride))
+            parts.append((at, move, offset, builder.icmp_unsigned("<", tap, all_taps)))
+        for i in range((count * _CHUNKS + width - 1) // width):
+            if (i + 1) * width <= count * _CHUNKS:
+                _copy_window(builder, step, target, entry, safe, extents, parts, i * width // _CHUNKS)
+            else:
+                with builder.if_then(builder.icmp_signed("<", row, I32(count - i * width // _CHUNKS))):
+                    _copy_window(builder, step, target, entry, safe, extents, parts, i * width // _CHUNKS)
+        return context.get_dummy_value()
+
+    literals = [types.literal(v) for v in (count, width, bytes_, step)]
+    long, short, triple = types.int64, types.int32, types.UniTuple(types.int64, 3)
+    return types.void(*literals, short, short, long, short, short, triple, triple, triple, triple, short), emit
+
+
+def _copy_window(builder, step, target, entry, safe, extents, parts, hop):
+    """One chunk of the row `hop` below the thread's first one."""
+    where = builder.add(entry, I32(hop * WINDOW))
+    start = builder.load(builder.inttoptr(where, I64.as_pointer(_SHARED)))
+    position = [
+        builder.load(builder.inttoptr(builder.add(where, I32(8 + 4 * i)), I32.as_pointer(_SHARED))) for i in range(3)
+    ]
+    for at, move, offset, inside in parts:
+        for coordinate, distance, extent in zip(position, move, extents):
+            inside = builder.and_(inside, builder.icmp_unsigned("<", builder.add(coordinate, distance), extent))
+        left = builder.select(inside, I32(step), I32(0))
+        _copy_piece(builder, step, builder.add(target, I32(hop * ROW + at)), builder.add(start, offset), safe, left)
 
 
 # ----------------------------------------------------------------------------------------------- products

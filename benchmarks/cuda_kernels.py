@@ -1,0 +1,165 @@
+"""CUDA's products and convolutions alone: cubins built where there is no GPU, checked and timed where there is one.
+
+    python -m benchmarks.cuda_kernels --build DIR     needs minicc, numba-cuda, ptxas
+    python -m benchmarks.cuda_kernels --run DIR       needs numpy and cuda.bindings; with PyTorch its time stands beside
+
+Every case runs with every tile shape of its element type. Some rows are checked against numpy in float64; times
+are medians over graphs of launches, between CUDA events. Writes DIR/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cuda_cases import CASES, Conv, Gemm
+from benchmarks.cuda_device import REPEATS, Device
+
+# Differences allowed, relative to the largest result. Tensor cores cut off what they add; tf32 also rounds operands.
+TOLERANCES = {"f32": 2e-6, "tf32": 2e-3, "f16": 3e-5, "bf16": 3e-5, "s8": 0.0}
+GRAPH_LAUNCHES = 20
+MULTIPROCESSORS = 132
+
+
+def build(folder: Path) -> None:
+    """Writes cubins and kernels.json."""
+    from benchmarks.cuda_build import render
+    from minicc.codegen.cuda import compile_cubin
+    from minicc.kernels.cuda_tiles import constants, conv_constants, conv_shared_bytes, tiles_of
+    from minicc.targets.cuda import parse_cuda_target
+
+    target = parse_cuda_target("cuda:sm_90")
+    folder.mkdir(parents=True, exist_ok=True)
+    kernels = []
+    for template in ("gemm", "conv"):
+        for element in TOLERANCES:
+            for number, tile in enumerate(tiles_of(element)):
+                name = f"{template}_{element}_{tile.rows}x{tile.columns}_{tile.threads}"
+                values = (conv_constants if template == "conv" else constants)(element, tile)
+                text = render(template, values, {"ptr_f32": "ptr_i32"} if element == "s8" else {})
+                built = compile_cubin(text, "kernel", target)
+                (folder / f"{name}.cubin").write_bytes(built.data)
+                shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes
+                kernels.append({
+                    "name": name, "template": template, "element": element, "rows": tile.rows, "columns": tile.columns,
+                    "threads": tile.threads, "shared": shared, "registers": built.registers, "spills": built.spills,
+                    "chosen": [_is_chosen(case, element, number) for case in CASES],
+                })  # fmt: skip
+                print(name, f"{built.registers} registers, {built.spills} bytes spilled", flush=True)
+    (folder / "kernels.json").write_text(json.dumps(kernels, indent=1))
+
+
+def _is_chosen(case: Gemm | Conv, element: str, number: int) -> bool:
+    from minicc.kernels.cuda_tiles import choose_tile, tiles_of
+
+    columns = case.result[1] // (case.repeats if case.template == "conv" else 1)
+    return tiles_of(element).index(choose_tile(element, case.rows, columns, case.repeats, MULTIPROCESSORS)) == number
+
+
+def run(folder: Path) -> list[dict[str, Any]]:
+    """Checks and times every case with every tile; prints a table and writes results.json."""
+    kernels = json.loads((folder / "kernels.json").read_text())
+    device = Device()
+    functions = {k["name"]: device.load((folder / f"{k['name']}.cubin").read_bytes(), k["shared"]) for k in kernels}
+    rows: list[dict[str, Any]] = []
+    for number, case in enumerate(CASES):
+        for element in TOLERANCES:
+            channels = case.channels // case.groups if isinstance(case, Conv) else case.k
+            if channels * np.dtype({"s8": "i1", "f16": "u2", "bf16": "u2"}.get(element, "f4")).itemsize % 16:
+                continue  # needs kernels with smaller pieces than are built here
+            mine = [k for k in kernels if (k["template"], k["element"]) == (case.template, element)]
+            rows += _time_case(device, functions, mine, case, number, element)
+            (folder / "results.json").write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def _time_case(
+    device: Device, functions: dict[str, Any], kernels: list[Any], case: Gemm | Conv, number: int, element: str
+) -> list[dict[str, Any]]:
+    a, b = case.operands(element)
+    picked, expected = case.expected(element, a, b)
+    dtype = np.int32 if element == "s8" else np.float32
+    addresses = [device.upload(x) for x in (a, b, np.zeros(case.result, dtype))]
+    launches = max(1, min(GRAPH_LAUNCHES, int(1e12 / case.operations)))
+    theirs = torch_milliseconds(case, element, launches)
+    columns = case.result[1] // (case.repeats if case.template == "conv" else 1)
+    rows = []
+    for kernel in kernels:
+        tiles = (-(-case.rows // kernel["rows"]), -(-columns // kernel["columns"]))
+        words = case.words(addresses[0], addresses[1], addresses[2], tiles)
+        grid = tiles[0] * tiles[1] * case.repeats
+        launch = partial(device.launch, functions[kernel["name"]], grid, kernel["threads"], kernel["shared"], words)
+        device.clear(addresses[2], int(np.prod(case.result)) * 4)
+        launch()
+        found = device.download(addresses[2], case.result, dtype)[picked]
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        time = device.milliseconds(launch, launches)
+        row = {
+            "case": str(case), "kernel": kernel["name"], "ms": time, "torch_ms": theirs, "tflops": case.operations / time / 1e9,
+            "error": error, "right": error <= TOLERANCES[element], "chosen": kernel["chosen"][number],
+        }  # fmt: skip
+        rows.append(row)
+        beside = "-" if theirs is None else f"{theirs * 1e3:9.1f} us"
+        print(
+            f"{case} {kernel['name']:24}{'*' if row['chosen'] else ' '} {time * 1e3:9.1f} us {row['tflops']:7.1f} TFLOP/s"
+            f"  torch {beside}  error {error:.1e}{'' if row['right'] else ' WRONG'}",
+            flush=True,
+        )
+    device.free(*addresses)
+    return rows
+
+
+def torch_milliseconds(case: Gemm | Conv, element: str, launches: int) -> float | None:
+    """The same in PyTorch; None without PyTorch or where it has no such operation."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = element == "tf32"
+    torch.backends.cudnn.benchmark = True
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16, "s8": torch.int8}.get(element, torch.float32)
+    try:
+        call = case.torch(element, dtype)
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(launches):
+                call()
+    except RuntimeError as error:
+        print(f"torch: {error}"[:100])
+        return None
+    times = []
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    for repeat in range(REPEATS + 1):
+        events[0].record()
+        graph.replay()
+        events[1].record()
+        torch.cuda.synchronize()
+        if repeat:
+            times.append(events[0].elapsed_time(events[1]) / launches)
+    return median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, metavar="DIR")
+    parser.add_argument("--run", type=Path, metavar="DIR")
+    arguments = parser.parse_args()
+    if arguments.build:
+        build(arguments.build)
+    if arguments.run:
+        wrong = [row for row in run(arguments.run) if not row["right"]]
+        if wrong:
+            raise SystemExit(f"{len(wrong)} results are wrong")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Shapes of the tiles of CUDA's matrix products: their constants, what launches them, packed operands.
+
+Knows nothing of Numba and of devices; the kernels are in kernels/cuda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.domain import ceil_divide
+
+Array = np.ndarray[Any, Any]
+
+# Bytes of a row of a tile in shared memory, and of an element in memory.
+ROW = 128
+SIZES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1}
+WARP = 32
+# Bytes that a convolution notes for each row of a tile.
+WINDOW = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A block's tile of rows x columns, each warp's part of it, and tiles in flight."""
+
+    rows: int
+    columns: int
+    warp_rows: int
+    warp_columns: int
+    stages: int
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory: the ring of tiles, later the sums with four columns of padding."""
+        ring = ROW * (self.rows + self.columns) * self.stages
+        return max(ring, 4 * self.rows * (self.columns + 4))
+
+
+# From large to small. The largest ones reuse most, the smallest ones keep all multiprocessors busy.
+TENSOR_TILES = (
+    Tile(128, 256, 64, 64, 3),
+    Tile(128, 128, 64, 64, 3),
+    Tile(128, 128, 64, 32, 3),
+    Tile(128, 64, 64, 32, 4),
+    Tile(64, 128, 32, 64, 4),
+    Tile(64, 64, 32, 32, 4),
+    Tile(16, 128, 16, 32, 4),
+)
+# Rounding left fragments takes registers, so a warp's part is smaller.
+ROUNDED_TILES = tuple(t for t in TENSOR_TILES if t.warp_rows * t.warp_columns < 64 * 64)
+FMA_TILES = (Tile(128, 128, 64, 32, 3), Tile(64, 64, 32, 32, 4), Tile(16, 128, 16, 32, 4))
+
+
+def tiles_of(element: str) -> tuple[Tile, ...]:
+    """The shapes that are built for an element type, from large to small."""
+    return {"f32": FMA_TILES, "tf32": ROUNDED_TILES}.get(element, TENSOR_TILES)
+
+
+def choose_tile(element: str, m: int, n: int, batches: int, multiprocessors: int) -> Tile:
+    """The tile expected to finish first: what whole waves of blocks compute, over what a shape reaches of the peak."""
+
+    def cost(tile: Tile) -> float:
+        blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches
+        waves = -(-blocks // multiprocessors)
+        # Operands read per product: a measure of how far a shape stays from the peak.
+        traffic = 1 / tile.rows + 1 / tile.columns
+        return waves * tile.rows * tile.columns * (1 + 32 * traffic)
+
+    return min(tiles_of(element), key=cost)
+
+
+def constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
+    """Constants of a kernel. piece: bytes that divide A's address, its strides and a row of k; see `piece_of`."""
+    return {
+        "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "PIECE": piece, "BM": tile.rows, "BN": tile.columns,
+        "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
+        "IN_FLIGHT": tile.stages - 2, "BK": ROW // SIZES[element], "A_BYTES": ROW * tile.rows,
+        "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
+    }  # fmt: skip
+
+
+def conv_constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
+    """Constants of a convolution: those of a product, and where its table begins. piece: divides X, its strides and C."""
+    return {**constants(element, tile, piece), "TABLE": tile.shared_bytes}
+
+
+def conv_shared_bytes(tile: Tile) -> int:
+    """Dynamic shared memory of a convolution: a product's, then the table."""
+    return tile.shared_bytes + WINDOW * tile.rows
+
+
+def launch_gemm(words: MutableMapping[str, int], tile: Tile) -> Launch:
+    """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
+    words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
+    blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
+    return Launch((blocks, 1, 1), tile.threads, tile.shared_bytes)
+
+
+def launch_conv(words: MutableMapping[str, int], tile: Tile) -> Launch:
+    """As `launch_gemm`, of a convolution: its rows run through all images."""
+    rows = words["IMAGES"] * words["M"]
+    words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
+    blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
+    return Launch((blocks, 1, 1), tile.threads, conv_shared_bytes(tile))
+
+
+def piece_of(*byte_counts: int) -> int:
+    """The largest power of two up to 16 that divides all of these numbers of bytes."""
+    piece = 16
+    while any(count % piece for count in byte_counts):
+        piece //= 2
+    return piece
+
+
+def pack_right(b: Array) -> Array:
+    """A right operand [..., K, N] as rows of k [..., N, K padded with zeros to 16 bytes], contiguous."""
+    depth = -(-b.shape[-2] * b.itemsize // 16) * 16 // b.itemsize
+    packed = np.zeros((*b.shape[:-2], b.shape[-1], depth), b.dtype)
+    packed[..., : b.shape[-2]] = np.swapaxes(b, -1, -2)
+    return packed
+
+
+def pack_filters(w: Array, groups: int) -> Array:
+    """ONNX's weights [groups * N, C, *kernel] as [groups, N, taps * C padded with zeros to 16 bytes], channels last."""
+    last = np.moveaxis(w, 1, -1).reshape(groups, w.shape[0] // groups, -1)
+    return pack_right(np.swapaxes(last, -1, -2))
