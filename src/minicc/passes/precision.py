@@ -132,7 +132,7 @@ def _kept(graph: Graph, narrow: DType) -> dict[Node, str]:
             reason = "a constant that becomes zero in 16 bits"
         if reason:
             kept[node] = reason
-        if beyond and _key(node) not in BOUNDED | PRODUCTS:
+        if beyond and _key(node) not in BOUNDED:
             large.update(node.outputs)
     for node in reversed(graph.nodes):
         if node not in kept and _key(node) in FOLLOWERS and _is_f32(node.output) and _is_exact(node, kept):
