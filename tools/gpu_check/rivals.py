@@ -5,7 +5,9 @@ Their weights are their own: time does not depend on them. Networks come from `b
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,12 @@ def set_precision(precision: str) -> None:
 
 
 def network(name: str) -> Any | None:
-    """The network of that name, on the CPU in float32; None when there is none."""
+    """A network of that name, on the CPU in float32; None when there is none."""
+    return copy.deepcopy(_built(name))
+
+
+@lru_cache(maxsize=1)
+def _built(name: str) -> Any | None:
     from benchmarks.networks import builders
 
     make = builders(LAYERS).get(name)
@@ -41,8 +48,6 @@ def eager(module: Any, arrays: Sequence[Array], precision: str, device: str) -> 
     given = tensors(arrays, precision, device)
     calls: dict[str, Callable[[], object]] = {"eager": _call(module, given)}
     if given[0].ndim == 4:
-        import copy
-
         last = copy.deepcopy(module).to(memory_format=torch.channels_last)
         calls["eager channels-last"] = _call(last, [given[0].to(memory_format=torch.channels_last), *given[1:]])
     return calls
