@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
     once = commands.add_parser("once")
     once.add_argument("bundle", type=Path)
     once.add_argument("cases", nargs="+")
+    facts = commands.add_parser("facts", help="registers, spills and instructions of a bundle's kernels, by family")
+    facts.add_argument("bundle", type=Path)
     show = commands.add_parser("show", help="the table of a JSON file")
     show.add_argument("json", type=Path)
     given = parser.parse_args(arguments)
@@ -51,6 +53,10 @@ def main(arguments: list[str]) -> int:
         do(given.bundle, read_manifest(given.bundle), given.jobs, given.seconds)
     elif given.command == "once":
         run_once(given.bundle, given.cases)
+    elif given.command == "facts":
+        from tools.gpu_check.facts import cubins_of, facts_table
+
+        print(facts_table(cubins_of(sorted((given.bundle / "artifacts").glob("*.minicc")))))
     else:
         from tools.gpu_check.table import table
 
