@@ -26,8 +26,9 @@ COLUMNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (name, re.compile(pattern))
     for name, pattern in (
         ("HGMMA", "HGMMA|IGMMA|QGMMA"), ("HMMA", "HMMA"), ("IMMA", "IMMA"), ("FFMA", "FFMA|HFMA2"),
-        ("LDGSTS", "LDGSTS|UTMALDG|UBLKCP"), ("LDG.128", r"LDG\..*128"), ("LDG", "LDG"), ("STG.128", r"STG\..*128"), ("STG", "STG"),
-        ("LDSM", "LDSM"), ("LDS", "LDS"), ("STS", "STS"), ("SHFL", "SHFL"), ("BAR", "BAR|SYNCS|WARPSYNC"), ("MUFU", "MUFU"),
+        ("LDGSTS", "LDGSTS|UTMALDG|UBLKCP"), ("LDG.128", r"LDG\..*128"), ("LDG", "LDG"), ("STG.128", r"STG\..*128"),
+        ("STG", "STG"), ("LDSM", "LDSM"), ("LDS", "LDS"),
+        ("STS", "STS"), ("SHFL", "SHFL"), ("BAR", "BAR|SYNCS|WARPSYNC"), ("MUFU", "MUFU"),
         ("local", "LDL|STL"),
     )
 )  # fmt: skip
