@@ -80,11 +80,12 @@ def test_what_leads_in_or_out_of_a_region_stays_float32() -> None:
     assert found["Tanh"] == ["f32", "f32"] and found["Relu"] == ["f32"] and found["Cast"] == ["f16", "f32"]
 
 
-def test_a_table_read_only_by_products_is_stored_in_16_bits() -> None:
-    graph = graph_of("a = Gather(t, x) y = MatMul(a, w)",
-                     f"(int64[n] x) => (float[n,4] y) <{WEIGHTS}, {WEIGHTS.replace('w =', 't =')}>")  # fmt: skip
+def test_tables_read_only_by_products_are_stored_in_16_bits() -> None:
+    table = WEIGHTS.replace("w =", "t =")
+    graph = graph_of("a = Gather(t, x) b = Gather(t, z) c = Add(a, b) y = MatMul(c, w)",
+                     f"(int64[n] x, int64[n] z) => (float[n,4] y) <{WEIGHTS}, {table}>")  # fmt: skip
     narrowed(graph)
-    assert types(graph) == {"Gather": ["f16"], "MatMul": ["f16"], "Cast": ["f32"]}
+    assert types(graph) == {"Gather": ["f16", "f16"], "Add": ["f16"], "MatMul": ["f16"], "Cast": ["f32"]}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])

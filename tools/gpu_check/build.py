@@ -10,7 +10,8 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from onnx import numpy_helper
 import minicc
 from benchmarks.inputs import cases
 from benchmarks.models import load, locate
-from tools.gpu_check.bundle import LIMIT_BYTES, MIB, Array, Case, Manifest, pack, write_arrays, write_manifest
+from tools.gpu_check.bundle import LIMIT_BYTES, MIB, Array, Case, Manifest, pack, periodic, write_arrays, write_manifest
+from tools.gpu_check.layers import LAYERS, layer_model, numbers
 
-PERIOD = 61  # prime: a kernel that reads a tile beside the right one reads other numbers
 PERIODIC_BYTES = 1 * MIB  # models below keep their own weights
 # Small real ones first, so that a broken target shows at once.
 MODELS = (
     "hey_jarvis_v0.1", "ch_ppocr_mobile_v2.0_cls_infer", "kaldi", "resnet18", "mobilenet_v2", "bert_base", "resnet50",
-    "minilm_l6_trained", "unet", "efficientnet_b0", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small",
+    "minilm_l6_trained", "unet", "efficientnet_b0", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small", *LAYERS,
 )  # fmt: skip
 
 
@@ -41,14 +42,9 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
     (out / "data").mkdir()
     found: list[Case] = []
     for name in models:
-        model, _ = load(name, locate(name, generated, None))
-        if model.ByteSize() > PERIODIC_BYTES:
-            make_periodic(model)
-        feeds = cases(name, model)[0].feeds
-        expected = reference(model, feeds)
-        write_arrays(out / "data" / f"{name}.npz", feeds, expected)
-        for precision in precisions:
-            case = compile_case(model.SerializeToString(), name, precision, target, out, tuple(feeds))
+        jobs = layer_jobs(name, precisions, out) if name in LAYERS else network_jobs(name, precisions, generated, out)
+        for job in jobs:
+            case = compile_job(job, target, out)
             print(f"{case.name:<32}{case.compile_s:>8.1f} s {case.bytes / MIB:>8.1f} MiB  {case.error}", flush=True)
             found.append(case)
     packages = ("numpy", "numba", "numba-cuda", "onnxruntime")
@@ -74,23 +70,65 @@ def reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Arra
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
 
 
-def compile_case(model: bytes, name: str, precision: str, target: str, out: Path, inputs: tuple[str, ...]) -> Case:
-    """Compile and save one case."""
-    artifact = f"artifacts/{name}-{precision}.minicc"
-    data = f"data/{name}.npz"
+@dataclass(frozen=True)
+class Job:
+    """What to compile for one case: model, what minicc is asked for as `precision`, and the case's arrays in the bundle."""
+
+    name: str
+    precision: str
+    model: bytes
+    option: str
+    inputs: tuple[str, ...]
+    data: str
+
+
+def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, out: Path) -> Iterator[Job]:
+    """A whole model in every precision; its inputs and outputs are the same ones in float32."""
+    model, _ = load(name, locate(name, generated, None))
+    if model.ByteSize() > PERIODIC_BYTES:
+        make_periodic(model)
+    feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
+    write_arrays(out / data, feeds, reference(model, feeds))
+    for precision in precisions:
+        yield Job(name, precision, model.SerializeToString(), precision, tuple(feeds), data)
+
+
+def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]:
+    """A single layer; a float16 model in "fp16", with inputs and outputs of its own. There is no "bf16": numpy cannot save it."""
+    layer = LAYERS[name]
+    for precision in precisions:
+        if precision == "bf16":
+            continue
+        feeds, weights = numbers(layer, precision)
+        dtype = np.float16 if precision == "fp16" else np.float32
+        expected = reference(layer_model(layer, weights, feeds, np.float32), feeds)
+        data = f"data/{name}-{precision}.npz"
+        write_arrays(out / data, _as_type(feeds, dtype), _as_type(expected, dtype))
+        model = layer_model(layer, weights, feeds, dtype).SerializeToString()
+        yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data)
+
+
+def _as_type(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+def compile_job(job: Job, target: str, out: Path) -> Case:
+    """Compile and save one case; an error becomes part of the case."""
+    artifact = f"artifacts/{job.name}-{job.precision}.minicc"
     started = time.perf_counter()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", minicc.HostNodesWarning)
-            module = minicc.compile(model, target, precision=precision)
+            module = minicc.compile(job.model, target, precision=job.option)
         seconds = time.perf_counter() - started
         module.save(out / artifact)
     except Exception as error:  # whatever it is, the other cases go on
-        return Case(name, precision, "", data, inputs, time.perf_counter() - started, 0, 0, (), (), describe(error))
+        seconds = time.perf_counter() - started
+        return Case(job.name, job.precision, "", job.data, job.inputs, seconds, 0, 0, (), (), describe(error))
     rows = module.explain().rows
     host = tuple(f"{', '.join(row.layers)}: {row.note}" for row in rows if row.tier == "host")
     size, kernels = (out / artifact).stat().st_size, len({row.kernel for row in rows if row.kernel})
-    return Case(name, precision, artifact, data, inputs, seconds, size, kernels, host, module.report.kept_in_fp32)
+    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, module.report.kept_in_fp32)
 
 
 def describe(error: BaseException) -> str:
@@ -113,17 +151,6 @@ def make_periodic(model: onnx.ModelProto) -> None:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             array = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(periodic(array, contracted.get(tensor.name)), tensor.name))
-
-
-def periodic(array: Array, contracted: int | None = None) -> Array:
-    """The array with period `PERIOD` along every axis that is longer."""
-    out = array
-    for axis, size in enumerate(array.shape):
-        if size > PERIOD:
-            out = out.take(np.arange(size) % PERIOD, axis)
-    if contracted is not None and array.ndim > 1 and array.shape[contracted] > PERIOD:
-        out = out * np.float32(np.sqrt(PERIOD / array.shape[contracted]))
-    return np.ascontiguousarray(out)
 
 
 def _contracted_axes(model: onnx.ModelProto) -> dict[str, int]:

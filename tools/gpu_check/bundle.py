@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 MIB = 1 << 20
 LIMIT_BYTES = 64 * MIB  # what may be copied to the machine
 DICTIONARY_BYTES = 256 * MIB  # so that the archive finds equal weights in the artifacts of several precisions
+PERIOD = 61  # prime: a kernel that reads a tile beside the right one reads other numbers
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 # Largest allowed difference from float32, relative to the largest magnitude of an output: 20 unit roundoffs of the 16-bit types
 # and of TF32's 10-bit significands.
@@ -125,3 +126,14 @@ def largest_difference(expected: Mapping[str, Array], actual: Mapping[str, Array
         if finite.any():
             worst = max(worst, float(np.abs(a - b)[finite].max() / max(np.abs(a[finite]).max(), 1e-30)))
     return worst, ""
+
+
+def periodic(array: Array, contracted: int | None = None) -> Array:
+    """The array with period `PERIOD` along every axis that is longer."""
+    out = array
+    for axis, size in enumerate(array.shape):
+        if size > PERIOD:
+            out = out.take(np.arange(size) % PERIOD, axis)
+    if contracted is not None and array.ndim > 1 and array.shape[contracted] > PERIOD:
+        out = out * np.float32(np.sqrt(PERIOD / array.shape[contracted]))
+    return np.ascontiguousarray(out)

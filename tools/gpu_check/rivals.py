@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tools.gpu_check.layers import LAYERS, layer_module
+
 Array = np.ndarray[Any, Any]
-LAYERS = 2  # as the generated transformers are exported
+DEPTH = 2  # as the generated transformers are exported
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -30,9 +32,11 @@ def network(name: str) -> Any | None:
 
 @lru_cache(maxsize=1)
 def _built(name: str) -> Any | None:
+    if name in LAYERS:
+        return layer_module(LAYERS[name])
     from benchmarks.networks import builders
 
-    make = builders(LAYERS).get(name)
+    make = builders(DEPTH).get(name)
     return None if make is None else make().module.eval()
 
 

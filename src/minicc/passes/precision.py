@@ -192,13 +192,24 @@ def _regions(graph: Graph, kept: Mapping[Node, str]) -> dict[Node, None]:
         if any(reader in ahead for reader, _ in _readers(node)):
             ahead.add(node)
     chosen = products | (behind & ahead)
+    free = _free(graph, followers)
     for node in reversed(followers):
-        computed = [value for value in _operands(node) if not value.is_constant]
+        crossing = [value for value in _operands(node) if not value.is_constant and value.producer not in free]
         read_here = [reader in chosen and position in _narrowed(reader) for reader, position in _readers(node)]
         returned = any(v in graph.outputs for v in node.outputs)
-        if node not in chosen and read_here and all(read_here) and not returned and len(computed) <= 1:
+        if node not in chosen and read_here and all(read_here) and not returned and len(crossing) <= 1:
             chosen.add(node)
     return {node: None for node in graph.nodes if node in chosen}
+
+
+def _free(graph: Graph, followers: list[Node]) -> set[Node]:
+    """Followers computed from constants only (rows of tables) and read once: narrowing them costs no cast."""
+    free: set[Node] = set()
+    for node in followers:
+        constant = all(value.is_constant or value.producer in free for value in _operands(node))
+        if constant and len(_readers(node)) == 1 and not any(v in graph.outputs for v in node.outputs):
+            free.add(node)
+    return free
 
 
 def _operands(node: Node) -> list[Value]:
