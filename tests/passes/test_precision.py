@@ -239,6 +239,19 @@ def test_compiled_kernels_agree_with_the_evaluator(precision: str, seed: int) ->
         np.testing.assert_array_equal(got, want, strict=True)
 
 
+@PRECISIONS
+@pytest.mark.parametrize("seed", [4, 9])
+def test_compiled_kernels_round_where_the_evaluator_does(precision: str, seed: int) -> None:
+    """Both hold the same casts; a sum in another order may still round to the neighbouring 16-bit number."""
+    graph, feeds = sketch(seed, exact=False)
+    optimised(graph, precision)
+    expected = evaluate(graph, feeds)
+    assert NARROW[precision].name in types(graph)["MatMul"]
+    allowed = 2 * UNIT_ROUNDOFF[precision] * magnitude(graph, feeds)
+    for want, got in zip(expected, compile_graph(graph).run_items(feeds), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=allowed, strict=True)
+
+
 # -- the whole walk
 
 
