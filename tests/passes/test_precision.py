@@ -217,15 +217,13 @@ def test_small_integers_survive_narrowing(seed: int, precision: str) -> None:
 @given(seed=SEEDS)
 @settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 def test_real_numbers_move_by_the_unit_roundoff(seed: int, precision: str) -> None:
+    """One rounding of the largest number for each node bounds the change of every output (a quarter of it was the most seen)."""
     graph, feeds = sketch(seed, exact=False)
     expected = evaluate(graph, feeds)
-    allowed = ROUNDINGS * len(graph.nodes) * UNIT_ROUNDOFF[precision] * magnitude(graph, feeds)
+    allowed = len(graph.nodes) * UNIT_ROUNDOFF[precision] * magnitude(graph, feeds)
     optimised(graph, precision, check=2)
     for want, got in zip(expected, evaluate(graph, feeds), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=allowed, strict=True)
-
-
-ROUNDINGS = 4  # how much later nodes may enlarge one rounding, relative to the largest number
 
 
 @PRECISIONS
