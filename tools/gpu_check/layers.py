@@ -28,6 +28,7 @@ class Layer:
     sizes: tuple[int, ...]
 
 
+IMAGES = 3
 # Large, ragged and thin ones of each kind.
 LAYERS = {
     "layer_gemm_2048": Layer("gemm", (2048, 2048, 2048)),
@@ -72,7 +73,10 @@ def numbers(layer: Layer, precision: str) -> tuple[dict[str, Array], list[Array]
         found = periodic(rng.standard_normal(shape).astype(np.float32)) * np.float32(scale)
         return found.astype(np.float16).astype(np.float32) if precision == "fp16" else found
 
-    return {f"x{i}": draw(s) for i, s in enumerate(inputs)}, [draw(s, depth**-0.5) for s in weights]
+    feeds = {f"x{i}": draw(s) for i, s in enumerate(inputs)}
+    if layer.kind == "conv":  # images are large and do not repeat inside, so few of them are different
+        feeds = {name: x[np.arange(len(x)) % IMAGES] for name, x in feeds.items()}
+    return feeds, [draw(s, depth**-0.5) for s in weights]
 
 
 def layer_model(layer: Layer, weights: list[Array], feeds: dict[str, Array], dtype: Any) -> onnx.ModelProto:
