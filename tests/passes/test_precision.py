@@ -99,7 +99,7 @@ def test_32_bit_precisions_change_nothing(precision: str) -> None:
     [
         ("b = Exp(a)", "Exp", "the result may overflow"),
         ("b = Softplus(a)", "Softplus", "the result may overflow"),
-        ("b = Mul(a, a)", "Mul", "the square of a value may overflow"),
+        ("d = Tanh(a) b = Mul(d, d)", "Mul", "the square of a value may overflow"),
         ("b = Div(a, x)", "Div", "the result may overflow"),
         ("b = CumSum(a, axis)", "CumSum", "a sum or product of many terms"),
         ("b = Cos(a)", "Cos", "large angles lose their meaning"),
@@ -169,6 +169,31 @@ def test_positions_keep_their_digits() -> None:
         (f"{node.op.name} {node.origin[0]}", "positions or sizes are computed from it")
         for node in graph.nodes if node.op.name in ("Mul", "Add")
     }  # fmt: skip
+
+
+def test_spectra_before_a_logarithm_keep_their_small_numbers() -> None:
+    """Mel filters of a power spectrum span more decades than float16 has; a bounded function in between ends that."""
+    graph = graph_of("a = MatMul(x, w) b = Clip(a, low) y = Log(b) c = MatMul(x, w) d = Sigmoid(c) e = Log(d) z = MatMul(e, w)",
+                     f"(float[n,4] x) => (float[n,4] y, float[n,4] z) <{WEIGHTS}, float low = {{1e-7}}>")  # fmt: skip
+    x = np.full((1, 4), 3e-8, np.float32)
+    (want, _) = evaluate(graph, [x])
+    context = narrowed(graph)
+    assert types(graph)["MatMul"] == ["f32", "f16", "f16"] and types(graph)["Sigmoid"] == ["f32"]
+    np.testing.assert_array_equal(evaluate(graph, [x])[0], want)
+    assert {name.split()[0] for name, reason in context.refusals if reason.startswith("its logarithm")} == {
+        "MatMul", "Clip", "Sigmoid",
+    }  # fmt: skip
+
+
+def test_products_whose_squares_are_taken_stay_float32() -> None:
+    """A Fourier transform written as products overflows float16 for samples that are 16-bit integers."""
+    graph = graph_of("a = MatMul(x, w) b = Transpose(a) c = Mul(b, b) y = MatMul(w, c)",
+                     f"(float[4,4] x) => (float[4,4] y) <{WEIGHTS}>")  # fmt: skip
+    x = np.full((4, 4), 2.0**13, np.float32)
+    (want,) = evaluate(graph, [x / 2**13])
+    narrowed(graph)
+    assert types(graph)["MatMul"] == ["f32", "f16"] and types(graph)["Transpose"] == ["f32"]
+    np.testing.assert_allclose(evaluate(graph, [x / 2**13])[0], want, rtol=2 * UNIT_ROUNDOFF["fp16"])
 
 
 def test_bodies_are_narrowed_behind_their_float32_inputs() -> None:

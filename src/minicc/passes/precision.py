@@ -6,7 +6,8 @@ Regions are decided first, casts are inserted at their borders only:
 - what lies between two of them follows (views, bounded pointwise functions, pools, normalisations, whose row statistics
   are float32 inside);
 - what may overflow or lose its meaning stays float32 and is named in the report: exponentials, powers, long sums, losses,
-  recurrences, angles, constants that do not fit 16 bits and what is computed from them, positions and sizes.
+  recurrences, angles, spectra before their logarithm, constants that do not fit 16 bits and what is computed from them,
+  positions and sizes.
 
 Constants are converted here, so weights are stored in 16 bits. The graph's inputs and outputs keep their types. "tf32" changes
 no tensor: targets with such units read the option when they lower products. The pass knows nothing of targets.
@@ -21,7 +22,7 @@ import numpy as np
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.types import DType, TensorType, bf16, f16, f32
 from minicc.ops.helpers import element_type
-from minicc.passes.common import visit_bodies
+from minicc.passes.common import scalar_of, visit_bodies
 from minicc.passes.manager import PassContext
 
 NARROW = {"bf16": bf16, "fp16": f16}
@@ -44,12 +45,14 @@ BOUNDED = (
     | _keys("GroupNormalization InstanceNormalization")
     | _keys("SkipLayerNormalization SkipSimplifiedLayerNormalization SimplifiedLayerNormalization", MICROSOFT)
 )
+VIEWS = _keys("Reshape Squeeze Unsqueeze Flatten Identity Transpose Slice Split Expand")
 # Safe between products. Normalisations and Softmax compute their row statistics in float32 whatever type they read.
 FOLLOWERS = (
     BOUNDED
-    | _keys("Reshape Squeeze Unsqueeze Flatten Identity Transpose Slice Split Concat Expand Pad Gather Tile Trilu Where")
-    | _keys("DepthToSpace SpaceToDepth Resize Abs Neg Relu LeakyRelu PRelu ThresholdedRelu Elu Celu Selu Clip Max Min")
-    | _keys("Add Sub Mul Div Sum Mean HardSwish Swish Gelu Mish SwiGLU ReduceMax ReduceMin ReduceMean BatchNormalization")
+    | VIEWS
+    | _keys("Concat Pad Gather Tile Trilu Where DepthToSpace SpaceToDepth Resize Abs Neg Relu LeakyRelu PRelu ThresholdedRelu")
+    | _keys("Elu Celu Selu Clip Max Min Add Sub Mul Div Sum Mean HardSwish Swish Gelu Mish SwiGLU ReduceMax ReduceMin ReduceMean")
+    | _keys("BatchNormalization")
     | _keys("MaxPool AveragePool GlobalMaxPool GlobalAveragePool")
     | _keys("BiasGelu FastGelu Gelu QuickGelu", MICROSOFT)
 )
@@ -134,13 +137,21 @@ def _kept(graph: Graph, narrow: DType) -> dict[Node, str]:
             kept[node] = reason
         if beyond and _key(node) not in BOUNDED:
             large.update(node.outputs)
+    wanted: dict[Node, str] = {}
     for node in reversed(graph.nodes):
-        if node not in kept and _key(node) in FOLLOWERS and _is_f32(node.output) and _is_exact(node, kept):
-            kept[node] = _EXACT
+        if _is_f32(node.output) and _key(node) in FOLLOWERS | PRODUCTS:
+            reason = _wanted(node, wanted)
+            if reason:
+                wanted[node] = reason
+                kept.setdefault(node, reason)
     return kept
 
 
 _EXACT = "positions or sizes are computed from it"
+_LOGARITHM = "its logarithm is taken: small numbers count as much as large ones"
+_SQUARE = "its square is taken: the range of its numbers doubles"
+# Which operators hand a reader's wish on to their own operand.
+_HANDED_ON = {_EXACT: FOLLOWERS, _LOGARITHM: FOLLOWERS - BOUNDED, _SQUARE: VIEWS}
 
 
 def _risk(node: Node) -> str:
@@ -169,14 +180,33 @@ def _vanishes(value: Value, narrow: DType) -> bool:
     return bool(value.data.any()) and not value.data.astype(narrow.numpy).any()
 
 
-def _is_exact(node: Node, kept: Mapping[Node, str]) -> bool:
-    """Whether a reader of the node wants every digit."""
-    for reader, position in (use for v in node.outputs for use in v.uses):
-        to_integer = reader.op.name == "Cast" and not reader.op.domain and element_type(reader.attrs["to"]).is_integer
-        exact = (*reader.op.static_inputs, *EXACT_INPUTS.get(_key(reader), ()))
-        if to_integer or position in exact or kept.get(reader) == _EXACT:
-            return True
-    return False
+def _wanted(node: Node, wanted: Mapping[Node, str]) -> str:
+    """Why readers, also behind followers, want more of the node's result than 16 bits hold; empty when they do not.
+
+    wanted: the answers for the node's readers. Products are kept for logarithms and squares (spectra), not for positions.
+    """
+    for reader, position in _readers(node):
+        reason = _wish(reader, position)
+        handed_on = wanted.get(reader, "")
+        if not reason and handed_on and _key(reader) in _HANDED_ON[handed_on]:
+            reason = handed_on
+        needless = PRODUCTS if reason == _EXACT else BOUNDED if reason == _SQUARE else frozenset()
+        if reason and _key(node) not in needless:
+            return reason
+    return ""
+
+
+def _wish(reader: Node, position: int) -> str:
+    """What an operator wants of the operand at a position."""
+    key = _key(reader)
+    if key == ("", "Cast") and element_type(reader.attrs["to"]).is_integer:
+        return _EXACT
+    if position in (*reader.op.static_inputs, *EXACT_INPUTS.get(key, ())):
+        return _EXACT
+    if key == ("", "Log"):
+        return _LOGARITHM
+    squares = key == ("", "ReduceSumSquare") or (key == ("", "Mul") and reader.inputs[0] is reader.inputs[1])
+    return _SQUARE if squares or (key == ("", "Pow") and scalar_of(reader.inputs[1]) == 2) else ""
 
 
 def _regions(graph: Graph, kept: Mapping[Node, str]) -> dict[Node, None]:
