@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 import minicc
 from tests.passes.models import parse
 from tools.gpu_check import run as run_module
+from tools.gpu_check.__main__ import main
 from tools.gpu_check.build import build, make_periodic, reference
 from tools.gpu_check.bundle import (
     PERIOD,
@@ -189,7 +190,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_bad_case_costs_only_itself(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(built, tmp_path / "report.json", seconds=60)
+    assert main(["run", str(built), "--json", str(tmp_path / "report.json"), "--seconds", "60"]) == 1
     data = json.loads((tmp_path / "report.json").read_text())
     assert {name: state_of(row) for name, row in data["cases"].items()} == {
         "good/fp32": "agrees", "good/fp16": "agrees", "wrong/fp32": "DIFFERS", "wrong/fp16": "DIFFERS",
@@ -231,7 +232,8 @@ def test_a_worker_that_dies_or_hangs_costs_one_job(
 
 def test_a_model_that_does_not_compile_is_recorded(tmp_path: Path) -> None:
     onnx.save(dense(8), tmp_path / "m.onnx")
-    build(tmp_path / "bundle", "cpu:no_such", ("m",), ("fp32",), tmp_path)
+    given = {"--out": tmp_path / "bundle", "--target": "cpu:no_such", "--models": "m", "--precisions": "fp32", "--generated": tmp_path}
+    assert main(["build", *(str(word) for pair in given.items() for word in pair)]) == 1
     (found,) = read_manifest(tmp_path / "bundle").cases
     assert found.artifact == "" and found.error.startswith("TargetError")
     assert plan(read_manifest(tmp_path / "bundle"), rivals=True) == ["machine:"]

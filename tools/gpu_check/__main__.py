@@ -11,6 +11,7 @@ from tools.gpu_check.bundle import PRECISIONS, read_arrays, read_manifest
 
 
 def main(arguments: list[str]) -> int:
+    """The exit status: 1 when no model could be built, or when one that ran did not agree."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_check")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="compile models here and pack them")
@@ -43,10 +44,13 @@ def main(arguments: list[str]) -> int:
 
         models = given.models.split(",") if given.models else MODELS
         make(given.out, given.target, models, given.precisions.split(","), given.generated)
+        return int(not any(case.artifact for case in read_manifest(given.out).cases))
     elif given.command == "run":
         from tools.gpu_check.run import run as check
+        from tools.gpu_check.table import state_of
 
-        check(given.bundle, given.json, given.seconds, given.only, not given.no_compile)
+        data = check(given.bundle, given.json, given.seconds, given.only, not given.no_compile)
+        return int(any(state_of(row) in ("DIFFERS", "error") for row in data["cases"].values()))
     elif given.command == "work":
         from tools.gpu_check.worker import work as do
 
