@@ -232,8 +232,8 @@ def test_a_worker_that_dies_or_hangs_costs_one_job(
 
 def test_a_model_that_does_not_compile_is_recorded(tmp_path: Path) -> None:
     onnx.save(dense(8), tmp_path / "m.onnx")
-    given = {"--out": tmp_path / "bundle", "--target": "cpu:no_such", "--models": "m", "--precisions": "fp32", "--generated": tmp_path}
-    assert main(["build", *(str(word) for pair in given.items() for word in pair)]) == 1
+    folders = ["--out", str(tmp_path / "bundle"), "--generated", str(tmp_path)]
+    assert main(["build", *folders, "--target", "cpu:no_such", "--models", "m", "--precisions", "fp32"]) == 1
     (found,) = read_manifest(tmp_path / "bundle").cases
     assert found.artifact == "" and found.error.startswith("TargetError")
     assert plan(read_manifest(tmp_path / "bundle"), rivals=True) == ["machine:"]
