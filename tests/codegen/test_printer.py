@@ -117,6 +117,20 @@ def check(
     assert not problems, "\n".join(problems)
 
 
+def test_products_of_dequantised_values_round_before_the_sum() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(-(1 << 20), 1 << 20, N).astype(np.int32)
+    scale, bias = rng.standard_normal(N).astype(np.float32), rng.standard_normal(N).astype(np.float32)
+    index, shape = [iteration(0)], (N,)
+    parts = [element(n, d, index, shape) for n, d in (("x", i32), ("scale", f32), ("bias", f32))]
+    value = binary("add", binary("mul", cast(parts[0], f32), parts[1]), parts[2])
+    (result,) = run([value], shape, {"x": x, "scale": scale, "bias": bias})
+    separate = x.astype(np.float32) * scale + bias
+    fused = (x.astype(np.float64) * scale + bias).astype(np.float32)
+    assert (separate != fused).any()  # the data tells the two apart
+    np.testing.assert_array_equal(result, separate)
+
+
 def numbers(dtype: DType, count: int, seed: int, *, special: bool = True) -> Array:
     """Ordinary numbers, with the extremes of the type among them."""
     rng = np.random.default_rng(seed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.backend.test.case.node as node_cases
 import pytest
 
+import minicc
 from minicc.errors import MiniccError
 from minicc.ir.evaluate import evaluate
 from minicc.ir.types import TensorType
@@ -69,3 +71,13 @@ def test_a_branch_that_cannot_work_fails_only_when_it_is_taken() -> None:
     assert evaluate(graph, [np.ones((4, 3), np.float32)])[0].shape == (4, 6)
     with pytest.raises(MiniccError):
         evaluate(graph, [np.ones((4, 1), np.float32)])
+
+
+@pytest.mark.parametrize("case", ["test_affine_grid_2d_align_corners_expanded", "test_affine_grid_3d_expanded"])
+def test_sizes_found_in_a_branch_survive_its_move_into_the_graph(case: str) -> None:
+    """These models reshape by computed sizes inside nested Ifs, which fold one after the other."""
+    (found,) = [c for c in node_cases.collect_testcases(None) if c.name == case]
+    module = minicc.compile(found.model, threads=1)
+    for inputs, expected in found.data_sets:
+        results = module.run(None, dict(zip([port.name for port in module.inputs], inputs)))
+        np.testing.assert_allclose(results[0], expected[0], rtol=1e-5, atol=1e-5)

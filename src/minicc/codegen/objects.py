@@ -32,6 +32,9 @@ Signature = tuple[Any, ...]
 EPILOGUE_SIGNATURE = (types.CPointer(types.int64), *([types.int64] * 4))
 _TEMPLATE = "minicc.template"  # symbol of a template's kernel until it gets its own
 
+# A kernel's text sets this to False when its products and sums must round one by one (codegen/source.py).
+CONTRACT = "CONTRACT"
+
 # Called by the entry when the kernel reports an error. It is never defined: when nothing in the kernel can
 # raise, optimisation removes the call, and a call that remains fails the check of undefined symbols.
 _RAISED = "minicc.kernel_raised"
@@ -136,12 +139,13 @@ def _load_function(source: str, symbol: str, name: str = "kernel") -> Any:
         raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error
 
 
-def _flags() -> Any:
+def _flags(contract: bool) -> Any:
+    """Numba's flags for a kernel; contract: whether a product and a sum may become one fused operation."""
     flags = compiler.Flags()
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True  # leaves the library open
     flags.nrt = flags.boundscheck = flags.enable_pyobject = flags.enable_looplift = False
     flags.error_model = "numpy"
-    flags.fastmath = cpu.FastMathOptions(set(FASTMATH))
+    flags.fastmath = cpu.FastMathOptions(set(FASTMATH) if contract else set(FASTMATH) - {"contract"})
     return flags
 
 
@@ -150,8 +154,9 @@ def _lower(function: Any, symbol: str, triple: str, signature: Signature = SIGNA
     context, typing = cpu_target.target_context, cpu_target.typing_context
     context.refresh()  # makes intrinsics known that were defined since the last call
     typing.refresh()
+    flags = _flags(function.__globals__.get(CONTRACT, True))
     try:
-        result = compiler.compile_extra(typing, context, function, signature, types.void, _flags(), {})
+        result = compiler.compile_extra(typing, context, function, signature, types.void, flags, {})
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""

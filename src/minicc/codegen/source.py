@@ -12,23 +12,27 @@ import re
 from collections.abc import Sequence
 
 from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops
+from minicc.ir.expr import walk
+from minicc.ir.types import i8, i16, i32, u8, u16
 from minicc.kernels import template as templates
-from minicc.lower.kernel import Kernel, LoopKernel
+from minicc.lower.kernel import Body, Kernel, LoopKernel
 from minicc.targets.cpu import CpuTarget
 
 _NUMPY = {"f32": "float32", "f64": "float64", "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64",
           "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64"}  # fmt: skip
+QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
 
 
 def kernel_source(kernel: Kernel, target: CpuTarget) -> str:
     """The text of a kernel's module for a target; its function `kernel` follows the kernel contract."""
     if isinstance(kernel, LoopKernel):
         printer, lines = print_loops(kernel)
-        return "\n".join([f'"""{kernel.name}: generated loops."""', "", *_imports(printer, lines), "", "", *lines, ""])
+        head = [*_imports(printer, lines), *_rounding(kernel.body)]
+        return "\n".join([f'"""{kernel.name}: generated loops."""', "", *head, "", "", *lines, ""])
     epilogue = ""
     if kernel.epilogue is not None:
         printer, lines = print_epilogue(kernel.epilogue, templates.epilogue_base(kernel.template))
-        epilogue = "\n".join([*_imports(printer, lines), "", "", *lines, ""])
+        epilogue = "\n".join([*_imports(printer, lines), *_rounding(kernel.epilogue), "", "", *lines, ""])
     return templates.render(kernel.template, dict(kernel.constants), epilogue, target)
 
 
@@ -37,6 +41,19 @@ def kernel_symbol(kernel: Kernel, source: str) -> str:
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     name = "".join(c if c.isalnum() else "_" for c in kernel.name)[:48]
     return f"{name}_{digest}"
+
+
+def _rounding(body: Body) -> list[str]:
+    """The line that forbids fused multiply-adds where values are quantised or dequantised.
+
+    What is quantised next must be rounded operation by operation, as the model says: a last bit that differs there
+    moves a quantised value by a whole step.
+    """
+    for expr in (e for store in body.stores for e in walk(store.value)):
+        dequantises = expr.op == "cast" and expr.dtype.is_float and expr.args[0].dtype in QUANTISED
+        if dequantises or expr.op == "round":
+            return ["", "CONTRACT = False  # round every operation: a quantised value depends on the last bit"]
+    return []
 
 
 def _imports(printer: BodyPrinter, lines: Sequence[str]) -> list[str]:

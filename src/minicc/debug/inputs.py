@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from minicc.errors import InputError
-from minicc.ir.dims import evaluate, symbols_of
+from minicc.ir.dims import bare_symbol, evaluate, symbols_of
 from minicc.ir.samples import random_array
 from minicc.ir.types import TensorType
-from minicc.runtime.engine import bare_symbol
 from minicc.runtime.signature import Port
 
 # Sizes for symbols nobody gave: 1 where one leads a shape (a batch), else this.

@@ -357,6 +357,15 @@ def symbols_of(dim: Dim) -> frozenset[str]:
     return frozenset(names)
 
 
+def bare_symbol(dim: Dim) -> str | None:
+    """The symbol's name when the dimension is nothing but one symbol."""
+    if not isinstance(dim, int) and len(dim.terms) == 1:
+        monomial, coefficient = dim.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and monomial[0].op == "symbol":
+            return str(monomial[0].args[0])
+    return None
+
+
 def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
     """The dimension's value for given symbol sizes. Raises ShapeError on a clash of broadcast sizes, KeyError on a gap."""
     if isinstance(dim, int):

@@ -1,4 +1,4 @@
-"""Domains of the templates that are sequential inside a unit: scatter, scan, topk.
+"""Domains of the templates that are sequential inside a unit: scatter, scan, topk, suppress.
 
 Their kernels trust the sizes they get, so sizes that came from different arrays are compared here, where the
 words are known.
@@ -53,3 +53,8 @@ def topk_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     if w["K"] > w["N"]:
         raise ShapeError(f"TopK asks for {w['K']} of {w['N']} elements")
     return w["OUTER"] * w["INNER"] if w["K"] else 0
+
+
+def suppress_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """One unit is one class of one batch."""
+    return w["BATCHES"] * w["CLASSES"]

@@ -95,6 +95,13 @@ scan      running sums or products over [outer, axis, inner] (no epilogue)
 topk      the first K of every row of [outer, N, inner], in order (no epilogue)
   X VALUES POSITIONS  addresses; results are [outer, K, inner]
   OUTER N K INNER extents
+
+suppress  non-maximum suppression per batch and class (no epilogue). Constant CENTER: boxes are centre and size
+  BOXES SCORES    addresses of float32 [BATCHES, N, 4] and [BATCHES, CLASSES, N]
+  LIMIT OVERLAP LEAST  addresses of scalars (int64, float32, float32), or 0
+  CHOSEN COUNTS   results: positions [BATCHES, CLASSES, MOST] and how many there are [BATCHES, CLASSES]
+  KEYS KEPT       int64 memory [BATCHES, CLASSES, N], float32 memory [BATCHES, CLASSES, 4, MOST]
+  BATCHES CLASSES N MOST  extents
 """
 
 from __future__ import annotations
@@ -217,6 +224,13 @@ TEMPLATES: dict[str, Template] = {
             "X VALUES POSITIONS OUTER N K INNER",
             "POINTER LOAD LOAD_OLD STORE LARGEST",
             sequential.topk_domain,
+            fused=False,
+        ),
+        _template(
+            "suppress",
+            "BOXES SCORES LIMIT OVERLAP LEAST CHOSEN COUNTS KEYS KEPT BATCHES CLASSES N MOST",
+            "CENTER",
+            sequential.suppress_domain,
             fused=False,
         ),
     )

@@ -35,6 +35,7 @@ from minicc.ops import (
     shape,
     signal,
     softmax,
+    suppress,
 )
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "shape",
     "signal",
     "softmax",
+    "suppress",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from minicc.errors import MiniccError, VerifyError
-from minicc.ir.dims import Dim, SymbolicDim
-from minicc.ir.graph import Graph, Node, Value
+from minicc.ir.dims import Dim, SymbolicDim, bare_symbol, substitute
+from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Kind, get_op
-from minicc.ir.types import TensorType
+from minicc.ir.types import TensorType, Type
 
 # One family: their results hold the same elements in the same order.
 RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
@@ -81,7 +81,10 @@ def refresh_types(graph: Graph, changed: set[Value]) -> None:
     for node in graph.nodes:
         if any(v in changed for v in node.inputs if v is not None):
             before = [(v.type, v.content is None) for v in node.outputs]
+            symbols = node.symbols
             graph.refresh(node)
+            if symbols != node.symbols:
+                changed |= settle_sizes(graph, symbols, [t for t, _ in before], [v.type for v in node.outputs])
             changed.update(v for v, old in zip(node.outputs, before) if (v.type, v.content is None) != old)
 
 
@@ -90,34 +93,93 @@ def inline(
 ) -> list[Value]:
     """Add the nodes of a body to a graph, its inputs being `arguments`; returns the values of its outputs."""
     mapping: dict[Value, Value | None] = dict(zip(body.inputs, arguments))
+    mapped = add_copies(graph, body.nodes, mapping, origin)
+    return [v for v in map(mapped, body.outputs) if v is not None]
+
+
+def add_copies(
+    graph: Graph, nodes: Sequence[Node], mapping: dict[Value, Value | None], origin: tuple[str, ...] = ()
+) -> Callable[[Value | None], Value | None]:
+    """Add copies of nodes to a graph, inferred anew; values in `mapping` have others in their place.
+
+    Returns the function from old to new values; one without a producer and not in `mapping` is a constant. Symbols that
+    an original made are its own, so constants and bodies get the copy's sizes for them.
+    """
+    sizes: dict[str, Dim] = {}
 
     def mapped(value: Value | None) -> Value | None:
         if value is None:
             return None
         if value not in mapping:
-            mapping[value] = Value(value.name, value.type, data=value.data, content=value.content)
+            new = mapping[value] = Value(value.name, value.type, data=value.data, content=value.content)
+            _substitute(new, sizes)
         return mapping[value]
 
-    for node in body.nodes:
+    for node in nodes:
         merged = tuple(dict.fromkeys((*node.origin, *origin)))
         attrs = {name: a.copy() if isinstance(a, Graph) else a for name, a in node.attrs.items()}
+        for body in attrs.values():
+            if isinstance(body, Graph) and sizes:
+                _substitute_sizes(body, sizes)
         new = graph.add(node.op, [mapped(v) for v in node.inputs], attrs, origin=merged,
                         outputs=len(node.outputs), names=[v.name for v in node.outputs])  # fmt: skip
         mapping.update(zip(node.outputs, new.outputs))
-    return [v for v in map(mapped, body.outputs) if v is not None]
+        sizes |= _learned(node.symbols, [v.type for v in node.outputs], [v.type for v in new.outputs])
+    return mapped
 
 
 def plain_symbols(values: Iterable[Value]) -> set[str]:
     """Names of the symbols that stand alone as a size of some value's shape: those a caller's arrays bind."""
-    names: set[str] = set()
-    for value in values:
-        if isinstance(value.type, TensorType):
-            for d in value.type.shape or ():
-                if isinstance(d, SymbolicDim) and len(d.terms) == 1:
-                    monomial, coefficient = d.terms[0]
-                    if coefficient == 1 and len(monomial) == 1 and monomial[0].op == "symbol":
-                        names.add(str(monomial[0].args[0]))
-    return names
+    tensors = (v.type for v in values if isinstance(v.type, TensorType))
+    return {name for type_ in tensors for d in type_.shape or () if (name := bare_symbol(d)) is not None}
+
+
+def settle_sizes(graph: Graph, symbols: Sequence[str], before: Sequence[Type], after: Sequence[Type]) -> set[Value]:
+    """Types of a node's outputs came to say more: what was one of its `symbols` in the old shapes becomes the new size.
+
+    Symbolic constants and bodies keep what they once took from a shape, so the symbol is replaced in every type and
+    content. Returns the graph's own values that differ then, for `refresh_types`.
+    """
+    sizes = _learned(symbols, before, after)
+    return _substitute_sizes(graph, sizes) if sizes else set()
+
+
+def _learned(symbols: Sequence[str], before: Sequence[Type], after: Sequence[Type]) -> dict[str, Dim]:
+    """What new types say about symbols that stood alone in the old ones."""
+    sizes: dict[str, Dim] = {}
+    for old, new in zip(before, after):
+        if isinstance(old, TensorType) and isinstance(new, TensorType):
+            for a, b in zip(old.shape or (), new.shape or ()):
+                name = bare_symbol(a)
+                if name in symbols and a != b:
+                    sizes[str(name)] = b
+    return sizes
+
+
+def _substitute_sizes(graph: Graph, sizes: Mapping[str, Dim]) -> set[Value]:
+    """Put sizes in the place of symbols, bodies included; returns the graph's own values that changed."""
+    values = dict.fromkeys((*graph.inputs, *graph.outputs))
+    for node in graph.nodes:
+        values.update(dict.fromkeys(v for v in (*node.inputs, *node.outputs) if v is not None))
+        for body in node.attrs.values():
+            if isinstance(body, Graph):
+                _substitute_sizes(body, sizes)
+    return {value for value in values if _substitute(value, sizes)}
+
+
+def _substitute(value: Value, sizes: Mapping[str, Dim]) -> bool:
+    """Put sizes in the place of symbols in a value's type and content; whether there were any."""
+    changed = False
+    if isinstance(value.type, TensorType) and value.type.shape is not None:
+        shape = tuple(substitute(d, sizes) for d in value.type.shape)
+        changed = shape != value.type.shape
+        value.type = TensorType(value.type.dtype, shape)
+    if value.content is not None and any(isinstance(d, SymbolicDim) for d in value.content.flat):
+        dims = [substitute(d, sizes) if isinstance(d, SymbolicDim) else d for d in value.content.flat]
+        if dims != list(value.content.flat):
+            value.content = object_array(dims).reshape(value.content.shape)
+            changed = True
+    return changed
 
 
 def estimate(dims: Iterable[Dim], unknown: int = 16) -> int:

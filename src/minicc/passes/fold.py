@@ -26,6 +26,7 @@ from minicc.passes.common import (
     plain_symbols,
     refresh_types,
     replace,
+    settle_sizes,
     visit_bodies,
 )
 from minicc.passes.manager import PassContext
@@ -138,6 +139,7 @@ def _inline_if(graph: Graph, node: Node, changed: set[Value]) -> int:
         return 0
     branch = node.attrs["then_branch" if bool(condition.data.reshape(())) else "else_branch"]
     values = inline(graph, branch, node.inputs[1:], node.origin)
+    changed |= settle_sizes(graph, node.symbols, [v.type for v in node.outputs], [v.type for v in values])
     for position, (old, new) in enumerate(zip(node.outputs, values)):
         if not may_replace(graph, old, new):
             values[position] = new = graph.add("Identity", [new], origin=node.origin).output

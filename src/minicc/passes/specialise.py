@@ -14,7 +14,7 @@ from dataclasses import replace as with_fields
 from minicc.errors import MiniccError
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import TensorType
-from minicc.passes.common import failing_branch, inline, plain_symbols, visit_bodies
+from minicc.passes.common import add_copies, failing_branch, inline, plain_symbols, settle_sizes, visit_bodies
 from minicc.passes.fold import fold_constants, fold_shape_values
 from minicc.passes.manager import MAX_ROUNDS, PassContext
 
@@ -94,15 +94,13 @@ def _branch(graph: Graph, node: Node, branch: Graph, after: Sequence[Node], capt
             exported: Sequence[Value]) -> Graph:  # fmt: skip
     """A branch followed by copies of the nodes after the If. Raises a MiniccError when they do not fit."""
     body = graph.subgraph(branch.name)
-    mapping: dict[Value, Value] = {value: body.input(value.name, value.type) for value in captures}
+    mapping: dict[Value, Value | None] = {value: body.input(value.name, value.type) for value in captures}
     arguments = [None if v is None else mapping[v] for v in node.inputs[1:]]
-    mapping.update(zip(node.outputs, inline(body, branch, arguments, node.origin)))
-    for n in after:
-        inputs = [None if v is None else mapping.get(v) or _constant(v) for v in n.inputs]
-        attrs = {name: a.copy() if isinstance(a, Graph) else a for name, a in n.attrs.items()}
-        new = body.add(n.op, inputs, attrs, origin=n.origin, outputs=len(n.outputs), names=[v.name for v in n.outputs])
-        mapping.update(zip(n.outputs, new.outputs))
-    body.outputs = [mapping[v] for v in exported]
+    results = inline(body, branch, arguments, node.origin)
+    mapping.update(zip(node.outputs, results))
+    mapped = add_copies(body, after, mapping)
+    body.outputs = [v for v in map(mapped, exported) if v is not None]
+    settle_sizes(body, node.symbols, [v.type for v in node.outputs], [v.type for v in results])
     body.tidy()
     return body
 
@@ -112,7 +110,3 @@ def _settle(body: Graph, context: PassContext) -> None:
     for _ in range(MAX_ROUNDS):
         if not fold_shape_values(body, context) + fold_constants(body, context) + specialise_ranks(body, context):
             return
-
-
-def _constant(value: Value) -> Value:
-    return Value(value.name, value.type, data=value.data, content=value.content)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicc.errors import ResourceLimitError, ShapeError, VerifyError
-from minicc.ir.dims import SymbolicDim, evaluate
+from minicc.ir.dims import bare_symbol, evaluate
 from minicc.ir.types import TensorType, Type
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program
 from minicc.runtime.bind import (
@@ -214,15 +214,6 @@ def bind_sizes(type_: TensorType, array: Array, sizes: dict[str, int], where: st
                 continue  # it names a size that nothing has shown yet
             if not fits:
                 raise _misfit(type_, shape, sizes, where)
-
-
-def bare_symbol(dim: SymbolicDim) -> str | None:
-    """The symbol's name when the dimension is nothing but one symbol."""
-    if len(dim.terms) == 1:
-        monomial, coefficient = dim.terms[0]
-        if coefficient == 1 and len(monomial) == 1 and monomial[0].op == "symbol":
-            return str(monomial[0].args[0])
-    return None
 
 
 def _misfit(type_: TensorType, shape: Sequence[int], sizes: Mapping[str, int], where: str) -> ShapeError:

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from minicc.errors import InputError
-from minicc.ir.dims import Dim, evaluate
+from minicc.ir.dims import Dim, bare_symbol, evaluate
 from minicc.ir.types import DType, OpaqueType, TensorType, Type, dtype_of, string
-from minicc.runtime.engine import bare_symbol
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from minicc.lower.templates.pool import lower_pool
 from minicc.lower.templates.recurrent import lower_recurrent
 from minicc.lower.templates.scan import lower_scan
 from minicc.lower.templates.scatter import lower_scatter_elements, lower_scatter_nd
+from minicc.lower.templates.suppress import lower_select_boxes
 from minicc.lower.templates.topk import lower_topk
 
 Lower = Callable[[Lowering, Node, Node | None], str]
@@ -39,6 +40,7 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "GRU"): lower_recurrent,
     ("", "RNN"): lower_recurrent,
     ("", "TopK"): lower_topk,
+    ("minicc", "SelectBoxes"): lower_select_boxes,
 }
 # Templates that end in a generated epilogue.
 FUSED = frozenset((
