@@ -103,7 +103,8 @@ def _one_worker(folder: Path, jobs: list[str], deadline: float, results: Results
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     lines: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+    reader.start()
     left, current, tail = list(jobs), jobs[0], [""]
     try:
         while left:
@@ -129,6 +130,9 @@ def _one_worker(folder: Path, jobs: list[str], deadline: float, results: Results
     finally:
         process.kill()
         process.wait()
+        reader.join(5)
+        if not reader.is_alive():  # a grandchild may still hold the other end
+            process.stdout.close()
     return left
 
 
