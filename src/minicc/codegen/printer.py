@@ -23,7 +23,7 @@ _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
     "bitand": "&", "bitor": "|", "bitxor": "^", "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
 }  # fmt: skip
-_NUMPY_CALLS = {"floor": "np.floor", "ceil": "np.ceil", "round": "np.rint", "trunc": "np.trunc", "sqrt": "np.sqrt"}
+NUMPY_CALLS = {"floor": "np.floor", "ceil": "np.ceil", "round": "np.rint", "trunc": "np.trunc", "sqrt": "np.sqrt"}
 # Scalar helpers of kernels/cpu/scalar.py, valid for every type they are printed for.
 _SCALAR_CALLS = {"sign": "sign", "floordiv": "floor_divide", "mod": "floor_mod", "fmod": "fmod"}
 _VECTOR_MATH = frozenset(
@@ -185,8 +185,8 @@ class BodyPrinter:
             # A NaN in the second place must come out too, unless that place is a number of ours.
             plain = not dtype.is_float or expr.args[1].op == "const"
             return f"{op}({', '.join(map(strip, args))})" if plain else self.scalar_call(f"{op}imum", args)
-        if op in _NUMPY_CALLS:
-            return f"{_NUMPY_CALLS[op]}({strip(args[0])})" if dtype.is_float else args[0]
+        if op in NUMPY_CALLS:
+            return f"{NUMPY_CALLS[op]}({strip(args[0])})" if dtype.is_float else args[0]
         if op in _VECTOR_MATH and dtype.is_float:
             name = f"{op}_{compute_dtype_name(dtype)}"
             self.math.add(name)

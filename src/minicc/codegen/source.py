@@ -11,20 +11,25 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from minicc.codegen.cuda_loops import print_cuda_loops
 from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops
+from minicc.errors import CodegenError
 from minicc.ir.expr import walk
 from minicc.ir.types import i8, i16, i32, u8, u16
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Body, Kernel, LoopKernel
-from minicc.targets.cpu import CpuTarget
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
 
 _NUMPY = {"f32": "float32", "f64": "float64", "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64",
           "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64"}  # fmt: skip
 QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
 
 
-def kernel_source(kernel: Kernel, target: CpuTarget) -> str:
+def kernel_source(kernel: Kernel, target: Target) -> str:
     """The text of a kernel's module for a target; its function `kernel` follows the kernel contract."""
+    if isinstance(target, CudaTarget):
+        return _cuda_source(kernel)
     if isinstance(kernel, LoopKernel):
         printer, lines = print_loops(kernel)
         head = [*_imports(printer, lines), *_rounding(kernel.body)]
@@ -34,6 +39,14 @@ def kernel_source(kernel: Kernel, target: CpuTarget) -> str:
         printer, lines = print_epilogue(kernel.epilogue, templates.epilogue_base(kernel.template))
         epilogue = "\n".join([*_imports(printer, lines), *_rounding(kernel.epilogue), "", "", *lines, ""])
     return templates.render(kernel.template, dict(kernel.constants), epilogue, target)
+
+
+def _cuda_source(kernel: Kernel) -> str:
+    if not isinstance(kernel, LoopKernel):
+        raise CodegenError(f"template {kernel.template} has no CUDA form", where=kernel.name)
+    printer, lines = print_cuda_loops(kernel)
+    head = [*_imports(printer, lines, "cuda"), *_rounding(kernel.body)]
+    return "\n".join([f'"""{kernel.name}: generated loops for CUDA."""', "", *head, "", *lines, ""])
 
 
 def kernel_symbol(kernel: Kernel, source: str) -> str:
@@ -56,16 +69,16 @@ def _rounding(body: Body) -> list[str]:
     return []
 
 
-def _imports(printer: BodyPrinter, lines: Sequence[str]) -> list[str]:
+def _imports(printer: BodyPrinter, lines: Sequence[str], words_of: str = "cpu") -> list[str]:
     """Import lines and type names for exactly what the text uses."""
     words = set(re.findall(r"\w+", "\n".join(lines)))
     types = [f"{name} = np.{_NUMPY[name]}" for name in _NUMPY if name in words]
     out = ["import numpy as np", ""] if types or "np" in words else []
-    out.append(_import("minicc.kernels.cpu.intrinsics", printer.imports))
+    out.append(_import(f"minicc.kernels.{words_of}.intrinsics", printer.imports))
     if printer.scalar:
-        out.append(_import("minicc.kernels.cpu.scalar", printer.scalar))
+        out.append(_import(f"minicc.kernels.{words_of}.scalar", printer.scalar))
     if printer.math:
-        out.append(_import("minicc.kernels.cpu.vector_math", printer.math))
+        out.append(_import(f"minicc.kernels.{words_of}.vector_math", printer.math))
     return [*out, "", *types] if types else out
 
 

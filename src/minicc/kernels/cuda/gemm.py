@@ -1,0 +1,126 @@
+"""Matrix product on CUDA: C[b0, b1, i, j] = sum over k of A[b0, b1, i, k] * B[b0, b1, k, j].
+
+Both operands hold elements of ELEMENT (see kernels/cuda/tiles.py), B as rows of k: [N][K padded with zeros to
+16 bytes]. A block makes one tile of BM x BN, each of its warps WM x WN of it, from a ring of STAGES tiles of A
+and of B in shared memory that asynchronous copies fill ahead. Sums then pass through the same memory, so that
+neighbouring threads give neighbouring columns to the epilogue. K is never cut.
+"""
+
+from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
+from minicc.kernels.cuda.tiles import (
+    barrier,
+    block,
+    copies_commit,
+    copies_wait,
+    copy_tile,
+    int32,
+    load_sum,
+    product,
+    shared_memory,
+    store_sums,
+    thread,
+    zeros,
+)
+
+# Constants. PIECE: the largest power of two up to 16 that divides the bytes of A, its strides and of a row of K.
+ELEMENT = "f16"
+SIZE = 2
+PIECE = 16
+BM = 128
+BN = 128
+WM = 64
+WN = 64
+THREADS = 128
+STAGES = 3
+IN_FLIGHT = 1  # STAGES - 2
+BK = 64  # 128 / SIZE
+A_BYTES = 16384  # 128 * BM
+STAGE_BYTES = 32768  # 128 * (BM + BN)
+PITCH = 132  # BN + 4
+
+# Words. Strides count elements; those of the batch axes may be 0.
+A = 0
+B = 1
+M = 2
+N = 3
+K = 4
+A_ROW = 5
+A_B0 = 6
+A_B1 = 7
+B_B0 = 8
+B_B1 = 9
+B0 = 10
+B1 = 11
+ROW_TILES = 12  # ceil(M / BM)
+PANELS = 13  # ceil(N / BN)
+EPILOGUE = 14
+
+
+@helper
+def epilogue(args, b0, b1, i, j, acc):
+    """Stand-in for the generated epilogue: stores to a dense C."""
+    row = ((b0 * arg(args, B1) + b1) * arg(args, M) + i) * arg(args, N)
+    st(ptr_f32(arg(args, EPILOGUE)), row + j, acc)
+
+
+def kernel(args):
+    m = int32(arg(args, M))
+    n = int32(arg(args, N))
+    k = int32(arg(args, K))
+    row_tiles = int32(arg(args, ROW_TILES))
+    panels = int32(arg(args, PANELS))
+    tid = thread()
+    lane = tid & int32(31)
+    warp = tid >> int32(5)
+    unit = block()
+    rest = unit // panels
+    j0 = (unit - rest * panels) * int32(BN)
+    batch = rest // row_tiles
+    i0 = (rest - batch * row_tiles) * int32(BM)
+    b0 = batch // arg(args, B1)
+    b1 = batch - b0 * arg(args, B1)
+    a = arg(args, A) + SIZE * (b0 * arg(args, A_B0) + b1 * arg(args, A_B1))
+    b = arg(args, B) + SIZE * (b0 * arg(args, B_B0) + b1 * arg(args, B_B1))
+    a_stride = SIZE * arg(args, A_ROW)
+    b_stride = (SIZE * arg(args, K) + 15) // 16 * 16
+    shared = shared_memory()
+    row = warp // int32(BN // WN) * int32(WM)
+    column = warp % int32(BN // WN) * int32(WN)
+    steps = (k + int32(BK - 1)) // int32(BK)
+
+    for s in range(STAGES - 1):
+        step = int32(s)
+        tile = shared + step * int32(STAGE_BYTES)
+        copy_tile(BM, THREADS, SIZE, PIECE, tile, a, a_stride, i0, m, step * int32(BK), k, tid)
+        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), b, b_stride, j0, n, step * int32(BK), k, tid)
+        copies_commit()
+    sums = zeros(ELEMENT, WM, WN)
+    reading = int32(0)
+    writing = int32(STAGES - 1)
+    for s in range(steps):
+        copies_wait(IN_FLIGHT)
+        barrier()
+        tile = shared + writing * int32(STAGE_BYTES)
+        ahead = (int32(s) + int32(STAGES - 1)) * int32(BK)
+        if ahead < k:
+            copy_tile(BM, THREADS, SIZE, PIECE, tile, a, a_stride, i0, m, ahead, k, tid)
+            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), b, b_stride, j0, n, ahead, k, tid)
+        copies_commit()
+        tile = shared + reading * int32(STAGE_BYTES)
+        sums = product(ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
+        writing = reading
+        reading = int32(0) if reading == int32(STAGES - 1) else reading + int32(1)
+
+    copies_wait(0)
+    barrier()
+    store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
+    barrier()
+    # Consecutive threads take consecutive columns.
+    j = tid % int32(BN)
+    r = tid // int32(BN)
+    if j0 + j < n:
+        height = min(m - i0, int32(BM))
+        while r < height:
+            acc = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
+            epilogue(args, b0, b1, i0 + r, j0 + j, acc)
+            r += int32(THREADS // BN)

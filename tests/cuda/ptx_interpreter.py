@@ -1,0 +1,374 @@
+"""A PTX interpreter: runs the exact text that is assembled for a GPU, on arrays, so that kernels are tested without one.
+
+It executes one block after another. All threads of a block that stand at the smallest program counter go
+together, as arrays, which reconverges branches; with `schedule="warps"` each warp runs as far as it can before
+the next one starts, last warp first, which turns missing barriers into wrong results. Registers are uint64.
+
+Global memory is a `Memory` of placed arrays with gaps between them; touching a gap raises. Shared memory is
+filled with ones (NaN in every float format) and keeps its size. `cp.async` lands at `wait_group` and no
+earlier; until then its target is filled with ones too. Unknown instructions raise.
+
+What it does not model: time, bank conflicts, memory ordering between blocks, and denormals flushed by `.ftz`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tests.cuda import ptx_matrix, ptx_operations
+from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, unpack
+
+WARP = 32
+POISON = 0xFF
+GAP = 4096
+# Generic addresses of shared and local memory begin here; those of global memory lie below.
+SHARED_WINDOW = 1 << 40
+LOCAL_WINDOW = 1 << 41
+NEXT_PC_LIMIT = 50_000_000
+
+
+class Memory:
+    """Global memory: arrays at addresses that are multiples of 256, each between two gaps."""
+
+    def __init__(self, size: int = 1 << 22) -> None:
+        self.bytes: Array = np.full(size, POISON, np.uint8)
+        self.allowed: Array = np.zeros(size, bool)
+        self.used = GAP
+
+    def place(self, array: Array, offset: int = 0) -> int:
+        """Address of a copy of an array, `offset` bytes behind a multiple of 256."""
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        start = -(-self.used // 256) * 256 + offset
+        if start + raw.size + GAP > self.bytes.size:
+            raise PtxError(f"global memory of {self.bytes.size} bytes is full")
+        self.bytes[start : start + raw.size] = raw
+        self.allowed[start : start + raw.size] = True
+        self.used = start + raw.size + GAP
+        return start
+
+    def read(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A copy of an array in memory."""
+        count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.bytes[address : address + count].copy().view(dtype).reshape(shape)
+
+    def check(self, places: Array) -> None:
+        """PtxError where a byte address is outside every array."""
+        if places.size and (places.min() < 0 or places.max() >= self.bytes.size or not self.allowed[places].all()):
+            wrong = places[(places < 0) | (places >= self.bytes.size)]
+            first = wrong.flat[0] if wrong.size else places[~self.allowed[places]].flat[0]
+            raise PtxError(f"global address {int(first)} is outside every array")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: its guard ("" for none), whether that is negated, parts of its name, operands, text."""
+
+    guard: str
+    negated: bool
+    parts: tuple[str, ...]
+    operands: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A parsed entry: parameter names, instructions, places of labels, and sizes of named memory."""
+
+    parameters: tuple[str, ...]
+    instructions: tuple[Instruction, ...]
+    labels: Mapping[str, int]
+    shared: Mapping[str, int]
+    static_shared: int
+    local: Mapping[str, int]
+
+
+@lru_cache(maxsize=16)
+def parse(text: str, entry: str = "") -> Program:
+    """The entry of a PTX module, or its first one. Raises PtxError when there is none."""
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
+    name = re.escape(entry) if entry else r"[$\w]+"
+    found = re.search(r"\.entry\s+(" + name + r")\s*\((.*?)\)([^{]*)\{", text, re.S)
+    if found is None:
+        raise PtxError(f"no entry {entry!r}")
+    body = text[found.end() : _closing(text, found.end())]
+    shared, local, used = {}, {}, 0
+    declaration = r"\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.b8\s+([$\w]+)\[(\d*)\]"
+    for space, align, name, size in re.findall(declaration, text):
+        if space == "local":
+            local[name] = int(size)
+        elif size:
+            used = -(-used // int(align or 1)) * int(align or 1)
+            shared[name] = used
+            used += int(size)
+    for space, _, name, size in re.findall(declaration, text):
+        if space == "shared" and not size:
+            shared[name] = -(-used // 1024) * 1024
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for statement in re.sub(r"\{\s*\n", "\n", body).split(";"):
+        rest = statement.strip()
+        while label := re.match(r"([$\w]+):(?!:)\s*", rest):
+            labels[label[1]] = len(instructions)
+            rest = rest[label.end() :]
+        rest = rest.removeprefix("}").strip()
+        if rest and not rest.startswith("."):
+            instructions.append(_instruction(rest))
+    names = tuple(re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.\w+\s+([$\w]+)", found[2]))
+    return Program(names, tuple(instructions), labels, shared, used, local)
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 1
+    for match in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if match[0] == "{" else -1
+        if depth == 0:
+            return start + match.start()
+    raise PtxError("a brace is not closed")
+
+
+def _instruction(text: str) -> Instruction:
+    found = re.match(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)$", text, re.S)
+    if found is None:
+        raise PtxError(f"cannot read {text!r}")
+    operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", found[4])
+    return Instruction(
+        found[2] or "", found[1] == "!", tuple(found[3].split(".")), tuple(o.strip() for o in operands), text
+    )
+
+
+@dataclass(eq=False)
+class Block:
+    """The state of a running block; `registers` hold one uint64 per thread."""
+
+    program: Program
+    memory: Memory
+    words: Sequence[int]
+    place: tuple[int, int, int]
+    grid: tuple[int, int, int]
+    threads: int
+    shared: Array
+    registers: dict[str, Array] = field(default_factory=dict)
+    local: dict[str, Array] = field(default_factory=dict)
+    copies: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lanes = np.arange(self.threads)
+        self.committed = np.zeros(self.threads, np.int64)
+        size = max(self.program.local.values(), default=0)
+        self.stack = np.full((self.threads, size), POISON, np.uint8)
+        self.parameters = dict(zip(self.program.parameters, self.words, strict=True))
+        self.special = {"%tid.x": self.lanes, "%laneid": self.lanes % WARP, "%ntid.x": self.threads}
+        self.special |= {"%tid.y": 0, "%tid.z": 0, "%ntid.y": 1, "%ntid.z": 1, "%dynamic_smem_size": self.shared.size}
+        for axis, place, extent in zip("xyz", self.place, self.grid, strict=True):
+            self.special |= {f"%ctaid.{axis}": place, f"%nctaid.{axis}": extent}
+
+    # ------------------------------------------------------------------------------------- operands
+
+    def value(self, operand: str) -> Array:
+        """Raw bits of an operand, one uint64 per thread."""
+        found = self.registers.get(operand)
+        if found is not None:
+            return found
+        number: Any
+        if operand in self.special:
+            number = self.special[operand]
+        elif operand.startswith(("0f", "0F")):
+            number = int(operand[2:], 16)
+        elif operand.startswith(("0d", "0D")):
+            number = int(operand[2:], 16)
+        elif re.match(r"-?\d", operand):
+            number = int(operand.rstrip("U"), 0) & 0xFFFFFFFFFFFFFFFF
+        elif operand in self.program.shared:
+            number = self.program.shared[operand]
+        elif operand in self.program.local:
+            number = 0
+        elif operand in self.parameters:
+            number = self.parameters[operand] & 0xFFFFFFFFFFFFFFFF
+        else:
+            raise PtxError(f"{operand} is read before it is written")
+        return np.broadcast_to(np.asarray(number).astype(np.uint64), (self.threads,))
+
+    def read(self, operand: str, type_: str) -> Array:
+        """An operand as numbers of a PTX type."""
+        return unpack(self.value(operand), type_)
+
+    def write(self, operand: str, numbers: Array, mask: Array) -> None:
+        """Numbers of any type into a register, where the mask is set."""
+        if operand == "_":
+            return
+        register = self.registers.get(operand)
+        if register is None:
+            register = self.registers[operand] = np.zeros(self.threads, np.uint64)
+        register[mask] = np.broadcast_to(pack(numbers), (self.threads,))[mask]
+
+    def address(self, operand: str) -> Array:
+        """The address in brackets, int64."""
+        found = re.fullmatch(r"\[\s*([^+\]\s]+)\s*(?:\+\s*(-?\w+))?\s*\]", operand)
+        if found is None:
+            raise PtxError(f"cannot read the address {operand}")
+        return self.value(found[1]).astype(np.int64) + int(found[2] or "0", 0)
+
+    # --------------------------------------------------------------------------------------- memory
+
+    def gather(self, space: str, address: Array, size: int, mask: Array) -> Array:
+        """uint8 [threads][size] from memory; zeros where the mask is not set."""
+        result = np.zeros((self.threads, size), np.uint8)
+        if mask.any():
+            for part, source, places, rows in self._reach(space, address, size, mask):
+                result[part] = source[places] if rows is None else source[rows, places]
+        return result
+
+    def scatter(self, space: str, address: Array, content: Array, mask: Array) -> None:
+        """uint8 [threads][size] into memory where the mask is set; of several at one address the last stays."""
+        if mask.any():
+            for part, target, places, rows in self._reach(space, address, content.shape[1], mask):
+                if rows is None:
+                    target[places] = content[part]
+                else:
+                    target[rows, places] = content[part]
+
+    def _reach(self, space: str, address: Array, size: int, mask: Array) -> list[tuple[Array, Array, Array, Any]]:
+        """(mask, bytes, places in them, threads for local memory) of the kinds of memory that addresses are in."""
+        if (address[mask] % size).any() and size in (1, 2, 4, 8, 16):
+            raise PtxError(f"an address is not a multiple of {size}")
+        windows = {"global": 0, "shared": 0, "local": 0}
+        kinds = {space: mask}
+        if space == "generic":
+            windows = {"global": 0, "shared": SHARED_WINDOW, "local": LOCAL_WINDOW}
+            kinds = {
+                "global": mask & (address < SHARED_WINDOW),
+                "shared": mask & (address >= SHARED_WINDOW) & (address < LOCAL_WINDOW),
+                "local": mask & (address >= LOCAL_WINDOW),
+            }
+        reached = []
+        for kind, part in kinds.items():
+            if not part.any():
+                continue
+            places = (address[part] - windows[kind])[:, None] + np.arange(size)
+            if kind == "global":
+                self.memory.check(places)
+                reached.append((part, self.memory.bytes, places, None))
+                continue
+            limit = self.shared.size if kind == "shared" else self.stack.shape[1]
+            if places.min() < 0 or places.max() >= limit:
+                raise PtxError(f"{kind} address {int(places.max())} is outside {limit} bytes")
+            if kind == "shared":
+                reached.append((part, self.shared, places, None))
+            else:
+                reached.append((part, self.stack, places, self.lanes[part][:, None]))
+        return reached
+
+    # ---------------------------------------------------------------------------- asynchronous copies
+
+    def start_copy(self, target: Array, source: Array, size: int, there: Array, mask: Array) -> None:
+        """Notes copies of `size` bytes per thread of which only `there` are read, the others being 0."""
+        if (target[mask] % size).any() or (source[mask] % size).any():
+            raise PtxError(f"cp.async of {size} bytes is not aligned")
+        self.scatter("shared", target, np.full((self.threads, size), POISON, np.uint8), mask)
+        copy = {"target": target, "source": source, "size": size, "there": there}
+        self.copies.append({**copy, "open": mask.copy(), "group": np.full(self.threads, -1)})
+
+    def commit(self, mask: Array) -> None:
+        """Ends the group of each thread."""
+        for copy in self.copies:
+            mine = copy["open"] & mask & (copy["group"] < 0)
+            copy["group"][mine] = self.committed[mine]
+        self.committed[mask] += 1
+
+    def land(self, groups: int, mask: Array) -> None:
+        """Completes all but the last `groups` groups of each thread."""
+        for copy in self.copies:
+            done = copy["open"] & mask & (copy["group"] >= 0) & (copy["group"] < self.committed - groups)
+            if done.any():
+                size, content = copy["size"], np.zeros((self.threads, copy["size"]), np.uint8)
+                for byte in range(size):
+                    some = done & (copy["there"] > byte)
+                    content[:, byte] = self.gather("global", copy["source"] + byte, 1, some)[:, 0]
+                self.scatter("shared", copy["target"], content, done)
+                copy["open"] &= ~done
+        self.copies = [copy for copy in self.copies if copy["open"].any()]
+
+    # --------------------------------------------------------------------------------------- control
+
+    def run(self, schedule: str) -> None:
+        """Runs all threads to their end. Raises PtxError for a deadlock and for what the kernel does wrong."""
+        instructions, labels = self.program.instructions, self.program.labels
+        counter = np.zeros(self.threads, np.int64)
+        done = np.zeros(self.threads, bool)
+        waiting = np.zeros(self.threads, bool)
+        warp = self.lanes // WARP
+        for _ in range(NEXT_PC_LIMIT):
+            live = ~done & ~waiting
+            if not live.any():
+                if done.all():
+                    return
+                waiting[:] = False
+                continue
+            if schedule == "warps":
+                live &= warp == warp[live].max()
+            current = int(counter[live].min())
+            mask = live & (counter == current)
+            if current >= len(instructions):
+                done |= mask
+                continue
+            instruction = instructions[current]
+            active = mask
+            if instruction.guard:
+                guard = self.value(instruction.guard).astype(bool)
+                active = mask & (~guard if instruction.negated else guard)
+            counter[mask] += 1
+            match instruction.parts[0]:
+                case "bra":
+                    counter[active] = labels[instruction.operands[0]]
+                case "ret" | "exit":
+                    done |= active
+                case "bar" | "barrier" if instruction.parts[1] == "sync" or instruction.parts[1:3] == ("cta", "sync"):
+                    waiting |= active
+                case _ if active.any():
+                    self._execute(instruction, active)
+        raise PtxError("the kernel does not end")
+
+    def _execute(self, instruction: Instruction, mask: Array) -> None:
+        name = instruction.parts[0]
+        handler = HANDLERS.get(name)
+        if handler is None:
+            raise PtxError(f"unknown instruction: {instruction.text}")
+        try:
+            handler(self, instruction.parts, instruction.operands, mask)
+        except PtxError as error:
+            raise PtxError(f"{error}, in: {instruction.text}") from None
+
+
+HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS}
+
+
+def run(
+    ptx: str,
+    entry: str,
+    grid: tuple[int, int, int],
+    block: int,
+    shared_bytes: int,
+    words: Sequence[int],
+    memory: Memory,
+    schedule: str = "together",
+) -> None:
+    """Launches a kernel whose parameters are int64 words; results are in `memory`.
+
+    entry: its name, or "" for the only one. block: threads. schedule: "together" or "warps".
+    """
+    program = parse(ptx, entry)
+    with np.errstate(all="ignore"):
+        for z in range(grid[2]):
+            for y in range(grid[1]):
+                for x in range(grid[0]):
+                    shared = np.full(program.static_shared + shared_bytes, POISON, np.uint8)
+                    Block(program, memory, words, (x, y, z), grid, block, shared).run(schedule)
+
+
+__all__ = ["WIDTH", "Memory", "PtxError", "parse", "run"]
