@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from minicc.codegen.cuda import find_tool
 from minicc.errors import TargetError
-from tools.gpu_check.facts import cubins_of, facts_of, facts_table, family_of, find_cuobjdump
+from tools.gpu_check.facts import cubins_of, facts_of, facts_table, family_of
 
 PTX = """
 .version 8.0
@@ -32,13 +33,10 @@ FUSED = """ld.global.f32 %f1, [%p1]; fma.rn.f32 %f2, %f1, %f1, %f1;
 
 @pytest.fixture(scope="module")
 def ptxas() -> str:
-    try:
-        found = Path(find_cuobjdump()).with_name("ptxas")
-    except TargetError as error:
-        pytest.skip(str(error))
-    if not found.is_file():
-        pytest.skip("ptxas is not installed beside cuobjdump")
-    return str(found)
+    found = find_tool("ptxas")
+    if found is None or find_tool("cuobjdump") is None:
+        pytest.skip("ptxas or cuobjdump is not installed")
+    return found
 
 
 def assemble(ptxas: str, folder: Path, body: str) -> tuple[bytes, str]:

@@ -5,9 +5,7 @@ Read from cubins with cuobjdump, so it needs no GPU. A family is what kernel sym
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 import subprocess
 import tempfile
 import zipfile
@@ -16,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from minicc.codegen.cuda import find_tool
 from minicc.errors import TargetError
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
@@ -51,21 +50,11 @@ class Facts:
         return counts
 
 
-def find_cuobjdump() -> str:
-    """cuobjdump of the wheel nvidia-cuda-cuobjdump, or the one on the path. Raises TargetError."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations or [] if spec else []:
-        for found in sorted(Path(root).glob("*/bin/cuobjdump")):
-            return str(found)
-    on_path = shutil.which("cuobjdump")
-    if on_path is None:
-        raise TargetError("cuobjdump is not installed", hint="pip install nvidia-cuda-cuobjdump")
-    return on_path
-
-
 def facts_of(cubin: bytes) -> Facts:
     """The facts of a cubin with one kernel. Raises TargetError where cuobjdump is missing or refuses it."""
-    tool = find_cuobjdump()
+    tool = find_tool("cuobjdump")
+    if tool is None:
+        raise TargetError("cuobjdump is not installed", hint="pip install nvidia-cuda-cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
