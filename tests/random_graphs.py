@@ -206,7 +206,8 @@ class Sketch:
         update = self.op("Unsqueeze", slice_, self.ints(0))
         return self.op("ScatterND", x, self.graph.constant(np.array([[0]])), update)
 
-    def grow(self, nodes: int) -> None:
+    def grow(self, nodes: int, products: float = 0.5) -> None:
+        """Nodes of every kind and the graph's outputs; `products` is the weight of matrix products."""
         rank = int(self.rng.integers(1, 5))
         self.input(tuple(self.dim(self.pick(SIZES)) for _ in range(rank)))
         kinds: list[tuple[Callable[[Value], Value], float]] = [
@@ -222,7 +223,7 @@ class Sketch:
             (self.gather, 1),
             (self.reduction, 1.5),
             (self.normalise, 0.7),
-            (self.matmul, 0.5),
+            (self.matmul, products),
             (self.sequential, 0.3),
         ]
         weights = np.array([w for _, w in kinds])

@@ -38,13 +38,19 @@ class CompileReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    @property
+    def kept_in_fp32(self) -> tuple[str, ...]:
+        """Nodes that a 16-bit precision leaves in float32, each with its reason; empty for "fp32" and "tf32"."""
+        return tuple(line for row in self.passes if row.name == "reduced-precision" for line in row.refusals)
+
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
         rows = [
             f"{r.name:<24}{r.changes:>6} changes {r.nodes_before:>6} -> {r.nodes_after} nodes"
             for r in self.passes
         ]
-        return "\n".join([*rows, stages, *self.warnings])
+        kept = [f"kept in fp32: {line}" for line in self.kept_in_fp32]
+        return "\n".join([*rows, *kept, stages, *self.warnings])
 
 
 class Module(CompiledModule):

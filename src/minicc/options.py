@@ -25,7 +25,9 @@ class Options:
     """How to compile and run.
 
     threads:     worker threads; None takes the affinity mask and the cgroup quota.
-    precision:   arithmetic of float32 models; "fp32" is exact, the others are for targets that offer them.
+    precision:   arithmetic of float32 models. "fp32" is exact. "tf32" lets products round their operands to 10 bits where the
+                 target has units for it, and is "fp32" elsewhere. "bf16" and "fp16" keep values in 16 bits between kernels
+                 wherever that is safe (`passes/precision.py`), sums in float32; every target runs them, CPUs not faster.
     strict:      an error instead of a warning when a node has no compiled kernel.
     winograd:    allow Winograd convolution where it measures faster; it errs by about 3e-6 of a layer's largest
                  output, a direct sum by 1e-6.

@@ -121,7 +121,7 @@ def _heads_check(n: Inference, q: Sequence[Dim], k: Sequence[Dim], v: Sequence[D
 def _infer(n: Inference) -> list[TensorType]:
     q, k, v = n.shape(0), n.shape(1), n.shape(2)
     _heads_check(n, q, k, v)
-    return [TensorType(require_same_dtype(n), (broadcast(q[0], k[0]), q[1], q[2], v[3]))]
+    return [TensorType(require_same_dtype(n, (0, 1, 2)), (broadcast(q[0], k[0]), q[1], q[2], v[3]))]
 
 
 def _expand(b: Builder, node: Node) -> list[Value]:

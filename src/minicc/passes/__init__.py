@@ -13,6 +13,7 @@ from minicc.passes.fold_affine import fold_affine
 from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
 from minicc.passes.manager import Pass, PassContext, Repeat
+from minicc.passes.precision import reduced_precision
 from minicc.passes.quantise_integer import integer_products
 from minicc.passes.recognise import recognise
 from minicc.passes.simplify import simplify
@@ -31,6 +32,7 @@ SPECIALISE = Pass("specialise-ranks", specialise_ranks)
 CAPTURES = Pass("fold-captures", fold_captures)
 DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
+PRECISION = Pass("reduced-precision", reduced_precision, rounds=True)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
 SIMPLIFY = Pass("simplify", simplify)
 RECOGNISE = Pass("recognise", recognise)
@@ -43,10 +45,10 @@ FUSE = Pass("fuse", _fuse, Stage.FUSED)
 def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     """The passes in order. opt_level 0 leaves only what lowering needs; 1 adds folding and fusion; 2 everything."""
     if options.opt_level == 0:
-        return (FOLD_SHAPES, DEAD_CODE, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
+        return (FOLD_SHAPES, DEAD_CODE, PRECISION, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
     first = Repeat((FOLD_SHAPES, INTEGER_PRODUCTS, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     layout = (LAYOUT, SINK, first) if options.opt_level >= 2 else ()
-    return (first, RECOGNISE, FOLD_AFFINE, EXPAND, first, *layout, FUSE)
+    return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, first, *layout, FUSE)
 
 
 __all__ = ["default_pipeline"]

@@ -1,0 +1,239 @@
+"""tools/gpu_check on bundles for the CPU: what is packed comes back, and one bad case costs only itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import minicc
+from tests.passes.models import parse
+from tools.gpu_check import run as run_module
+from tools.gpu_check.__main__ import main
+from tools.gpu_check.build import build, make_periodic, reference
+from tools.gpu_check.bundle import (
+    PERIOD,
+    TOLERANCE,
+    Case,
+    Manifest,
+    largest_difference,
+    pack,
+    periodic,
+    read_arrays,
+    read_manifest,
+    unpack,
+    write_arrays,
+    write_manifest,
+)
+from tools.gpu_check.layers import LAYERS, Layer, layer_model, numbers
+from tools.gpu_check.run import Results, plan, run, supervise
+from tools.gpu_check.table import state_of, table
+from tools.gpu_check.timing import medians
+
+SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, max_side=150)
+
+
+def case(model: str, precision: str = "fp32", artifact: str = "a.minicc") -> Case:
+    return Case(model, precision, artifact, f"data/{model}.npz", ("x",), 1.5, 10, 2, ("Host: why",), ("Exp e: may overflow",))
+
+
+def dense(width: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    first, second = (", ".join(f"{v:.4f}" for v in rng.standard_normal(width * width) / width**0.5) for _ in range(2))
+    weights = f"float[{width},{width}] w = {{{first}}}, float[{width},{width}] v = {{{second}}}"
+    return parse("a = MatMul(x, w) b = Relu(a) y = MatMul(b, v)", f"(float[n,{width}] x) => (float[n,{width}] y) <{weights}>")
+
+
+# -- weights that compress
+
+
+@given(SHAPES)
+def test_periodic_arrays_repeat_and_keep_their_shape(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    got = periodic(array)
+    index = np.ix_(*(np.arange(size) % PERIOD for size in shape))
+    np.testing.assert_array_equal(got, array[index], strict=True)
+
+
+@given(st.integers(PERIOD + 1, 400))
+def test_periodic_weights_keep_the_size_of_sums(depth: int) -> None:
+    """A sum over channels that repeat is as large as one over independent channels, within a factor of two."""
+    rng = np.random.default_rng(1)
+    w = rng.standard_normal((depth, 300)).astype(np.float32)
+    x = periodic(rng.standard_normal((50, depth)).astype(np.float32))
+    ratio = (x @ periodic(w, contracted=0)).std() / (rng.standard_normal((50, depth)) @ w).std()
+    assert 0.5 < ratio < 2
+
+
+def test_a_periodic_model_has_the_same_layers_and_is_a_small_archive(tmp_path: Path) -> None:
+    model = dense(300)
+    operators = [node.op_type for node in model.graph.node]
+    make_periodic(model)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == operators
+    outputs = reference(model, {"x": np.ones((2, 300), np.float32)})
+    assert np.isfinite(outputs["y"]).all() and outputs["y"].std() > 0.01
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "model").write_bytes(model.SerializeToString())
+    assert pack(tmp_path / "b").stat().st_size < model.ByteSize() / 10
+
+
+# -- single layers
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_a_layer_is_the_same_in_onnx_and_in_minicc(name: str) -> None:
+    """Smaller sizes of the same kinds, compiled for the CPU in both forms."""
+    layer = small(LAYERS[name])
+    for precision, dtype in (("fp32", np.float32), ("fp16", np.float16)):
+        feeds, weights = numbers(layer, precision)
+        expected = reference(layer_model(layer, weights, feeds, np.float32), feeds)
+        module = minicc.compile(layer_model(layer, weights, feeds, dtype), strict=True)
+        got = module.run(None, {n: a.astype(dtype) for n, a in feeds.items()})[0]
+        assert got.dtype == dtype
+        error, problem = largest_difference(expected, {"y": got.astype(np.float32)})
+        assert error < TOLERANCE[precision] and problem == ""
+
+
+def small(layer: Layer) -> Layer:
+    if layer.kind == "conv":
+        _, channels, _, filters, window, stride, groups = layer.sizes
+        return Layer("conv", (1, min(channels, 8), 9, min(filters, 8), window, stride, min(groups, 8)))
+    return Layer(layer.kind, tuple(min(size, 20) for size in layer.sizes))
+
+
+# -- bundles
+
+
+def test_a_bundle_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    (folder / "data").mkdir(parents=True)
+    manifest = Manifest("cuda:sm_90", {"numpy": "2"}, (case("a"), case("b", "fp16", "")))
+    write_manifest(folder, manifest)
+    feeds, outputs = {"x": np.arange(3)}, {"x": np.ones(2, np.float32), "y": np.array(True)}
+    write_arrays(folder / "data" / "a.npz", feeds, outputs)
+    found = unpack(pack(folder), tmp_path / "there")
+    assert read_manifest(found) == manifest and unpack(folder, tmp_path) == folder
+    for want, got in zip((feeds, outputs), read_arrays(found / "data" / "a.npz"), strict=True):
+        assert want.keys() == got.keys()
+        for name, array in want.items():
+            np.testing.assert_array_equal(got[name], array, strict=True)
+
+
+@given(arrays.arrays(np.float32, SHAPES, elements=st.floats(-100, 100, width=32)), st.floats(0, 1, width=32))
+def test_the_difference_is_relative_to_the_largest_number(want: Any, share: float) -> None:
+    largest = float(np.abs(want).max(initial=0))
+    assume(largest == 0 or largest > 1e-20)
+    got = want.copy()
+    got.flat[0] += np.float32(share * largest)
+    error, problem = largest_difference({"y": want}, {"y": got})
+    assert problem == "" and error == pytest.approx(share if largest else 0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "got",
+    [{}, {"y": np.zeros(3, np.float32)}, {"y": np.zeros(2)}, {"y": np.array([0, np.nan], np.float32)}],
+    ids=["missing", "shape", "type", "nan"],
+)
+def test_other_differences_are_named(got: dict[str, Any]) -> None:
+    error, problem = largest_difference({"y": np.zeros(2, np.float32)}, got)
+    assert error > max(TOLERANCE.values()) and "y" in problem
+
+
+def test_times_are_per_call_and_in_turn() -> None:
+    order: list[str] = []
+    calls = {"slow": lambda: order.append("slow") or _spin(4e-3), "fast": lambda: order.append("fast") or _spin(1e-3)}
+    found = medians(calls, lambda: None, 0.05)
+    assert 4 <= found["slow"] < 12 and 1 <= found["fast"] < found["slow"]
+    assert "fast" in order[order.index("slow") :] and order[-1] == "fast"
+
+
+def _spin(seconds: float) -> None:
+    import time
+
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+# -- running
+
+
+def test_the_plan_leaves_out_what_was_not_built() -> None:
+    manifest = Manifest("cuda:sm_90", {}, (case("kaldi"), case("resnet18", artifact=""), case("bert_base"), case("resnet50")))
+    assert plan(manifest, rivals=True) == [
+        "machine:", "check:kaldi/fp32", "check:bert_base/fp32", "check:resnet50/fp32", "compile:resnet50/fp32",
+        "compile:bert_base/fp32",
+    ]  # fmt: skip
+    assert not any(job.startswith("compile") for job in plan(manifest, rivals=False))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three small models; the second one's expected outputs are wrong, the third one's artifact is damaged."""
+    folder = tmp_path_factory.mktemp("gpu_check")
+    for name in ("good", "wrong", "damaged"):
+        onnx.save(dense(8), folder / f"{name}.onnx")
+    build(folder / "bundle", "cpu", ("good", "wrong", "damaged"), ("fp32", "fp16"), folder)
+    bundle = folder / "bundle"
+    feeds, outputs = read_arrays(bundle / "data" / "wrong.npz")
+    write_arrays(bundle / "data" / "wrong.npz", feeds, {"y": outputs["y"] * np.float32(1.5)})
+    (bundle / "artifacts" / "damaged-fp32.minicc").write_bytes(b"no zip")
+    return bundle
+
+
+def test_one_bad_case_costs_only_itself(built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(built), "--json", str(tmp_path / "report.json"), "--seconds", "60"]) == 1
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert {name: state_of(row) for name, row in data["cases"].items()} == {
+        "good/fp32": "agrees", "good/fp16": "agrees", "wrong/fp32": "DIFFERS", "wrong/fp16": "DIFFERS",
+        "damaged/fp32": "error", "damaged/fp16": "agrees",
+    }  # fmt: skip
+    assert data["cases"]["good/fp32"]["check"]["ms"]["minicc"] > 0
+    assert data["cases"]["good/fp16"]["check"]["difference"] > data["cases"]["good/fp32"]["check"]["difference"]
+    printed = capsys.readouterr().out
+    assert printed.strip() == table(data).strip()
+    assert "damaged/fp32: ArtifactError" in printed
+
+
+def test_without_time_everything_is_skipped_and_still_reported(built: Path, tmp_path: Path) -> None:
+    run(built, tmp_path / "report.json", seconds=0)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert {row["check"]["state"] for row in data["cases"].values()} == {"skipped"}
+
+
+@pytest.mark.parametrize("script", ["import os; os._exit(7)", "import time; time.sleep(60)"], ids=["dies", "hangs"])
+def test_a_worker_that_dies_or_hangs_costs_one_job(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process begins the first job it is given and ends; another one is started for the rest."""
+    folder, manifest = tmp_path, Manifest("cpu", {}, (case("a"), case("b")))
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!{run_module.sys.executable}\nimport sys, json\njobs = sys.argv[7:]\n"
+        "say = lambda state: print('@gpu_check ' + json.dumps({'job': jobs[0], 'state': state, 'row': {}}), flush=True)\n"
+        f"say('begin')\nif jobs[0] == 'check:a/fp32':\n    {script}\nsay('done')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(run_module.sys, "executable", str(program))
+    monkeypatch.setattr(run_module, "CHECK_SECONDS", 2.0)
+    results = Results(tmp_path / "r.json", manifest)
+    supervise(folder, ["check:a/fp32", "check:b/fp32"], run_module.time.monotonic() + 30, results)
+    states = {name: row["check"]["state"] for name, row in results.data["cases"].items()}
+    assert states == {"a/fp32": "error", "b/fp32": "done"}
+
+
+def test_a_model_that_does_not_compile_is_recorded(tmp_path: Path) -> None:
+    onnx.save(dense(8), tmp_path / "m.onnx")
+    folders = ["--out", str(tmp_path / "bundle"), "--generated", str(tmp_path)]
+    assert main(["build", *folders, "--target", "cpu:no_such", "--models", "m", "--precisions", "fp32"]) == 1
+    (found,) = read_manifest(tmp_path / "bundle").cases
+    assert found.artifact == "" and found.error.startswith("TargetError")
+    assert plan(read_manifest(tmp_path / "bundle"), rivals=True) == ["machine:"]

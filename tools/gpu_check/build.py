@@ -1,0 +1,169 @@
+"""`build`: compiles models for a target and packs them with inputs and expected outputs.
+
+Expected outputs are ONNX Runtime's in float32. Large weights are made periodic first (`make_periodic`), so that a bundle of
+whole networks fits what may be copied; nothing else about the models changes.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+import minicc
+from benchmarks.inputs import cases
+from benchmarks.models import load, locate
+from tools.gpu_check.bundle import LIMIT_BYTES, MIB, Array, Case, Manifest, pack, periodic, write_arrays, write_manifest
+from tools.gpu_check.layers import LAYERS, layer_model, numbers
+
+PERIODIC_BYTES = 1 * MIB  # models below keep their own weights
+# Small real ones first, so that a broken target shows at once.
+MODELS = (
+    "hey_jarvis_v0.1", "ch_ppocr_mobile_v2.0_cls_infer", "kaldi", "resnet18", "mobilenet_v2", "bert_base", "resnet50",
+    "minilm_l6_trained", "unet", "efficientnet_b0", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small", *LAYERS,
+)  # fmt: skip
+
+
+def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[str], generated: Path | None) -> Path:
+    """Compile every model in every precision; returns the archive. A model that fails is recorded with its error."""
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "artifacts").mkdir(parents=True)
+    (out / "data").mkdir()
+    found: list[Case] = []
+    for name in models:
+        jobs = layer_jobs(name, precisions, out) if name in LAYERS else network_jobs(name, precisions, generated, out)
+        for job in jobs:
+            case = compile_job(job, target, out)
+            print(f"{case.name:<32}{case.compile_s:>8.1f} s {case.bytes / MIB:>8.1f} MiB  {case.error}", flush=True)
+            found.append(case)
+    packages = ("numpy", "numba", "numba-cuda", "onnxruntime")
+    write_manifest(out, Manifest(target, {"python": platform.python_version()} | dict(map(_version, packages)), tuple(found)))
+    archive = pack(out)
+    size = archive.stat().st_size
+    print(f"{archive}: {size / MIB:.1f} MiB{'' if size <= LIMIT_BYTES else ', more than may be copied: leave some models out'}")
+    return archive
+
+
+def _version(package: str) -> tuple[str, str]:
+    try:
+        return package, version(package)
+    except ModuleNotFoundError:
+        return package, "missing"
+
+
+def reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
+    """ONNX Runtime's outputs, in float32 on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compile for one case: model, what minicc is asked for as `precision`, and the case's arrays in the bundle."""
+
+    name: str
+    precision: str
+    model: bytes
+    option: str
+    inputs: tuple[str, ...]
+    data: str
+
+
+def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, out: Path) -> Iterator[Job]:
+    """A whole model in every precision; its inputs and outputs are the same ones in float32."""
+    model, _ = load(name, locate(name, generated, None))
+    if model.ByteSize() > PERIODIC_BYTES:
+        make_periodic(model)
+    feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
+    write_arrays(out / data, feeds, reference(model, feeds))
+    for precision in precisions:
+        yield Job(name, precision, model.SerializeToString(), precision, tuple(feeds), data)
+
+
+def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]:
+    """A single layer; a float16 model in "fp16", with inputs and outputs of its own. There is no "bf16": numpy cannot save it."""
+    layer = LAYERS[name]
+    for precision in precisions:
+        if precision == "bf16":
+            continue
+        feeds, weights = numbers(layer, precision)
+        dtype = np.float16 if precision == "fp16" else np.float32
+        expected = reference(layer_model(layer, weights, feeds, np.float32), feeds)
+        data = f"data/{name}-{precision}.npz"
+        write_arrays(out / data, _as_type(feeds, dtype), _as_type(expected, dtype))
+        model = layer_model(layer, weights, feeds, dtype).SerializeToString()
+        yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data)
+
+
+def _as_type(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+def compile_job(job: Job, target: str, out: Path) -> Case:
+    """Compile and save one case; an error becomes part of the case."""
+    artifact = f"artifacts/{job.name}-{job.precision}.minicc"
+    started = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", minicc.HostNodesWarning)
+            module = minicc.compile(job.model, target, precision=job.option)
+        seconds = time.perf_counter() - started
+        module.save(out / artifact)
+    except Exception as error:  # whatever it is, the other cases go on
+        seconds = time.perf_counter() - started
+        return Case(job.name, job.precision, "", job.data, job.inputs, seconds, 0, 0, (), (), describe(error))
+    rows = module.explain().rows
+    host = tuple(f"{', '.join(row.layers)}: {row.note}" for row in rows if row.tier == "host")
+    size, kernels = (out / artifact).stat().st_size, len({row.kernel for row in rows if row.kernel})
+    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, module.report.kept_in_fp32)
+
+
+def describe(error: BaseException) -> str:
+    """One line of an exception."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+
+
+# -- weights that compress
+
+
+def make_periodic(model: onnx.ModelProto) -> None:
+    """Repeat the first `PERIOD` entries of every float weight along each of its longer axes.
+
+    Layers, shapes, types and cost stay; the archive finds the repetitions also after weights have been folded, transposed,
+    packed and converted, for vectors have the same period. Weights are scaled by the root of (period / contracted axis): a sum
+    over equal channels grows faster than over independent ones.
+    """
+    contracted = _contracted_axes(model)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(periodic(array, contracted.get(tensor.name)), tensor.name))
+
+
+def _contracted_axes(model: onnx.ModelProto) -> dict[str, int]:
+    """The axis of each weight over which its operator sums."""
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        if len(node.input) < 2:
+            continue
+        attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Conv":
+            found[node.input[1]] = 1
+        elif node.op_type == "Gemm":
+            found[node.input[1]] = 1 if attributes.get("transB") else 0
+        elif node.op_type == "MatMul":
+            found[node.input[1]] = -2
+    return found

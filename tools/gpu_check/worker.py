@@ -1,0 +1,126 @@
+"""The process that touches the device: does jobs one after another and prints one line of JSON for each.
+
+A fault on a GPU spoils the process it happens in, and a compilation may hang, so the supervisor (`run`) watches a process of this
+kind and starts another one with the jobs that are left.
+
+Jobs are "check:MODEL/PRECISION" (compare, time beside eager PyTorch), "compile:MODEL/PRECISION" (time beside torch.compile) and
+"machine:" (what the machine can do at best).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minicc
+from tools.gpu_check import device
+from tools.gpu_check.bundle import TOLERANCE, Array, Case, Manifest, largest_difference, read_arrays
+from tools.gpu_check.timing import medians
+
+MARK = "@gpu_check "  # starts the lines that the supervisor reads
+Row = dict[str, Any]
+
+
+def work(folder: Path, manifest: Manifest, jobs: list[str], seconds: float) -> None:
+    """Do the jobs; `seconds` is how long each measurement lasts."""
+    by_name = {case.name: case for case in manifest.cases}
+    where = "cuda" if manifest.on_gpu else "cpu"
+    for job in jobs:
+        kind, _, name = job.partition(":")
+        say(job, "begin", {})
+        started = time.perf_counter()
+        try:
+            row = device.machine(where) if kind == "machine" else JOBS[kind](folder, by_name[name], where, seconds)
+        except Exception as error:
+            say(job, "error", {"error": describe(error), "took_s": time.perf_counter() - started})
+            if not device.is_sound(where):
+                raise SystemExit(3) from error
+        else:
+            say(job, "done", row | {"took_s": time.perf_counter() - started})
+
+
+def say(job: str, state: str, row: Row) -> None:
+    print(MARK + json.dumps({"job": job, "state": state, "row": row}), flush=True)
+
+
+def describe(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' | '.join(lines[:3])}"[:500]
+
+
+def check(folder: Path, case: Case, where: str, seconds: float) -> Row:
+    """Compare with the expected outputs, and time beside PyTorch as it comes."""
+    feeds, expected = read_arrays(folder / case.data)
+    started = time.perf_counter()
+    module = minicc.load(folder / case.artifact, trust=True)
+    loaded = time.perf_counter()
+    outputs = named(module, module.run(None, feeds))
+    row: Row = {"load_s": loaded - started, "first_run_s": time.perf_counter() - loaded}
+    row |= agreement(expected, outputs, case.precision)
+    given, row["inputs"] = device.place(module, feeds, where)
+    again = named(module, device.to_host(module.run(None, given)))
+    row["repeatable"] = all(same_bits(outputs[name], again[name]) for name in outputs)
+    calls: dict[str, Callable[[], object]] = {"minicc": lambda: module.run(None, given)}
+    replay = device.replay_of(module, given)
+    if replay is not None:
+        calls["minicc replay"] = replay
+    calls |= _rival(case, feeds, where, row, eager=True)
+    row["ms"] = medians(calls, device.synchroniser(where), seconds)
+    return row
+
+
+def compile_(folder: Path, case: Case, where: str, seconds: float) -> Row:
+    """Time beside PyTorch's compiler."""
+    feeds, _ = read_arrays(folder / case.data)
+    module = minicc.load(folder / case.artifact, trust=True)
+    given, inputs = device.place(module, feeds, where)
+    module.run(None, given)
+    row: Row = {"inputs": inputs}
+    started = time.perf_counter()
+    calls = _rival(case, feeds, where, row, eager=False)
+    row["torch_compile_s"] = time.perf_counter() - started
+    if calls:
+        calls["minicc"] = lambda: module.run(None, given)
+        row["ms"] = medians(calls, device.synchroniser(where), seconds)
+    return row
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+
+
+def named(module: minicc.Module, outputs: list[Any]) -> dict[str, Array]:
+    return {port.name: np.asarray(array) for port, array in zip(module.outputs, outputs)}
+
+
+def agreement(expected: dict[str, Array], outputs: dict[str, Array], precision: str) -> Row:
+    """The largest relative difference, and whether it is small enough for the precision."""
+    error, problem = largest_difference(expected, outputs)
+    return {"difference": error, "agrees": error <= TOLERANCE[precision], "problem": problem}
+
+
+def _rival(case: Case, feeds: dict[str, Array], where: str, row: Row, *, eager: bool) -> dict[str, Callable[[], object]]:
+    """Calls of PyTorch's version of the model; none, with the reason in the row, where it cannot be had."""
+    try:
+        from tools.gpu_check import rivals
+
+        rivals.set_precision(case.precision)
+        module = rivals.network(case.model)
+        if module is None:
+            row["rival"] = "there is no PyTorch version"
+            return {}
+        arrays = [feeds[name] for name in case.inputs]
+        if eager:
+            return rivals.eager(module, arrays, case.precision, where)
+        return {"torch.compile": rivals.compiled(module, arrays, case.precision, where)}
+    except Exception as error:  # a rival that fails must not hide our own result
+        row["rival"] = describe(error)
+        return {}
+
+
+JOBS: dict[str, Callable[[Path, Case, str, float], Row]] = {"check": check, "compile": compile_}
