@@ -85,7 +85,7 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     if low.winograd and data is not None and takes_winograd(geometry, groups):
-        tile = winograd_tile(low.target, data.shape, geometry.strides[0], batch, pixels)
+        tile = winograd_tile(low.cpu, data.shape, geometry.strides[0], batch, pixels)
         if tile is not None:
             emit_winograd(low, node, space, (buffer, offset, strides), w, tile, batch, spatial, geometry, results)
             return ""

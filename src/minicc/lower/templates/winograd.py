@@ -83,7 +83,7 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     buffer, offset, strides = x
     filters, channels = w.data.shape[:2]
     stride = geometry.strides[0]
-    nr = panel_columns(low.target, filters)
+    nr = panel_columns(low.cpu, filters)
     key = ("pack_winograd", id(w.data), nr, tile, stride)
     if key not in low.constants:
         packed = packing.pack_winograd(w.data.astype(np.float32, copy=False), tile, stride, nr)
