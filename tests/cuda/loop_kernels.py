@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from minicc.codegen.cuda import compile_ptx
-from minicc.codegen.cuda_loops import frame
+from minicc.codegen.cuda_loops import launch_loops
 from minicc.codegen.source import kernel_source
 from minicc.ir import expr as ex
 from minicc.ir.expr import Expr, iteration
 from minicc.ir.types import DType
-from minicc.kernels.cuda_launch import launch_elements, launch_rows
 from minicc.lower.affine import linearise
 from minicc.lower.body import Write, normalise
 from minicc.lower.kernel import LoopKernel
@@ -49,14 +48,7 @@ def run(value: Expr, extents: tuple[int, ...], arrays: dict[str, Array], schedul
     for word in normal.words:
         size = 1 if word.array is None else (result if word.array == "out" else arrays[word.array]).itemsize
         words.append(word.value * size + (0 if word.array is None else places[word.array]))
-    chosen = frame(kernel)
-    count = int(np.prod(normal.extents, dtype=np.int64))
-    if chosen == "elements":
-        launch = launch_elements(count, TARGET)
-    elif chosen == "rows":
-        launch = launch_rows(count // normal.extents[-1], normal.extents[-1], TARGET)
-    else:
-        launch = launch_rows(count, 64, TARGET)
+    launch = launch_loops(kernel, words, TARGET)
     ptx = compile_ptx(kernel_source(kernel, TARGET), "k", TARGET)
     run_ptx(ptx, "k", launch.grid, launch.block, launch.shared_bytes, words, memory, schedule)
     return memory.read(places["out"], result.shape, result.dtype)

@@ -41,7 +41,8 @@ class Cubin:
 def compile_cubin(source: str, symbol: str, target: CudaTarget) -> Cubin:
     """Compile the function `kernel(args)` of a module text to a cubin whose entry is `symbol`.
 
-    source: module text with the numbers WORDS (parameters) and THREADS (most threads of a block).
+    source: module text with the numbers WORDS (parameters) and THREADS (most threads of a block), and with
+        CONTRACT = False where every operation must be rounded by itself.
     Raises CodegenError naming the kernel when it does not compile or a tool is missing.
     """
     ptx = compile_ptx(source, symbol, target)
@@ -51,12 +52,18 @@ def compile_cubin(source: str, symbol: str, target: CudaTarget) -> Cubin:
     with tempfile.TemporaryDirectory() as folder:
         text, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         text.write_text(ptx)
-        command = [tool, f"-arch={target.arch}", "-O3", "-v", str(text), "-o", str(cubin)]
+        fused = [] if _contracts(source) else ["-fmad=false"]
+        command = [tool, f"-arch={target.arch}", "-O3", "-v", *fused, str(text), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise CodegenError("ptxas refuses a kernel", where=symbol, why=done.stderr[:2000])
         facts = [_fact(p, done.stderr) for p in (r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes smem")]
         return Cubin(cubin.read_bytes(), *facts)
+
+
+def _contracts(source: str) -> bool:
+    """Whether products and sums of a kernel may become fused multiply-adds."""
+    return re.search(r"^CONTRACT = False\b", source, re.M) is None
 
 
 def _fact(pattern: str, text: str) -> int:
@@ -71,8 +78,18 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     signature = types.void(types.UniTuple(types.int64, words))
     # Numba asks the device for its capability when it compiles functions that a kernel calls.
     device = SimpleNamespace(compute_capability=target.capability)
+    compiler = cuda.compiler
+    fused = {} if _contracts(source) else {"fma": False}
+
+    def compile_cuda(*args: Any, nvvm_options: dict[str, Any], **options: Any) -> Any:
+        return original(*args, nvvm_options={**nvvm_options, **fused}, **options)
+
+    original = compiler.compile_cuda
     try:
-        with patch.object(dispatcher, "get_current_device", lambda: device):
+        with (
+            patch.object(dispatcher, "get_current_device", lambda: device),
+            patch.object(compiler, "compile_cuda", compile_cuda),  # compile_ptx has no parameter for these options
+        ):
             ptx, _ = cuda.compile_ptx(function, signature, cc=target.capability, launch_bounds=(threads, 1))
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)

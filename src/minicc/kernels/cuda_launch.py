@@ -23,6 +23,8 @@ RECURRENT_THREADS = 1024
 # The longest sequence of updates whose places are compared with each other.
 COMPARED_UPDATES = 1 << 16
 WARP = 32
+# Blocks of so many threads are teams of one warp (kernels/cuda/scalar.py).
+WARP_TEAMS = 128
 # Blocks per multiprocessor beyond which threads take several elements: enough to hide latency and unevenness.
 WAVES = 32
 
@@ -43,8 +45,16 @@ def launch_elements(elements: int, target: CudaTarget) -> Launch:
 
 
 def launch_rows(rows: int, columns: int, target: CudaTarget) -> Launch:
+    """A team per row of so many columns, or per several rows: a warp for short rows and many of them, else a block."""
+    most = target.multiprocessors * WAVES * 8
+    if columns <= 8 * WARP or (columns <= 32 * WARP and rows >= 8 * target.multiprocessors):
+        return Launch((min(ceil_divide(rows, WARP_TEAMS // WARP), most), 1, 1), WARP_TEAMS)
+    return launch_blocks(rows, columns, target)
+
+
+def launch_blocks(rows: int, columns: int, target: CudaTarget) -> Launch:
     """A block per row of so many columns, or per several rows."""
-    threads = min(REDUCTION_THREADS, max(1, ceil_divide(columns, WARP)) * WARP)
+    threads = REDUCTION_THREADS if columns > 8 * REDUCTION_THREADS else REDUCTION_THREADS // 2
     return Launch((min(rows, target.multiprocessors * WAVES * 8), 1, 1), threads)
 
 
@@ -76,7 +86,7 @@ def launch_topk(w: Words, constants: Constants, target: CudaTarget) -> Launch:
 
 def launch_suppress(w: Words, constants: Constants, target: CudaTarget) -> Launch:
     """A block per class of a batch."""
-    return launch_rows(w["BATCHES"] * w["CLASSES"], w["N"], target)
+    return launch_blocks(w["BATCHES"] * w["CLASSES"], w["N"], target)
 
 
 def launch_recurrent(w: Words, constants: Constants, target: CudaTarget) -> Launch:

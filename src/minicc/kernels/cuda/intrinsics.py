@@ -9,7 +9,7 @@ write. No word here calls a library function or checks bounds.
 
 from llvmlite import ir
 from numba import cuda
-from numba.cuda import types
+from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
 I16 = ir.IntType(16)
@@ -208,7 +208,86 @@ ld_bf16 = _converting_loader(True, bfloat_to_float)
 ld_out_bf16 = _converting_loader(False, bfloat_to_float)
 st_bf16 = _converting_storer(float_to_bfloat)
 
+# ------------------------------------------------------------------------- several neighbours in one access
+
+
+def _vector(pointer, lanes):
+    """(LLVM type of so many elements, the integers of at most 32 bits that carry them, their bytes)."""
+    bits = pointer.dtype.bitwidth * lanes
+    carrier = ir.VectorType(I32, bits // 32) if bits > 32 else ir.IntType(bits)
+    kind = {types.float32: F32, types.float64: F64}.get(pointer.dtype, ir.IntType(pointer.dtype.bitwidth))
+    return ir.VectorType(kind, lanes), carrier, bits // 8
+
+
+def _vector_loader(read_only, convert=None):
+    @intrinsic
+    def load(typing_context, pointer, index, lanes):
+        if not isinstance(pointer, types.CPointer) or not isinstance(lanes, types.IntegerLiteral):
+            return None
+        count = lanes.literal_value
+
+        def emit(context, builder, signature, values):
+            kind, carrier, size = _vector(pointer, count)
+            at = builder.gep(values[0], [values[1]])
+            value = builder.load(builder.addrspacecast(at, carrier.as_pointer(_GLOBAL)), align=size)
+            if read_only:
+                value.set_metadata("invariant.load", builder.module.add_metadata([]))
+            value = builder.bitcast(value, kind)
+            parts = [builder.extract_element(value, I32(lane)) for lane in range(count)]
+            return cgutils.pack_array(builder, [convert(builder, part) for part in parts] if convert else parts)
+
+        element = types.float32 if convert else pointer.dtype
+        return types.UniTuple(element, count)(pointer, types.int64, types.literal(count)), emit
+
+    return load
+
+
+def _vector_storer(convert=None):
+    @intrinsic
+    def store(typing_context, pointer, index, values):
+        if not isinstance(pointer, types.CPointer) or not isinstance(values, types.BaseTuple):
+            return None
+        count = len(values)
+        element = types.float32 if convert else pointer.dtype
+
+        def emit(context, builder, signature, given):
+            kind, carrier, size = _vector(pointer, count)
+            value = ir.Constant(kind, ir.Undefined)
+            for lane in range(count):
+                part = context.cast(builder, builder.extract_value(given[2], lane), values[lane], element)
+                value = builder.insert_element(value, convert(builder, part) if convert else part, I32(lane))
+            at = builder.addrspacecast(builder.gep(given[0], [given[1]]), carrier.as_pointer(_GLOBAL))
+            builder.store(builder.bitcast(value, carrier), at, align=size)
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, values), emit
+
+    return store
+
+
+# `ld_vector(pointer, index, lanes)` gives a tuple of so many elements (a literal), `st_vector(pointer, index, tuple)`
+# stores one; together the elements are 2, 4, 8 or 16 bytes, at an address that they divide.
+ld_vector = _vector_loader(True)
+ld_out_vector = _vector_loader(False)
+st_vector = _vector_storer()
+ld_vector_f16 = _vector_loader(True, half_to_float)
+ld_out_vector_f16 = _vector_loader(False, half_to_float)
+st_vector_f16 = _vector_storer(float_to_half)
+ld_vector_bf16 = _vector_loader(True, bfloat_to_float)
+ld_out_vector_bf16 = _vector_loader(False, bfloat_to_float)
+st_vector_bf16 = _vector_storer(float_to_bfloat)
+
 # ---------------------------------------------------------------------------------------- threads and blocks
+
+
+@intrinsic
+def divide(typing_context, number, divisor):
+    """The quotient of two int64 that are not negative; short for the GPU where both fit 32 bits."""
+
+    def emit(context, builder, signature, values):
+        return builder.udiv(values[0], values[1])
+
+    return types.int64(types.int64, types.int64), emit
 
 
 def _special(*registers):

@@ -1,4 +1,4 @@
-"""Scalar helpers of generated CUDA kernels, under the names of kernels/cpu/scalar, and reductions of a block.
+"""Scalar helpers of generated CUDA kernels, under the names of kernels/cpu/scalar, and reductions of a team.
 
 Elementary functions are in vector_math.
 """
@@ -14,10 +14,14 @@ from minicc.kernels.cuda.intrinsics import (
     F32,
     FULL_WARP,
     bfloat_to_float,
+    block,
+    blocks,
     float_to_bfloat,
     float_to_half,
     half_to_float,
     helper,
+    thread,
+    threads,
 )
 
 
@@ -203,46 +207,75 @@ def float_to_u64(typing_context, x):
     return types.uint64(x), emit
 
 
-# ------------------------------------------------------------------------------------- reductions of a block
+# -------------------------------------------------------------------------------------- reductions of a team
+
+# A block of so many threads is teams of one warp; any other block is one team. Launches rely on it.
+WARP_TEAMS = 128
+_WARP = 32
 
 
-def _block_reduction(step, dtype):
-    """A function of one value per thread that gives every thread of the block the reduced value.
+@helper
+def team_size():
+    """Threads of a team of this launch."""
+    return _WARP if threads() == WARP_TEAMS else threads()
 
-    All threads of the block must call it; their number is a multiple of 32.
+
+@helper
+def team_lane(team):
+    """The number of this thread in its team."""
+    return thread() & (_WARP - 1) if team == _WARP else thread()
+
+
+@helper
+def first_team(team):
+    """The number of this thread's team among those of the grid."""
+    return block() * (WARP_TEAMS // _WARP) + (thread() >> 5) if team == _WARP else block()
+
+
+@helper
+def all_teams(team):
+    """Teams of the grid."""
+    return blocks() * (WARP_TEAMS // _WARP) if team == _WARP else blocks()
+
+
+def _team_reduction(step, dtype):
+    """A function of one value per thread, and the size of the team, that gives each of its threads the reduced value.
+
+    All threads of the team must call it; their number is a multiple of 32.
     """
 
     @helper
-    def reduced(value):
-        kept = cuda.shared.array(32, dtype)
-        lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+    def reduced(value, team):
         for distance in (16, 8, 4, 2, 1):
             value = step(value, cuda.shfl_xor_sync(FULL_WARP, value, distance))
-        if lane == 0:
-            kept[warp] = value
-        cuda.syncthreads()
-        value = kept[0]
-        for other in range(1, cuda.blockDim.x >> 5):
-            value = step(value, kept[other])
-        cuda.syncthreads()  # before the next reduction reuses the memory
+        if team > _WARP:
+            kept = cuda.shared.array(32, dtype)
+            lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+            if lane == 0:
+                kept[warp] = value
+            cuda.syncthreads()
+            value = kept[0]
+            for other in range(1, cuda.blockDim.x >> 5):
+                value = step(value, kept[other])
+            cuda.syncthreads()  # before the next reduction reuses the memory
         return value
 
     return reduced
 
 
-block_sum_f32 = _block_reduction(add_reassoc, types.float32)
-block_sum_f64 = _block_reduction(add_reassoc, types.float64)
-block_sum_i32 = _block_reduction(add_reassoc, types.int32)
-block_sum_i64 = _block_reduction(add_reassoc, types.int64)
-block_prod_f32 = _block_reduction(mul_reassoc, types.float32)
-block_prod_f64 = _block_reduction(mul_reassoc, types.float64)
-block_prod_i32 = _block_reduction(mul_reassoc, types.int32)
-block_prod_i64 = _block_reduction(mul_reassoc, types.int64)
-block_max_f32 = _block_reduction(maximum, types.float32)
-block_max_f64 = _block_reduction(maximum, types.float64)
-block_max_i32 = _block_reduction(maximum, types.int32)
-block_max_i64 = _block_reduction(maximum, types.int64)
-block_min_f32 = _block_reduction(minimum, types.float32)
-block_min_f64 = _block_reduction(minimum, types.float64)
-block_min_i32 = _block_reduction(minimum, types.int32)
-block_min_i64 = _block_reduction(minimum, types.int64)
+team_sum_f32 = _team_reduction(add_reassoc, types.float32)
+team_sum_f64 = _team_reduction(add_reassoc, types.float64)
+team_sum_i32 = _team_reduction(add_reassoc, types.int32)
+team_sum_i64 = _team_reduction(add_reassoc, types.int64)
+team_prod_f32 = _team_reduction(mul_reassoc, types.float32)
+team_prod_f64 = _team_reduction(mul_reassoc, types.float64)
+team_prod_i32 = _team_reduction(mul_reassoc, types.int32)
+team_prod_i64 = _team_reduction(mul_reassoc, types.int64)
+team_max_f32 = _team_reduction(maximum, types.float32)
+team_max_f64 = _team_reduction(maximum, types.float64)
+team_max_i32 = _team_reduction(maximum, types.int32)
+team_max_i64 = _team_reduction(maximum, types.int64)
+team_min_f32 = _team_reduction(minimum, types.float32)
+team_min_f64 = _team_reduction(minimum, types.float64)
+team_min_i32 = _team_reduction(minimum, types.int32)
+team_min_i64 = _team_reduction(minimum, types.int64)

@@ -22,7 +22,7 @@ from minicc.kernels.cuda.intrinsics import (
     thread,
     threads,
 )
-from minicc.kernels.cuda.scalar import block_max_i64
+from minicc.kernels.cuda.scalar import team_max_i64
 
 # Constant: whether boxes are centre and size, or two corners.
 CENTER = False
@@ -105,7 +105,7 @@ def kernel(args):
             key = key_of(args, scores, bits, i, n)
             st(keys, i, key)
             best = max(best, key)
-        best = block_max_i64(best)
+        best = team_max_i64(best, threads())
         count = 0
         while (best != GONE) & (count < most):
             kept = n - 1 - (best & 0xFFFFFFFF)
@@ -120,6 +120,6 @@ def kernel(args):
                         st(keys, i, GONE)
                     else:
                         best = max(best, key)
-            best = block_max_i64(best)
+            best = team_max_i64(best, threads())
         if thread() == 0:
             st(ptr_i64(arg(args, COUNTS)), unit, count)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from minicc.codegen.cuda_loops import frame as frame_of
+from minicc.codegen.cuda_loops import launch_loops
 from minicc.errors import VerifyError
 from minicc.kernels import cuda_template
-from minicc.kernels.cuda_launch import Launch, launch_elements, launch_rows
+from minicc.kernels.cuda_launch import Launch
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Program
 from minicc.runtime.bind import Array, Bound, Machine, Segment, numpy_dtype
@@ -56,14 +56,7 @@ def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
     """The shape of a call's launch; a template's blocking words are filled in."""
     if not isinstance(kernel, LoopKernel):
         return cuda_template.bind(kernel.template, dict(kernel.constants), words, target)
-    chosen = frame_of(kernel)
-    extents = words[: kernel.rank]
-    count = int(np.prod(extents, dtype=np.int64))
-    if chosen == "elements":
-        return launch_elements(count, target)
-    if chosen == "rows":
-        return launch_rows(count // extents[-1] if count else 0, extents[-1], target)
-    return launch_rows(count, target.multiprocessors, target)
+    return launch_loops(kernel, words, target)
 
 
 class DeviceRunner(Runner):
