@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -51,13 +52,19 @@ def reference(proto: ModelProto, feeds: Mapping[str, Array | None]) -> list[Arra
     return answers
 
 
-def run_module(module: CompiledModule, feeds: Mapping[str, Array | None]) -> list[Array]:
-    """The results of a module compiled for CUDA."""
-    sources = module.code.sources
+@contextmanager
+def pretended(module: CompiledModule) -> Iterator[None]:
+    """Where a module compiled for CUDA runs in the PTX interpreter."""
     with (
-        patch.object(runtime_module, "Gpu", lambda _number: FakeDevice(sources, 1 << 24)),
+        patch.object(runtime_module, "Gpu", lambda _number: FakeDevice(module.code.sources, 1 << 24)),
         patch.object(CudaTarget, "missing_features", lambda _self: ()),
     ):
+        yield
+
+
+def run_module(module: CompiledModule, feeds: Mapping[str, Array | None]) -> list[Array]:
+    """The results of a module compiled for CUDA."""
+    with pretended(module):
         found = module(**{spec.name: feeds[spec.name] for spec in module.inputs})
     return list(found) if isinstance(found, tuple) else [found]
 
