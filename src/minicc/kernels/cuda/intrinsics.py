@@ -211,12 +211,20 @@ st_bf16 = _converting_storer(float_to_bfloat)
 # ------------------------------------------------------------------------- several neighbours in one access
 
 
-def _vector(pointer, lanes):
-    """(LLVM type of so many elements, the integers of at most 32 bits that carry them, their bytes)."""
-    bits = pointer.dtype.bitwidth * lanes
-    carrier = ir.VectorType(I32, bits // 32) if bits > 32 else ir.IntType(bits)
-    kind = {types.float32: F32, types.float64: F64}.get(pointer.dtype, ir.IntType(pointer.dtype.bitwidth))
-    return ir.VectorType(kind, lanes), carrier, bits // 8
+def _carriers(element, lanes):
+    """(type of what carries the elements, how many of these, elements in each): narrow ones go in words of 32 bits.
+
+    Vectors of 16-bit elements themselves would be cut into accesses of 64 bits.
+    """
+    bits = element.bitwidth
+    if bits >= 32:
+        return {types.float32: F32, types.float64: F64}.get(element, ir.IntType(bits)), lanes, 1
+    width = min(32, bits * lanes)
+    return ir.IntType(width), bits * lanes // width, width // bits
+
+
+def _vector_pointer(builder, pointer, index, kind):
+    return builder.addrspacecast(builder.gep(pointer, [index]), kind.as_pointer(_GLOBAL))
 
 
 def _vector_loader(read_only, convert=None):
@@ -224,16 +232,19 @@ def _vector_loader(read_only, convert=None):
     def load(typing_context, pointer, index, lanes):
         if not isinstance(pointer, types.CPointer) or not isinstance(lanes, types.IntegerLiteral):
             return None
-        count = lanes.literal_value
+        count, bits = lanes.literal_value, pointer.dtype.bitwidth
+        carrier, carriers, each = _carriers(pointer.dtype, count)
 
         def emit(context, builder, signature, values):
-            kind, carrier, size = _vector(pointer, count)
-            at = builder.gep(values[0], [values[1]])
-            value = builder.load(builder.addrspacecast(at, carrier.as_pointer(_GLOBAL)), align=size)
+            at = _vector_pointer(builder, values[0], values[1], ir.VectorType(carrier, carriers))
+            loaded = builder.load(at, align=bits * count // 8)
             if read_only:
-                value.set_metadata("invariant.load", builder.module.add_metadata([]))
-            value = builder.bitcast(value, kind)
-            parts = [builder.extract_element(value, I32(lane)) for lane in range(count)]
+                loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+            words = [builder.extract_element(loaded, I32(number)) for number in range(carriers)]
+            parts = words
+            if each > 1:
+                shifted = [builder.lshr(word, carrier(place * bits)) for word in words for place in range(each)]
+                parts = [builder.trunc(word, ir.IntType(bits)) for word in shifted]
             return cgutils.pack_array(builder, [convert(builder, part) for part in parts] if convert else parts)
 
         element = types.float32 if convert else pointer.dtype
@@ -247,17 +258,26 @@ def _vector_storer(convert=None):
     def store(typing_context, pointer, index, values):
         if not isinstance(pointer, types.CPointer) or not isinstance(values, types.BaseTuple):
             return None
-        count = len(values)
+        count, bits = len(values), pointer.dtype.bitwidth
+        carrier, carriers, each = _carriers(pointer.dtype, count)
         element = types.float32 if convert else pointer.dtype
 
         def emit(context, builder, signature, given):
-            kind, carrier, size = _vector(pointer, count)
-            value = ir.Constant(kind, ir.Undefined)
+            parts = []
             for lane in range(count):
                 part = context.cast(builder, builder.extract_value(given[2], lane), values[lane], element)
-                value = builder.insert_element(value, convert(builder, part) if convert else part, I32(lane))
-            at = builder.addrspacecast(builder.gep(given[0], [given[1]]), carrier.as_pointer(_GLOBAL))
-            builder.store(builder.bitcast(value, carrier), at, align=size)
+                parts.append(convert(builder, part) if convert else part)
+            vector = ir.VectorType(carrier, carriers)
+            stored = ir.Constant(vector, ir.Undefined)
+            for number in range(carriers):
+                word = parts[number * each]
+                if each > 1:
+                    word = builder.zext(word, carrier)
+                    for place in range(1, each):
+                        wide = builder.zext(parts[number * each + place], carrier)
+                        word = builder.or_(word, builder.shl(wide, carrier(place * bits)))
+                stored = builder.insert_element(stored, word, I32(number))
+            builder.store(stored, _vector_pointer(builder, given[0], given[1], vector), align=bits * count // 8)
             return context.get_dummy_value()
 
         return types.void(pointer, types.int64, values), emit
