@@ -94,3 +94,9 @@ def launch_recurrent(w: Words, constants: Constants, target: CudaTarget) -> Laun
     w["ROWS"] = 1
     threads = min(RECURRENT_THREADS, ceil_divide(int(constants["COUNT"]) * w["H"], WARP) * WARP)
     return Launch((w["DIRECTIONS"] * w["B"] if w["H"] else 0, 1, 1), max(WARP, threads))
+
+
+def launch_windows(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A thread per channel of four neighbouring output pixels."""
+    pieces = w["OD"] * w["OH"] * ceil_divide(w["OW"], 4)
+    return launch_elements(w["IMAGES"] * pieces * w["N"], target)

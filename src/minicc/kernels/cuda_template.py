@@ -33,6 +33,8 @@ class CudaTemplate:
 
 
 CUDA_TEMPLATES: dict[str, CudaTemplate] = {
+    "depthwise": CudaTemplate(launches.launch_windows),
+    "pool": CudaTemplate(launches.launch_windows),
     "scan": CudaTemplate(launches.launch_scan),
     "scatter": CudaTemplate(launches.launch_scatter),
     "topk": CudaTemplate(launches.launch_topk),

@@ -100,6 +100,22 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     return ""
 
 
+def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
+    """A convolution with one input and one output channel per group; others are refused."""
+    anchor, (x, w, *rest) = common.anchor_of(node, lead)
+    assert x is not None and w is not None
+    rank, layout = len(x.shape) - 2, anchor.attrs["layout"]
+    if not common.float_dtypes(x.tensor.dtype, w.tensor.dtype) or not 1 <= rank <= 3:
+        return f"no depthwise kernel for {x.tensor.dtype} with {rank} spatial axes"
+    if w.data is None or w.data.shape[1] != 1 or anchor.attrs["group"] != w.data.shape[0]:
+        return "not a depthwise convolution with constant weights"
+    spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
+    geometry = window(anchor.attrs, w.data.shape[2:], spatial)
+    finish = bias_adder(low, rest[0] if rest else None, channel_axis(layout, len(anchor.output.shape)))
+    flops = product(anchor.output.shape) * product(w.data.shape[2:]) * 2
+    return _lower_depthwise(low, node, lead, channels_last(low, x, layout), w, geometry, spatial, finish, flops)
+
+
 def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Dim, tuple[Dim, ...]], w: Value,
                      geometry: Window, spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
     """One input and one output channel per group: vectors over channels."""
@@ -112,7 +128,7 @@ def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int,
     space = window_space(low, node, lead, pixels, channels, finish)
     if isinstance(space, str):
         return space
-    nr = panel_columns(low.cpu, channels)
+    nr = panel_columns(low.target, channels)
     key = ("pack_depthwise", id(w.data), nr)
     if key not in low.constants:
         low.constant(packing.pack_depthwise(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)

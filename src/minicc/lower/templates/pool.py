@@ -43,7 +43,7 @@ def lower_pool(low: Lowering, node: Node, lead: Node | None) -> str:
     row = low.constant(np.full(channels, padding, np.float32), "padding", ("padding", padding, channels))
     ends = (0,) * (3 - rank) + geometry.end
     common.emit(
-        low, node, "pool", {"NR": panel_columns(low.cpu, channels), "AVERAGE": int(average)},
+        low, node, "pool", {"NR": panel_columns(low.target, channels), "AVERAGE": int(average)},
         {"X": Word(offset, buffer), "W": Word(0, row), "IMAGES": out[0], "GROUPS": 1, "M": product(pixels), "N": channels,
          "C": 1, "X_IMAGE": strides[0], **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
          **{f"E_{axis}": end for axis, end in zip("DHW", ends)}, "COUNT_PAD": int(average and anchor.attrs["count_include_pad"])},
