@@ -53,6 +53,11 @@ class Gemm:
         return self.batches
 
     @property
+    def depth(self) -> int:
+        """Products that a result sums."""
+        return self.k
+
+    @property
     def result(self) -> tuple[int, ...]:
         return (self.batches * self.m, self.n)
 
@@ -121,6 +126,10 @@ class Conv:
     @property
     def operations(self) -> float:
         return 2.0 * self.rows * self.filters * self.depth
+
+    @property
+    def depth(self) -> int:
+        return self.channels // self.groups * self.window**2
 
     def operands(self, element: str) -> tuple[Array, Array]:
         """X channels last, and filters as rows of k = (y, x, channel) per group."""

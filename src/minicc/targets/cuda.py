@@ -52,7 +52,7 @@ class CudaTarget:
 
 _KNOWN = {
     "sm_80": CudaTarget("cuda:sm_80", (8, 0), "sm_80", 108, 163 << 10, l2_bytes=40 << 20),
-    "sm_90": CudaTarget("cuda:sm_90", (9, 0), "sm_90", 132, 227 << 10, l2_bytes=50 << 20),
+    "sm_90": CudaTarget("cuda:sm_90", (9, 0), "sm_90a", 132, 227 << 10, l2_bytes=50 << 20),
 }
 _COMPILE_ELSEWHERE = "to compile for a GPU that is not here, name its model: cuda:sm_80 or cuda:sm_90"
 

@@ -15,14 +15,19 @@ from minicc.kernels.cuda.tiles import (
     copy_tile,
     int32,
     load_sum,
+    next_tile,
     product,
+    products_wait,
     shared_memory,
     store_sums,
     thread,
+    tile_rows,
+    tiles_ready,
     zeros,
 )
 
 # Constants. PIECE: the largest power of two up to 16 that divides the bytes of A, its strides and of a row of K.
+UNIT = "mma"
 ELEMENT = "f16"
 SIZE = 2
 PIECE = 16
@@ -32,11 +37,14 @@ WM = 64
 WN = 64
 THREADS = 128
 STAGES = 3
-IN_FLIGHT = 1  # STAGES - 2
+PENDING = 0  # products of tiles before that may still be on their way
+AHEAD = 2  # STAGES - 1 - PENDING
+IN_FLIGHT = 1  # AHEAD - 1
 BK = 64  # 128 / SIZE
 A_BYTES = 16384  # 128 * BM
 STAGE_BYTES = 32768  # 128 * (BM + BN)
 PITCH = 132  # BN + 4
+STEP = 1  # THREADS / BN: rows that the block's threads finish at once
 
 # Words. Strides count elements; those of the batch axes may be 0.
 A = 0
@@ -87,41 +95,58 @@ def kernel(args):
     shared = shared_memory()
     row = warp // int32(BN // WN) * int32(WM)
     column = warp % int32(BN // WN) * int32(WN)
-    steps = (k + int32(BK - 1)) // int32(BK)
 
-    for s in range(STAGES - 1):
-        step = int32(s)
-        tile = shared + step * int32(STAGE_BYTES)
-        copy_tile(BM, THREADS, SIZE, PIECE, tile, a, a_stride, i0, m, step * int32(BK), k, tid)
-        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), b, b_stride, j0, n, step * int32(BK), k, tid)
+    rows = tile_rows(BM, THREADS, a, a_stride, i0, m, tid)
+    columns = tile_rows(BN, THREADS, b, b_stride, j0, n, tid)
+    ahead = int32(0)
+    writing = int32(0)
+    for _ in range(AHEAD):
+        tile = shared + writing
+        copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
+        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
+        ahead = int32(ahead + BK)
+        writing = next_tile(writing, STAGE_BYTES, STAGES)
     sums = zeros(ELEMENT, WM, WN)
     reading = int32(0)
-    writing = int32(STAGES - 1)
-    for s in range(steps):
+    step = int32(0)
+    while step < k:
         copies_wait(IN_FLIGHT)
-        barrier()
-        tile = shared + writing * int32(STAGE_BYTES)
-        ahead = (int32(s) + int32(STAGES - 1)) * int32(BK)
+        tiles_ready(UNIT)
+        tile = shared + writing
         if ahead < k:
-            copy_tile(BM, THREADS, SIZE, PIECE, tile, a, a_stride, i0, m, ahead, k, tid)
-            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), b, b_stride, j0, n, ahead, k, tid)
+            copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
+            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
-        tile = shared + reading * int32(STAGE_BYTES)
-        sums = product(ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
-        writing = reading
-        reading = int32(0) if reading == int32(STAGES - 1) else reading + int32(1)
+        tile = shared + reading
+        sums = product(UNIT, ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
+        products_wait(UNIT, PENDING)
+        writing = next_tile(writing, STAGE_BYTES, STAGES)
+        reading = next_tile(reading, STAGE_BYTES, STAGES)
+        ahead = int32(ahead + BK)
+        step = int32(step + BK)
 
+    products_wait(UNIT, 0)
     copies_wait(0)
     barrier()
     store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
     barrier()
-    # Consecutive threads take consecutive columns.
+    # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
     j = tid % int32(BN)
     r = tid // int32(BN)
     if j0 + j < n:
         height = min(m - i0, int32(BM))
+        while r + int32(3 * STEP) < height:
+            acc0 = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
+            acc1 = load_sum(ELEMENT, shared, (r + int32(STEP)) * int32(PITCH) + j)
+            acc2 = load_sum(ELEMENT, shared, (r + int32(2 * STEP)) * int32(PITCH) + j)
+            acc3 = load_sum(ELEMENT, shared, (r + int32(3 * STEP)) * int32(PITCH) + j)
+            epilogue(args, b0, b1, i0 + r, j0 + j, acc0)
+            epilogue(args, b0, b1, i0 + r + int32(STEP), j0 + j, acc1)
+            epilogue(args, b0, b1, i0 + r + int32(2 * STEP), j0 + j, acc2)
+            epilogue(args, b0, b1, i0 + r + int32(3 * STEP), j0 + j, acc3)
+            r += int32(4 * STEP)
         while r < height:
             acc = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
             epilogue(args, b0, b1, i0 + r, j0 + j, acc)
-            r += int32(THREADS // BN)
+            r += int32(STEP)

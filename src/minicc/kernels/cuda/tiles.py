@@ -9,7 +9,9 @@ k, which the hardware does at once, hit different banks.
 
 `element` says what a product multiplies: "f32" float32 on the FMA units, exact; "tf32" float32 rounded to 10
 bits; "f16", "bf16" 16-bit floats; "s8", "u8" left operands of 8 bits times int8. Sums are float32, or int32
-for 8 bits. All but "f32" use the tensor cores (mma.sync, sm_80).
+for 8 bits. `unit` says what multiplies: "fma" the FMA units ("f32" only), "mma" a warp's tensor-core instruction
+(mma.sync, sm_80), "wgmma" that of four warps, which reads both operands from shared memory while the threads go
+on (sm_90a; truncates "tf32"; warp tiles of 16 rows, those of four consecutive warps one below the other).
 
 Fragments are one tuple of sums per thread. Tensor cores give a thread of a warp tile of WM x WN, with g =
 lane / 4 and t = lane % 4, the elements (16 i + g + 8 (q / 2), 8 j + 2 t + q % 2) at ((i * WN / 8) + j) * 4 + q;
@@ -41,24 +43,26 @@ class Element:
     """How products of an element type are made.
 
     size:     bytes of an element in memory.
-    mma:      shape and types of the tensor-core instruction; "" for the FMA units.
-    rounded:  whether left fragments must be rounded to the instruction's precision first.
+    mma:      shape and types of a warp's tensor-core instruction; "" for the FMA units.
+    wgmma:    depth and types of that of four warps.
+    rounded:  whether a warp's left fragments must be rounded to the instruction's precision first.
     integer:  whether sums are int32.
     """
 
     size: int
     mma: str
+    wgmma: str = ""
     rounded: bool = False
     integer: bool = False
 
 
 ELEMENTS = {
     "f32": Element(4, ""),
-    "tf32": Element(4, "m16n8k8.row.col.f32.tf32.tf32.f32", rounded=True),
-    "f16": Element(2, "m16n8k16.row.col.f32.f16.f16.f32"),
-    "bf16": Element(2, "m16n8k16.row.col.f32.bf16.bf16.f32"),
-    "s8": Element(1, "m16n8k32.row.col.s32.s8.s8.s32", integer=True),
-    "u8": Element(1, "m16n8k32.row.col.s32.u8.s8.s32", integer=True),
+    "tf32": Element(4, "m16n8k8.row.col.f32.tf32.tf32.f32", "k8.f32.tf32.tf32", rounded=True),
+    "f16": Element(2, "m16n8k16.row.col.f32.f16.f16.f32", "k16.f32.f16.f16"),
+    "bf16": Element(2, "m16n8k16.row.col.f32.bf16.bf16.f32", "k16.f32.bf16.bf16"),
+    "s8": Element(1, "m16n8k32.row.col.s32.s8.s8.s32", "k32.s32.s8.s8", integer=True),
+    "u8": Element(1, "m16n8k32.row.col.s32.u8.s8.s32", "k32.s32.u8.s8", integer=True),
 }
 
 
@@ -146,76 +150,148 @@ def copies_wait(typing_context, groups):
     return types.void(types.literal(groups.literal_value)), emit
 
 
+@intrinsic
+def tiles_ready(typing_context, unit):
+    """As `barrier`, after which products of `unit` (a literal) may read what this thread's finished copies wrote."""
+    if not _known(unit):
+        return None
+
+    def emit(context, builder, signature, values):
+        if unit.literal_value == "wgmma":
+            _asm(builder, "fence.proxy.async.shared::cta;", "", ir.VoidType(), [])
+        _asm(builder, "bar.sync 0;", "", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(types.literal(unit.literal_value)), emit
+
+
 # ------------------------------------------------------------------------------------------------- copies
+#
+# A thread copies the same 16-byte chunk of every (threads / 8)th row of a tile, so what depends on the row alone is
+# found once and carried along, and a step of k costs few instructions.
+
+
+def _hops(rows, threads):
+    """The distances of a thread's rows from its first one; the last may lie behind the tile (see `_each_row`)."""
+    return [i * threads // _CHUNKS for i in range(-(-rows * _CHUNKS // threads))]
+
+
+def _each_row(builder, rows, threads, row, copy):
+    """Emits copy(number, hop) for each row of a thread that begins at `row`."""
+    for number, hop in enumerate(_hops(rows, threads)):
+        if (number + 1) * threads <= rows * _CHUNKS:
+            copy(number, hop)
+        else:
+            with builder.if_then(builder.icmp_unsigned("<", row, I32(rows - hop))):
+                copy(number, hop)
+
+
+def _own_place(builder, shared, tid):
+    """A thread's chunk, its first row, and where that chunk of that row lies in a tile."""
+    chunk = builder.and_(tid, I32(_CHUNKS - 1))
+    row = builder.lshr(tid, I32(3))
+    swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
+    return chunk, row, builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
 
 
 @intrinsic
-def copy_tile(typing_context, rows, threads, size, piece, shared, address, stride, first, left, k, depth, tid):
-    """Starts the copy of a tile [rows][ROW bytes] from rows of global memory; what lies outside becomes 0.
+def tile_rows(typing_context, rows, threads, address, stride, first, left, tid):
+    """Addresses of a thread's rows in global memory, a tuple of int64.
+
+    rows, threads: literals: rows of a tile, threads of the block.
+    address: address of element (row 0, k 0); stride: bytes from row to row.
+    first:   row of memory that is row 0 of the tile; left: rows that memory has. Rows behind the last one are 0:
+             they are not copied, for what they would give nobody stores.
+    """
+    if not _known(rows, threads):
+        return None
+    count, width = rows.literal_value, threads.literal_value
+    tuple_ = types.UniTuple(types.int64, len(_hops(count, width)))
+
+    def emit(context, builder, signature, values):
+        address, stride, first, left, tid = values[2:]
+        row = builder.add(first, builder.lshr(tid, I32(3)))
+        found = []
+        for hop in _hops(count, width):
+            here = builder.add(row, I32(hop))
+            place = builder.add(address, builder.mul(builder.sext(here, I64), stride))
+            found.append(builder.select(builder.icmp_signed("<", here, left), place, I64(0)))
+        return context.make_tuple(builder, tuple_, found)
+
+    literals = [types.literal(count), types.literal(width)]
+    return tuple_(*literals, types.int64, types.int64, types.int32, types.int32, types.int32), emit
+
+
+@intrinsic
+def copy_tile(typing_context, rows, threads, size, piece, shared, sources, k, depth, tid):
+    """Starts the copy of a tile [rows][ROW bytes] from rows of global memory; what lies behind their ends becomes 0.
 
     rows, threads, size, piece: literals: rows of the tile, threads of the block, bytes of an element, and the
              largest power of two up to 16 that divides address, stride and k in bytes.
-    shared:  address of the tile in shared memory.
-    address: address of element (row 0, k 0) in global memory; stride: bytes from row to row.
-    first:   row of memory that is row 0 of the tile; left: rows that memory has.
+    shared:  address of the tile in shared memory. sources: `tile_rows`.
     k:       element that begins the tile's rows; depth: elements that rows of memory have.
     Pieces of less than 4 bytes are copied at once by ordinary instructions, others by cp.async, which end at
-    `copies_wait`; both must be followed by `barrier` before they are read.
+    `copies_wait`; both must be followed by `tiles_ready` before they are read.
     """
     if not _known(rows, threads, size, piece):
         return None
     count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
 
     def emit(context, builder, signature, values):
-        shared, address, stride, first, left, k, depth, tid = values[4:]
-        chunk = builder.and_(tid, I32(_CHUNKS - 1))
-        row = builder.lshr(tid, I32(3))
-        swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
-        target = builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
-        # Bytes of this thread's chunk that exist, before and after clamping to [0, 16].
+        shared, sources, k, depth, tid = values[4:]
+        sources = [builder.extract_value(sources, i) for i in range(len(_hops(count, width)))]
+        chunk, row, target = _own_place(builder, shared, tid)
         begin = builder.add(builder.mul(k, I32(bytes_)), builder.shl(chunk, I32(4)))
         there = builder.sub(builder.mul(depth, I32(bytes_)), begin)
-        source_row = builder.add(first, row)
-        source = builder.add(address, builder.mul(builder.sext(source_row, I64), stride))
-        source = builder.add(source, builder.sext(begin, I64))
-        hop = builder.mul(stride, I64(width // _CHUNKS))
-        for i in range((count * _CHUNKS + width - 1) // width):
-            inside = builder.icmp_signed("<", builder.add(source_row, I32(i * width // _CHUNKS)), left)
-            size_here = builder.select(inside, there, I32(0))
-            place = builder.add(target, I32(i * width // _CHUNKS * ROW))
-            if (i + 1) * width <= count * _CHUNKS:
-                _copy_chunk(builder, step, place, source, address, size_here)
-            else:
-                with builder.if_then(builder.icmp_signed("<", row, I32(count - i * width // _CHUNKS))):
-                    _copy_chunk(builder, step, place, source, address, size_here)
-            source = builder.add(source, hop)
+
+        def whole(number, hop):
+            source = builder.add(sources[number], offset)
+            text = "{.reg .pred p; setp.ne.s64 p, $2, 0; @p cp.async.cg.shared.global [$0], [$1], 16;}"
+            place = builder.add(target, I32(hop * ROW))
+            _asm(builder, text, "r,l,l", ir.VoidType(), [place, source, sources[number]])
+
+        def cut(number, hop):
+            exists = builder.icmp_unsigned("!=", sources[number], I64(0))
+            with builder.if_then(exists):
+                cut_row(number, hop)
+
+        def cut_row(number, hop):
+            for at in range(0, CHUNK, step):
+                left = builder.sub(there, I32(at))
+                place = builder.add(target, I32(hop * ROW + at))
+                # Nothing is read behind the end, not even by an instruction that would ignore it.
+                behind = builder.select(builder.icmp_signed(">", left, I32(0)), builder.add(begin, I32(at)), I32(0))
+                _copy_piece(builder, step, place, builder.add(sources[number], builder.sext(behind, I64)), left)
+
+        if step < CHUNK:
+            _each_row(builder, count, width, row, cut)
+            return context.get_dummy_value()
+        full = builder.icmp_signed("<=", builder.add(k, I32(ROW // bytes_)), depth)
+        with builder.if_else(full) as (then, otherwise):
+            with then:
+                offset = builder.sext(begin, I64)
+                _each_row(builder, count, width, row, whole)
+            with otherwise:
+                _each_row(builder, count, width, row, cut)
         return context.get_dummy_value()
 
     literals = [types.literal(v) for v in (count, width, bytes_, step)]
-    long, short = types.int64, types.int32
-    return types.void(*literals, short, long, long, short, short, short, short, short), emit
+    tuple_ = types.UniTuple(types.int64, len(_hops(count, width)))
+    return types.void(*literals, types.int32, tuple_, *[types.int32] * 3), emit
 
 
-def _copy_chunk(builder, step, place, source, safe, there):
-    """16 bytes of global to shared memory in pieces of `step` bytes, of which `there` (any number) exist."""
-    for at in range(0, CHUNK, step):
-        left = builder.sub(there, I32(at)) if at else there
-        _copy_piece(builder, step, builder.add(place, I32(at)), builder.add(source, I64(at)), safe, left)
-
-
-def _copy_piece(builder, step, target, source, safe, left):
-    """`step` bytes of global to shared memory, of which `left` (any number) exist; `safe` is read for none."""
-    some = builder.icmp_signed(">", left, I32(0))
+def _copy_piece(builder, step, target, source, left):
+    """`step` bytes of global to shared memory, of which `left` (any number) exist."""
     if step >= 4:
-        start = builder.select(some, source, safe)
+        cache = "cg" if step == CHUNK else "ca"
+        some = builder.icmp_signed(">", left, I32(0))
         few = builder.icmp_signed("<", left, I32(step))
         part = builder.select(some, builder.select(few, left, I32(step)), I32(0))
-        cache = "cg" if step == CHUNK else "ca"
         text = f"cp.async.{cache}.shared.global [$0], [$1], {step}, $2;"
-        _asm(builder, text, "r,l,r", ir.VoidType(), [target, start, part])
+        _asm(builder, text, "r,l,r", ir.VoidType(), [target, source, part])
         return
     type_ = ir.IntType(8 * step)
-    with builder.if_else(some) as (then, otherwise):
+    with builder.if_else(builder.icmp_signed(">", left, I32(0))) as (then, otherwise):
         with then:
             found = builder.load(builder.inttoptr(source, type_.as_pointer(1)))
             last = builder.block
@@ -227,92 +303,214 @@ def _copy_piece(builder, step, target, source, safe, left):
     builder.store(value, builder.inttoptr(target, type_.as_pointer(_SHARED)))
 
 
-# Bytes of a row's entry in the table of windows: address, and first input position along three axes.
-WINDOW = 32
+@intrinsic
+def next_tile(typing_context, at, bytes_, stages):
+    """The offset of the tile after the one at `at` in a ring of `stages` tiles of `bytes_` (literals)."""
+    if not _known(bytes_, stages):
+        return None
+    size, count = bytes_.literal_value, stages.literal_value
+
+    def emit(context, builder, signature, values):
+        last = builder.icmp_signed("==", values[0], I32(size * (count - 1)))
+        return builder.select(last, I32(0), builder.add(values[0], I32(size)))
+
+    return types.int32(types.int32, types.literal(size), types.literal(count)), emit
+
+
+# ----------------------------------------------------------------------------------------------- windows
+
+# Bytes of a row's entry in the table of windows: address, image, pixel, and which taps lie inside the input.
+WINDOW = 24
+_IMAGE, _PIXEL, _INSIDE = 8, 12, 16
 
 
 @intrinsic
-def store_window(typing_context, table, row, address, z, y, x):
-    """Notes where a row's window begins: the address of its first element, which may not exist, and its position."""
+def divide(typing_context, number, divisor):
+    """The quotient of two int32 that are not negative."""
 
     def emit(context, builder, signature, values):
-        table, row, address, *position = values
+        return builder.udiv(*values)
+
+    return types.int32(types.int32, types.int32), emit
+
+
+@intrinsic
+def reciprocal(typing_context, divisor):
+    """What divides by a divisor of at least 1 in `copy_windows`: ceil(2**32 / divisor), 0 for 1."""
+
+    def emit(context, builder, signature, values):
+        return builder.add(builder.udiv(I32(0xFFFFFFFF), values[0]), I32(1))
+
+    return types.int32(types.int32), emit
+
+
+def _quotient(builder, number, divisor, inverse):
+    """number / divisor; exact while number * divisor < 2**32. (Granlund and Montgomery, 1994, section 4.)"""
+    product_ = builder.mul(builder.zext(number, I64), builder.zext(inverse, I64))
+    high = builder.trunc(builder.lshr(product_, I64(32)), I32)
+    return builder.select(builder.icmp_unsigned("==", divisor, I32(1)), number, high)
+
+
+@intrinsic
+def inside_taps(typing_context, first, step, taps, extent):
+    """Bits: whether position first + number * step of each of at most 32 taps lies in [0, extent)."""
+
+    def emit(context, builder, signature, values):
+        first, step, taps, extent = values
+        bits = builder.alloca(I32)
+        builder.store(I32(0), bits)
+        number = builder.alloca(I32)
+        builder.store(I32(0), number)
+        test, body, after = (builder.append_basic_block(name) for name in ("taps.test", "taps.body", "taps.after"))
+        builder.branch(test)
+        builder.position_at_end(test)
+        builder.cbranch(builder.icmp_signed("<", builder.load(number), taps), body, after)
+        builder.position_at_end(body)
+        here = builder.load(number)
+        position = builder.add(first, builder.mul(here, step))
+        bit = builder.shl(builder.zext(builder.icmp_unsigned("<", position, extent), I32), here)
+        builder.store(builder.or_(builder.load(bits), bit), bits)
+        builder.store(builder.add(here, I32(1)), number)
+        builder.branch(test)
+        builder.position_at_end(after)
+        return builder.load(bits)
+
+    return types.int32(*[types.int32] * 4), emit
+
+
+@intrinsic
+def store_window(typing_context, table, row, address, image, pixel, inside):
+    """Notes where a row's window begins: the address of its first element, which may not exist, which output the row
+    is, and which taps exist.
+    """
+
+    def emit(context, builder, signature, values):
+        table, row, address, *numbers = values
         where = builder.add(table, builder.mul(row, I32(WINDOW)))
         builder.store(address, builder.inttoptr(where, I64.as_pointer(_SHARED)))
-        for i, coordinate in enumerate(position):
-            place = builder.add(where, I32(8 + 4 * i))
-            builder.store(coordinate, builder.inttoptr(place, I32.as_pointer(_SHARED)))
+        for at, number in zip((_IMAGE, _PIXEL, _INSIDE), numbers):
+            builder.store(number, builder.inttoptr(builder.add(where, I32(at)), I32.as_pointer(_SHARED)))
         return context.get_dummy_value()
 
     short = types.int32
     return types.void(short, short, types.int64, short, short, short), emit
 
 
+def _table_entry(builder, table, row, at, type_):
+    where = builder.add(builder.add(table, builder.mul(row, I32(WINDOW))), I32(at))
+    return builder.load(builder.inttoptr(where, type_.as_pointer(_SHARED)))
+
+
 @intrinsic
-def copy_windows(
-    typing_context, rows, threads, size, piece, shared, table, safe, k, channels, extents, taps, steps, strides, tid
-):
+def load_pixel(typing_context, table, row):
+    """(image, pixel) of a row, as `store_window` noted them."""
+    pair = types.UniTuple(types.int32, 2)
+
+    def emit(context, builder, signature, values):
+        found = [_table_entry(builder, *values, at, I32) for at in (_IMAGE, _PIXEL)]
+        return context.make_tuple(builder, pair, found)
+
+    return pair(types.int32, types.int32), emit
+
+
+@intrinsic
+def window_rows(typing_context, rows, threads, table, tid):
+    """As `tile_rows`, from the table."""
+    return _from_table(rows, threads, 0, types.int64, I64)
+
+
+@intrinsic
+def window_taps(typing_context, rows, threads, table, tid):
+    """Which taps of a thread's rows lie inside the input, from the table: a tuple of int32."""
+    return _from_table(rows, threads, _INSIDE, types.int32, I32)
+
+
+def _from_table(rows, threads, at, type_, llvm):
+    if not _known(rows, threads):
+        return None
+    count, width = rows.literal_value, threads.literal_value
+    tuple_ = types.UniTuple(type_, len(_hops(count, width)))
+
+    def emit(context, builder, signature, values):
+        row = builder.lshr(values[3], I32(3))
+        last = I32(count - 1)
+        found = []
+        for hop in _hops(count, width):
+            here = builder.add(row, I32(hop))
+            here = builder.select(builder.icmp_signed("<", here, last), here, last)
+            found.append(_table_entry(builder, values[2], here, at, llvm))
+        return context.make_tuple(builder, tuple_, found)
+
+    return tuple_(types.literal(count), types.literal(width), types.int32, types.int32), emit
+
+
+@intrinsic
+def copy_windows(typing_context, rows, threads, size, piece, shared, sources, inside, k, sizes, inverses, strides, tid):
     """As `copy_tile`, from windows: element k of a row is channel k % channels of the window's tap k / channels.
 
-    piece:   literal: the largest power of two up to 16 that divides addresses, strides and channels in bytes.
-    table:   shared memory written by `store_window`. safe: an address that may be read.
-    extents, taps, steps: triples of int64: of the input, of the kernel, and dilations.
-    strides: bytes between neighbours along the three axes. Positions outside the input are 0.
+    piece:    literal: the largest power of two up to 16 that divides addresses, strides and channels in bytes.
+    sources, inside: `window_rows`, `window_taps`; taps of rows, columns, planes are bits from 0, KW and KW + KH on.
+    sizes:    (channels, KW, KH, KD); inverses: the reciprocals of the first three.
+    strides:  bytes from tap to tap along columns, rows and planes. Taps outside the input are 0.
     """
     if not _known(rows, threads, size, piece):
         return None
     count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
+    number_of_rows = len(_hops(count, width))
 
     def emit(context, builder, signature, values):
-        shared, table, safe, k, channels, extents, taps, steps, strides, tid = values[4:]
-        extents, taps, steps = (
-            [builder.trunc(builder.extract_value(triple, i), I32) for i in range(3)] for triple in (extents, taps, steps)
-        )
+        shared, sources, inside, k, sizes, inverses, strides, tid = values[4:]
+        sources, inside = ([builder.extract_value(v, i) for i in range(number_of_rows)] for v in (sources, inside))
+        channels, across, down, deep = (builder.extract_value(sizes, i) for i in range(4))
+        inverses = [builder.extract_value(inverses, i) for i in range(3)]
         strides = [builder.extract_value(strides, i) for i in range(3)]
-        chunk = builder.and_(tid, I32(_CHUNKS - 1))
-        row = builder.lshr(tid, I32(3))
-        swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
-        target = builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
-        entry = builder.add(table, builder.mul(row, I32(WINDOW)))
-        all_taps = builder.mul(builder.mul(taps[0], taps[1]), taps[2])
+        chunk, row, target = _own_place(builder, shared, tid)
         parts = []
         for at in range(0, CHUNK, step):
             element = builder.add(builder.add(k, builder.mul(chunk, I32(CHUNK // bytes_))), I32(at // bytes_))
-            tap = builder.udiv(element, channels)
+            tap = _quotient(builder, element, channels, inverses[0])
             channel = builder.sub(element, builder.mul(tap, channels))
-            outer = builder.udiv(tap, taps[2])
-            z = builder.udiv(outer, taps[1])
-            y, x = builder.sub(outer, builder.mul(z, taps[1])), builder.sub(tap, builder.mul(outer, taps[2]))
-            move = [builder.mul(number, by) for number, by in zip((z, y, x), steps)]
-            offset = builder.sext(builder.mul(channel, I32(bytes_)), I64)
-            for distance, stride in zip(move, strides):
-                offset = builder.add(offset, builder.mul(builder.sext(distance, I64), stride))
-            parts.append((at, move, offset, builder.icmp_unsigned("<", tap, all_taps)))
-        for i in range((count * _CHUNKS + width - 1) // width):
-            if (i + 1) * width <= count * _CHUNKS:
-                _copy_window(builder, step, target, entry, safe, extents, parts, i * width // _CHUNKS)
-            else:
-                with builder.if_then(builder.icmp_signed("<", row, I32(count - i * width // _CHUNKS))):
-                    _copy_window(builder, step, target, entry, safe, extents, parts, i * width // _CHUNKS)
+            line = _quotient(builder, tap, across, inverses[1])
+            z = _quotient(builder, line, down, inverses[2])
+            y, x = builder.sub(line, builder.mul(z, down)), builder.sub(tap, builder.mul(line, across))
+            offset = builder.mul(channel, I32(bytes_))
+            for number, stride in zip((x, y, z), strides):
+                offset = builder.add(offset, builder.mul(number, stride))
+            bit = builder.shl(I32(1), x)
+            bit = builder.or_(bit, builder.shl(I32(1), builder.add(y, across)))
+            bit = builder.or_(bit, builder.shl(I32(1), builder.add(builder.add(z, across), down)))
+            # Taps behind the last plane have bits that no row has, unless the shift wraps.
+            bit = builder.select(builder.icmp_unsigned("<", z, deep), bit, I32(-1))
+            parts.append((at, builder.sext(offset, I64), bit))
+
+        def copy(number, hop):
+            for at, offset, bit in parts:
+                exists = builder.icmp_signed("==", builder.and_(inside[number], bit), bit)
+                source = builder.add(sources[number], offset)
+                place = builder.add(target, I32(hop * ROW + at))
+                _copy_or_clear(builder, step, place, source, exists)
+
+        _each_row(builder, count, width, row, copy)
         return context.get_dummy_value()
 
     literals = [types.literal(v) for v in (count, width, bytes_, step)]
-    long, short, triple = types.int64, types.int32, types.UniTuple(types.int64, 3)
-    return types.void(*literals, short, short, long, short, short, triple, triple, triple, triple, short), emit
+    short = types.int32
+    tuples = [types.UniTuple(types.int64, number_of_rows), types.UniTuple(short, number_of_rows)]
+    given = [types.UniTuple(short, 4), types.UniTuple(short, 3), types.UniTuple(short, 3)]
+    return types.void(*literals, short, *tuples, short, *given, short), emit
 
 
-def _copy_window(builder, step, target, entry, safe, extents, parts, hop):
-    """One chunk of the row `hop` below the thread's first one."""
-    where = builder.add(entry, I32(hop * WINDOW))
-    start = builder.load(builder.inttoptr(where, I64.as_pointer(_SHARED)))
-    position = [
-        builder.load(builder.inttoptr(builder.add(where, I32(8 + 4 * i)), I32.as_pointer(_SHARED))) for i in range(3)
-    ]
-    for at, move, offset, inside in parts:
-        for coordinate, distance, extent in zip(position, move, extents):
-            inside = builder.and_(inside, builder.icmp_unsigned("<", builder.add(coordinate, distance), extent))
-        left = builder.select(inside, I32(step), I32(0))
-        _copy_piece(builder, step, builder.add(target, I32(hop * ROW + at)), builder.add(start, offset), safe, left)
+def _copy_or_clear(builder, step, target, source, exists):
+    """`step` bytes of global to shared memory, or zeros where they do not exist."""
+    if step < 4:
+        _copy_piece(builder, step, target, source, builder.select(exists, I32(step), I32(0)))
+        return
+    cache = "cg" if step == CHUNK else "ca"
+    text = (
+        "{.reg .pred p; setp.eq.u32 p, $2, 0; "
+        f"cp.async.{cache}.shared.global [$0], [$1], {step}, p;}}"
+    )
+    _asm(builder, text, "r,l,r", ir.VoidType(), [target, source, builder.zext(exists, I32)])
 
 
 # ----------------------------------------------------------------------------------------------- products
@@ -341,25 +539,68 @@ def zeros(typing_context, element, wm, wn):
 
 
 @intrinsic
-def product(typing_context, element, wm, wn, sums, a, b, row, column, lane):
+def product(typing_context, unit, element, wm, wn, sums, a, b, row, column, lane):
     """sums + the warp tile's product over the whole ROW of two tiles in shared memory.
 
-    element, wm, wn: literals. a, b: addresses of tiles [.][ROW bytes]. row, column: where the warp tile begins
-    in a and in b, multiples of 8. lane: of the warp.
+    unit, element, wm, wn: literals. a, b: addresses of tiles [.][ROW bytes]. row, column: where the warp tile begins
+    in a and in b, multiples of 8. lane: of the warp. With "wgmma" the product is on its way when this returns; see
+    `products_wait`.
     """
-    if not _known(element, wm, wn):
+    if not _known(unit, element, wm, wn):
         return None
-    name, height, width = (v.literal_value for v in (element, wm, wn))
+    unit_name, name, height, width = (v.literal_value for v in (unit, element, wm, wn))
     tuple_, count, _ = _sums(name, height, width)
 
     def emit(context, builder, signature, values):
-        sums = [builder.extract_value(values[3], i) for i in range(count)]
-        make = _emit_mma if ELEMENTS[name].mma else _emit_fma
-        make(builder, name, (height, width), sums, *values[4:])
+        sums = [builder.extract_value(values[4], i) for i in range(count)]
+        make = {"fma": _emit_fma, "mma": _emit_mma, "wgmma": _emit_wgmma}[unit_name]
+        make(builder, name, (height, width), sums, *values[5:])
         return context.make_tuple(builder, tuple_, sums)
 
-    literals = [types.literal(v) for v in (name, height, width)]
+    literals = [types.literal(v) for v in (unit_name, name, height, width)]
     return tuple_(*literals, tuple_, *[types.int32] * 5), emit
+
+
+@intrinsic
+def products_wait(typing_context, unit, pending):
+    """Waits until at most `pending` of this thread's products of `unit` are still on their way (literals)."""
+    if not _known(unit, pending):
+        return None
+
+    def emit(context, builder, signature, values):
+        if unit.literal_value == "wgmma":
+            _asm(builder, f"wgmma.wait_group.sync.aligned {pending.literal_value};", "", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(types.literal(unit.literal_value), types.literal(pending.literal_value)), emit
+
+
+def _emit_wgmma(builder, name, shape, sums, a, b, row, column, lane):
+    kind = ELEMENTS[name]
+    _, width = shape
+    letter, type_ = ("r", I32) if kind.integer else ("f", F32)
+    count = len(sums)
+    # Factors 1 of both operands and, for 16 bits, no transposition.
+    rest = {"k8": ", 1, 1", "k16": ", 1, 1, 0, 0", "k32": ""}[kind.wgmma.partition(".")[0]]
+    text = (
+        f"wgmma.mma_async.sync.aligned.m64n{width}{kind.wgmma} {_registers(0, count)}, ${2 * count}, ${2 * count + 1}, 1{rest};"
+    )
+    constraints = ",".join([f"={letter}"] * count + [str(i) for i in range(count)] + ["l", "l"])
+
+    def descriptor(base, first):
+        """Of rows of 128 bytes, swizzled, eight of them 1024 bytes apart; see the PTX manual's matrix descriptor."""
+        where = builder.add(base, builder.shl(first, I32(7)))
+        low = builder.and_(builder.lshr(builder.zext(where, I64), I64(4)), I64(0x3FFF))
+        return builder.or_(low, I64(1 << 62 | 64 << 32 | 1 << 16))
+
+    left = descriptor(a, builder.and_(row, I32(~63)))
+    right = descriptor(b, column)
+    _asm(builder, "wgmma.fence.sync.aligned;", "", ir.VoidType(), [])
+    for step in range(ROW // 32):
+        operands = [*sums, builder.add(left, I64(2 * step)), builder.add(right, I64(2 * step))]
+        made = _asm(builder, text, constraints, ir.LiteralStructType([type_] * count), operands)
+        sums[:] = [builder.extract_value(made, i) for i in range(count)]
+    _asm(builder, "wgmma.commit_group.sync.aligned;", "", ir.VoidType(), [])
 
 
 def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
