@@ -127,10 +127,6 @@ class Conv:
     def operations(self) -> float:
         return 2.0 * self.rows * self.filters * self.depth
 
-    @property
-    def depth(self) -> int:
-        return self.channels // self.groups * self.window**2
-
     def operands(self, element: str) -> tuple[Array, Array]:
         """X channels last, and filters as rows of k = (y, x, channel) per group."""
         shape = (self.images, self.size, self.size, self.channels)

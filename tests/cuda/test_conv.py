@@ -15,7 +15,16 @@ pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed
 
 from benchmarks.cuda_build import machine_text, render
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
-from minicc.kernels.cuda_tiles import GROUP_TILES, SIZES, Tile, conv_constants, conv_shared_bytes, pack_filters, piece_of, tiles_of
+from minicc.kernels.cuda_tiles import (
+    GROUP_TILES,
+    SIZES,
+    Tile,
+    conv_constants,
+    conv_shared_bytes,
+    pack_filters,
+    piece_of,
+    tiles_of,
+)
 from minicc.targets.cuda import parse_cuda_target
 from tests.cuda.ptx_interpreter import Memory, run
 

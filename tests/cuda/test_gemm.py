@@ -153,7 +153,7 @@ GROUP_MUTATIONS = {
     "a tile is not published": lambda text: text.replace("fence.proxy.async.shared::cta;", ""),
     "no fence before products": lambda text: text.replace("wgmma.fence.sync.aligned;", ""),
     "products are not committed": lambda text: text.replace("wgmma.commit_group.sync.aligned;", ""),
-    "a tile is overwritten too soon": lambda text: text.replace("wgmma.wait_group.sync.aligned 1;", "wgmma.wait_group.sync.aligned 2;"),
+    "a tile is overwritten too soon": lambda text: text.replace("wait_group.sync.aligned 1", "wait_group.sync.aligned 2"),
     "sums are not waited for": lambda text: text.replace("wgmma.wait_group.sync.aligned 0;", ""),
     "no barrier": lambda text: _without(text, "bar.sync", 0),
     "a looser wait": lambda text: text.replace("cp.async.wait_group 1;", "cp.async.wait_group 2;"),
@@ -175,7 +175,9 @@ def _without(text: str, start: str, which: int) -> str:
     return text[: chosen.start()] + "\n" + text[chosen.end() :]
 
 
-@pytest.mark.parametrize(("tile", "mutation"), [(SMALL["f16"], m) for m in MUTATIONS] + [(TWO_GROUPS, m) for m in GROUP_MUTATIONS])
+@pytest.mark.parametrize(
+    ("tile", "mutation"), [(SMALL["f16"], m) for m in MUTATIONS] + [(TWO_GROUPS, m) for m in GROUP_MUTATIONS]
+)
 def test_mutations_are_noticed(tile: Tile, mutation: str) -> None:
     text = ptx("f16", tile)
     changed = (GROUP_MUTATIONS if tile is TWO_GROUPS else MUTATIONS)[mutation](text)

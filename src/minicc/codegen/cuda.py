@@ -73,7 +73,8 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     device = SimpleNamespace(compute_capability=target.capability)
     try:
         with patch.object(dispatcher, "get_current_device", lambda: device):
-            ptx, _ = cuda.compile_ptx(function, signature, cc=(*target.capability, target.arch.lstrip("sm_0123456789")), launch_bounds=(threads, 1))
+            capability = (*target.capability, target.arch.lstrip("sm_0123456789"))  # with the "a" of sm_90a
+            ptx, _ = cuda.compile_ptx(function, signature, cc=capability, launch_bounds=(threads, 1))
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""

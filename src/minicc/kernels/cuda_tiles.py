@@ -127,10 +127,10 @@ def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: Cuda
 def constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
     """Constants of a kernel. piece: bytes that divide A's address, its strides and a row of k; see `piece_of`."""
     return {
-        "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "PIECE": piece, "BM": tile.rows, "BN": tile.columns,
-        "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
-        "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element], "A_BYTES": ROW * tile.rows,
-        "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
+        "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "PIECE": piece, "BM": tile.rows,
+        "BN": tile.columns, "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
+        "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
+        "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
         "STEP": tile.threads // tile.columns,
     }  # fmt: skip
 

@@ -141,7 +141,6 @@ def kernel(args):
     j0 = (unit - rest * panels) * int32(BN)
     group = rest // row_tiles
     i0 = (rest - group * row_tiles) * int32(BM)
-    x = arg(args, X)
     w_stride = (SIZE * k + 15) // 16 * 16
     w = arg(args, W) + group * arg(args, N) * w_stride
     across, down = int32(arg(args, KW)), int32(arg(args, KH))

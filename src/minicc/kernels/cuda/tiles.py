@@ -407,7 +407,8 @@ def load_pixel(typing_context, table, row):
     pair = types.UniTuple(types.int32, 2)
 
     def emit(context, builder, signature, values):
-        found = [_table_entry(builder, *values, at, I32) for at in (_IMAGE, _PIXEL)]
+        table, row = values
+        found = [_table_entry(builder, table, row, at, I32) for at in (_IMAGE, _PIXEL)]
         return context.make_tuple(builder, pair, found)
 
     return pair(types.int32, types.int32), emit
