@@ -12,7 +12,7 @@ from minicc.codegen.printer import NUMPY_CALLS, BodyPrinter, identity, strip
 from minicc.ir.expr import Expr, reduction, walk
 from minicc.ir.types import compute_dtype_name
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS
-from minicc.lower.kernel import LoopKernel
+from minicc.lower.kernel import Body, LoopKernel
 
 # Types a block can reduce together (by shuffles), and how.
 _SHARED_TYPES = ("f32", "f64", "i32", "i64")
@@ -22,8 +22,8 @@ _SHARED_KINDS = ("sum", "prod", "max", "min")
 class CudaPrinter(BodyPrinter):
     """Prints a body for CUDA. together: the scopes that all threads of a block run in step."""
 
-    def __init__(self, kernel: LoopKernel) -> None:
-        super().__init__(kernel.body, kernel.rank, {axis: f"i{axis}" for axis in range(kernel.rank)})
+    def __init__(self, body: Body, base: int, variables: dict[int, str]) -> None:
+        super().__init__(body, base, variables)
         self.together = 0  # of the innermost scopes, how many from the outside
 
     def call_text(self, expr: Expr, args: list[str]) -> str:
@@ -58,6 +58,10 @@ class CudaPrinter(BodyPrinter):
         return acc
 
 
+def _printer(kernel: LoopKernel) -> CudaPrinter:
+    return CudaPrinter(kernel.body, kernel.rank, {axis: f"i{axis}" for axis in range(kernel.rank)})
+
+
 def longest(extents: tuple[tuple[str, int], ...]) -> int:
     """The reduction axis whose positions threads share out: the last one of unknown extent, else the longest."""
     unknown = [place for place, (form, _) in enumerate(extents) if form != "literal"]
@@ -72,7 +76,7 @@ def shareable(expr: Expr) -> bool:
 
 def frame(kernel: LoopKernel) -> str:
     """The frame of a kernel: "elements", "rows" or "blocks"."""
-    printer = CudaPrinter(kernel)
+    printer = _printer(kernel)
     reductions = [e for s in kernel.body.stores for e in walk(s.value) if e.op == "reduce" and shareable(e)]
     if not reductions:
         return "elements"
@@ -96,7 +100,7 @@ def _walks_contiguously(printer: BodyPrinter, expr: Expr) -> bool:
 def print_cuda_loops(kernel: LoopKernel) -> tuple[BodyPrinter, list[str]]:
     """The lines of `def kernel(args)` for generated loops, with what the compiler must know of it."""
     chosen, rank = frame(kernel), kernel.rank
-    printer = CudaPrinter(kernel)
+    printer = _printer(kernel)
     top = printer.open([])
     printer.together = 1
     outer = rank - 1 if chosen == "rows" else rank

@@ -523,9 +523,9 @@ def _print_rows(printer: BodyPrinter, rank: int, vector: int) -> None:
         printer.close("for row in range(begin, end):")
 
 
-def print_epilogue(body: Body, base: int) -> tuple[BodyPrinter, list[str]]:
+def print_epilogue(body: Body, base: int, make: type[BodyPrinter] = BodyPrinter) -> tuple[BodyPrinter, list[str]]:
     """The lines of `def epilogue(args, b0, b1, i, j, acc)` that computes and stores one output element."""
-    printer = BodyPrinter(body, base, {0: "b0", 1: "b1", 2: "i", 3: "j"})
+    printer = make(body, base, {0: "b0", 1: "b1", 2: "i", 3: "j"})
     top = printer.open(range(4))
     for store in body.stores:
         printer.store(store.operand, store.value)

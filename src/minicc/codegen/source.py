@@ -11,13 +11,14 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from minicc.codegen.cuda_loops import print_cuda_loops
+from minicc.codegen.cuda_loops import CudaPrinter, print_cuda_loops
 from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops
 from minicc.errors import CodegenError
 from minicc.ir.expr import walk
 from minicc.ir.types import i8, i16, i32, u8, u16
+from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
-from minicc.lower.kernel import Body, Kernel, LoopKernel
+from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
@@ -43,10 +44,21 @@ def kernel_source(kernel: Kernel, target: Target) -> str:
 
 def _cuda_source(kernel: Kernel) -> str:
     if not isinstance(kernel, LoopKernel):
-        raise CodegenError(f"template {kernel.template} has no CUDA form", where=kernel.name)
+        return _cuda_template_source(kernel)
     printer, lines = print_cuda_loops(kernel)
     head = [*_imports(printer, lines, "cuda"), *_rounding(kernel.body)]
     return "\n".join([f'"""{kernel.name}: generated loops for CUDA."""', "", *head, "", *lines, ""])
+
+
+def _cuda_template_source(kernel: TemplateKernel) -> str:
+    if kernel.template not in cuda_template.CUDA_TEMPLATES:
+        raise CodegenError(f"template {kernel.template} has no CUDA form", where=kernel.name)
+    words, epilogue = templates.epilogue_base(kernel.template), ""
+    if kernel.epilogue is not None:
+        printer, lines = print_epilogue(kernel.epilogue, words, CudaPrinter)
+        epilogue = "\n".join([*_imports(printer, lines, "cuda"), *_rounding(kernel.epilogue), "", "", *lines, ""])
+        words += kernel.epilogue.n_words
+    return cuda_template.render(kernel.template, dict(kernel.constants), epilogue, words)
 
 
 def kernel_symbol(kernel: Kernel, source: str) -> str:

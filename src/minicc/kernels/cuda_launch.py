@@ -3,16 +3,25 @@
 Pure integer arithmetic over the words of one call, as `domain` is for the CPU.
 """
 
+# ruff: noqa: ARG001  (launches of templates have the same parameters)
+
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
-from minicc.kernels.domain import ceil_divide
+from minicc.kernels.domain import Words, ceil_divide
+from minicc.kernels.sequential import scatter_domain, topk_domain
 from minicc.targets.cuda import CudaTarget
 
-# Threads of a block whose threads work alone, and the most of one that reduces together.
+# Threads of a block whose threads work alone, the most of one that reduces together, and of one that steps
+# through a sequence together.
 ELEMENT_THREADS = 256
 REDUCTION_THREADS = 512
+RECURRENT_THREADS = 1024
+# The longest sequence of updates whose places are compared with each other.
+COMPARED_UPDATES = 1 << 16
 WARP = 32
 # Blocks per multiprocessor beyond which threads take several elements: enough to hide latency and unevenness.
 WAVES = 32
@@ -37,3 +46,41 @@ def launch_rows(rows: int, columns: int, target: CudaTarget) -> Launch:
     """A block per row of so many columns, or per several rows."""
     threads = min(REDUCTION_THREADS, max(1, ceil_divide(columns, WARP)) * WARP)
     return Launch((min(rows, target.multiprocessors * WAVES * 8), 1, 1), threads)
+
+
+# ---------------------------------------------------------------------------------------------- templates
+
+Constants = Mapping[str, int | float | str]
+
+
+def launch_scan(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A thread per row of the axis."""
+    return launch_elements(w["OUTER"] * w["INNER"] if w["COUNT"] else 0, target)
+
+
+def launch_scatter(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """Fill BLOCK, the positions of the sequence a thread begins at; a thread per lane and such position.
+
+    Raises ShapeError as on the CPU.
+    """
+    lanes = prod(w[f"E_{axis}"] for axis in range(w["AXES"])) * w["RUN"]
+    empty = not scatter_domain(w, {}, None, 1)
+    w["BLOCK"] = w["COUNT"] if w["COUNT"] <= COMPARED_UPDATES else 1
+    return launch_elements(0 if empty else lanes * w["BLOCK"], target)
+
+
+def launch_topk(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A thread per element. ShapeError when a row has fewer than K elements."""
+    return launch_elements(topk_domain(w, {}, None, 1) * w["N"], target)
+
+
+def launch_suppress(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A block per class of a batch."""
+    return launch_rows(w["BATCHES"] * w["CLASSES"], w["N"], target)
+
+
+def launch_recurrent(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A block per sequence and direction."""
+    w["ROWS"] = 1
+    threads = min(RECURRENT_THREADS, ceil_divide(int(constants["COUNT"]) * w["H"], WARP) * WARP)
+    return Launch((w["DIRECTIONS"] * w["B"] if w["H"] else 0, 1, 1), max(WARP, threads))

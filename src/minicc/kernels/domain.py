@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from minicc.kernels.cpu.winograd_points import side
 from minicc.targets.cpu import CpuTarget
+from minicc.targets.cuda import CudaTarget
 
 Words = dict[str, int]
 
@@ -33,11 +34,13 @@ def tile_rows(target: CpuTarget) -> int:
     return 8 if target.vector_registers >= 32 else 6
 
 
-def panel_columns(target: CpuTarget, columns: int | None) -> int:
+def panel_columns(target: CpuTarget | CudaTarget, columns: int | None) -> int:
     """NR: columns of a packed panel for a right operand of so many columns (None: not known at compile time).
 
-    Two vectors, or one when the second would be padding in a narrow operand.
+    Two vectors, or one when the second would be padding in a narrow operand. On CUDA the lanes of a warp.
     """
+    if isinstance(target, CudaTarget):
+        return 32
     width = target.vector_width
     narrow = columns is not None and columns <= 7 * width and ceil_divide(columns, width) % 2 == 1
     return width if narrow else 2 * width

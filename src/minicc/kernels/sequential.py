@@ -21,7 +21,7 @@ SCATTER_AXES = 8
 SCATTER_LANES = 64
 
 
-def scatter_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+def scatter_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None, threads: int) -> int:
     """Fill BLOCK; one unit is a block of lanes.
 
     Raises ShapeError when the updates do not fit the indices, or the indices the target.
@@ -43,18 +43,18 @@ def scatter_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, th
     return outer * ceil_divide(w["RUN"], w["BLOCK"])
 
 
-def scan_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+def scan_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None, threads: int) -> int:
     """One unit is one row of the last axis, or one block of inner elements."""
     return w["OUTER"] * ceil_divide(w["INNER"], constants["BLOCK"]) if w["COUNT"] else 0
 
 
-def topk_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+def topk_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None, threads: int) -> int:
     """One unit is one row. ShapeError when it has fewer than K elements."""
     if w["K"] > w["N"]:
         raise ShapeError(f"TopK asks for {w['K']} of {w['N']} elements")
     return w["OUTER"] * w["INNER"] if w["K"] else 0
 
 
-def suppress_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+def suppress_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None, threads: int) -> int:
     """One unit is one class of one batch."""
     return w["BATCHES"] * w["CLASSES"]

@@ -125,7 +125,7 @@ from minicc.targets.cpu import CpuTarget
 # Lines around a generated epilogue in the text of a kernel.
 EPILOGUE_BEGIN, EPILOGUE_END = "# -- generated epilogue", "# -- end of the epilogue"
 
-_FOLDER = Path(__file__).parent / "cpu"
+_FOLDER = Path(__file__).parent
 
 Domain = Callable[[domain.Words, Mapping[str, int], CpuTarget, int], int]
 
@@ -288,7 +288,15 @@ def render(name: str, constants: Mapping[str, object], epilogue: str, target: Cp
     unknown = set(constants) - set(template.constants)
     if unknown:
         raise KeyError(f"template {name} has no constants {sorted(unknown)}")
-    text, places = _parsed(name)
+    return fill("cpu", name, values, epilogue)
+
+
+def fill(folder: str, name: str, values: Mapping[str, object], epilogue: str) -> str:
+    """The text of kernels/FOLDER/NAME.py with module-level constants and, unless it is "", the epilogue replaced.
+
+    Values that the text does not name are left out.
+    """
+    text, places = _parsed(folder, name)
     lines = text.splitlines()
     for key, (first, last) in sorted(places.items(), key=lambda place: -place[1][0]):
         if key == "epilogue" and epilogue:
@@ -317,10 +325,10 @@ def split_epilogue(source: str) -> tuple[str, str] | None:
     return before + called + after, epilogue.replace("@helper\n", "", 1)
 
 
-@lru_cache(maxsize=32)
-def _parsed(name: str) -> tuple[str, dict[str, tuple[int, int]]]:
+@lru_cache(maxsize=64)
+def _parsed(folder: str, name: str) -> tuple[str, dict[str, tuple[int, int]]]:
     """A template's text, and the line ranges of its module-level constants and its epilogue."""
-    text = (_FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    text = (_FOLDER / folder / f"{name}.py").read_text(encoding="utf-8")
     places = {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from minicc.errors import ResourceLimitError, ShapeError, VerifyError
 from minicc.ir.dims import Dim, SymbolicDim, evaluate, symbols_of
 from minicc.ir.types import DType
+from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
@@ -353,12 +355,15 @@ class Segment:
         machine = self.machine
         for at, step in enumerate(self.steps):
             kernel = machine.kernels[step.kernel]
-            if isinstance(kernel, TemplateKernel) and isinstance(machine.target, CpuTarget):
-                own = words[self.starts[at] : self.starts[at + 1]].tolist()
-                units[at] = templates.bind(
-                    kernel.template, dict(kernel.constants), own, machine.target, machine.threads
-                )
-                words[self.starts[at] : self.starts[at + 1]] = own
+            if not isinstance(kernel, TemplateKernel):
+                continue
+            own = words[self.starts[at] : self.starts[at + 1]].tolist()
+            constants = dict(kernel.constants)
+            if isinstance(machine.target, CpuTarget):
+                units[at] = templates.bind(kernel.template, constants, own, machine.target, machine.threads)
+            else:
+                units[at] = prod(cuda_template.bind(kernel.template, constants, own, machine.target).grid)
+            words[self.starts[at] : self.starts[at + 1]] = own
 
     def _rows(self, units: Words, costs: Words) -> tuple[Words, NDArray[np.intp]]:
         """Rows of the steps with work to do, with addresses relative to the words; and which steps."""

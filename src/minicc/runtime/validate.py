@@ -11,6 +11,7 @@ from __future__ import annotations
 from minicc.errors import ArtifactError
 from minicc.ir.dims import Dim
 from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type
+from minicc.kernels.cuda_template import CUDA_TEMPLATES, constants_of
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
 from minicc.lower.program import Buffer, ControlStep, KernelStep, Program, Step, Word
@@ -93,8 +94,9 @@ def _check_kernel(kernel: Kernel) -> None:
     if template is None:
         raise ArtifactError(f"unknown kernel template {kernel.template!r}")
     names = {name for name, _ in kernel.constants}
+    forms = [template.constants, *([constants_of(kernel.template)] if kernel.template in CUDA_TEMPLATES else [])]
     _need(
-        names == set(template.constants),
+        names in map(set, forms),
         f"constants {sorted(names)} do not fit the template",
         kernel.template,
     )

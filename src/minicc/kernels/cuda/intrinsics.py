@@ -43,6 +43,23 @@ def arg(typing_context, args, index):
     return types.int64(args, types.literal(place)), emit
 
 
+@intrinsic
+def arg_of(typing_context, args, first, axis):
+    """Word first + axis of the kernel's parameters, `first` a literal and `axis` one of 0 to 7: int64."""
+    if not isinstance(first, types.IntegerLiteral) or not isinstance(axis, types.Integer):
+        return None
+    place = first.literal_value
+
+    def emit(context, builder, signature, values):
+        chosen = builder.extract_value(values[0], place)
+        for number in range(1, 8):
+            is_it = builder.icmp_unsigned("==", values[2], I64(number))
+            chosen = builder.select(is_it, builder.extract_value(values[0], place + number), chosen)
+        return chosen
+
+    return types.int64(args, types.literal(place), types.int64), emit
+
+
 def _pointer_to(element):
     pointer = types.CPointer(element)
 
@@ -223,3 +240,9 @@ all_threads = _special("nctaid.x", "ntid.x")
 def first_element():
     """The first element of a thread that walks a space together with all others of the grid."""
     return block() * threads() + thread()
+
+
+@helper
+def barrier():
+    """Waits for all threads of the block, and for what they have stored."""
+    cuda.syncthreads()

@@ -63,6 +63,12 @@ def sigmoid_f64(x):
 
 
 @helper
+def softplus_f32(x):
+    """log(1 + exp(x))."""
+    return max(x, np.float32(0)) + math.log1p(math.exp(-abs(x)))
+
+
+@helper
 def pow_f32(x, y):
     """x ** y."""
     return math.pow(x, y)

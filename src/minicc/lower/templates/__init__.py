@@ -52,7 +52,17 @@ FUSED = frozenset((
 
 
 # Those with a CUDA form.
-CUDA_TABLE: dict[tuple[str, str], Lower] = {}
+CUDA_TABLE: dict[tuple[str, str], Lower] = {
+    ("", "ScatterElements"): lower_scatter_elements,
+    ("", "ScatterND"): lower_scatter_nd,
+    ("", "CumSum"): lower_scan,
+    ("", "CumProd"): lower_scan,
+    ("", "LSTM"): lower_recurrent,
+    ("", "GRU"): lower_recurrent,
+    ("", "RNN"): lower_recurrent,
+    ("", "TopK"): lower_topk,
+    ("minicc", "SelectBoxes"): lower_select_boxes,
+}
 
 
 def find_template(node: Node, target: Target) -> Lower | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minicc.ir.dims import Dim, ceil_divide, product
-from minicc.ir.expr import accumulator, iteration, load
+from minicc.ir.expr import accumulator, iteration, load, reduce
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import f32
 from minicc.kernels import packing
@@ -18,6 +18,7 @@ from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.ops.recurrent import Activation, activations_of, directions_of
+from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -50,7 +51,7 @@ def lower_recurrent(low: Lowering, node: Node, lead: Node | None) -> str:
     linear_before_reset = int(node.attrs.get("linear_before_reset", 0))
     bias, recurrent_bias = _biases(b, cell, number, hidden, linear_before_reset)
     gates, gate_strides = _input_share(low, node, x, w, bias, (number, steps, batch, width), batch_major)
-    nr = panel_columns(low.cpu, width)
+    nr = panel_columns(low.target, width)
     first = 2 * hidden if cell == "GRU" else width
     packed = _packed(low, r, nr, slice(0, first), "a")
     second = _packed(low, r, nr, slice(first, width), "b") if cell == "GRU" else None
@@ -139,15 +140,23 @@ def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, sha
     assert w.data is not None and isinstance(width, int)
     buffer, offset, strides = common.float_view(low, x, x.shape, 2)
     step, row = (strides[1], strides[0]) if batch_major else (strides[0], strides[1])
-    nr = panel_columns(low.cpu, width)
+    loops = isinstance(low.target, CudaTarget)
+    nr = width if loops else panel_columns(low.target, width)
     key = ("recurrent_input", id(w.data), nr)
     if key not in low.constants:
         matrix = np.ascontiguousarray(w.data.transpose(0, 2, 1).astype(np.float32, copy=False))
-        low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
+        low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)  # of one panel: the matrix itself
     weights, shared = low.constants[key], low.constant(bias.astype(np.float32), "gate_bias")
     depth = x.shape[2]
     gates = low.temporary("gates", f32, shape)
     d, t, b, j = (iteration(a) for a in range(4))
+    own_strides = (steps * batch * width, batch * width, width)
+    if loops:
+        k = iteration(4)
+        products = load(buffer, f32, (t * step + b * row + k + offset,)) * load(weights, f32, ((d * depth + k) * width + j,))
+        value = reduce("sum", (4,), (depth,), products) + load(shared, f32, (d * width + j,))
+        low.emit_writes([Write(gates, f32, linearise((d, t, b, j), shape), value)], shape, node.origin, "gates")
+        return gates, own_strides
     value = accumulator(f32) + load(shared, f32, (d * width + j,))
     offset_expr = linearise((d, t, b, j), shape)
     whole = ceil_divide(width, nr) * depth * nr
@@ -161,4 +170,4 @@ def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, sha
          "A_B1": a1, "B_B0": b0, "B_B1": b1, "B0": e0, "B1": e1},
         space, (buffer, weights, shared), product(shape) * depth * 2, writes=(gates,), name="gemm_gates",
     )  # fmt: skip
-    return gates, (steps * batch * width, batch * width, width)
+    return gates, own_strides

@@ -15,6 +15,7 @@ import numpy as np
 
 from minicc.codegen.cuda_loops import frame as frame_of
 from minicc.errors import VerifyError
+from minicc.kernels import cuda_template
 from minicc.kernels.cuda_launch import Launch, launch_elements, launch_rows
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Program
@@ -52,9 +53,9 @@ class Plan:
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
-    """The shape of a call's launch."""
+    """The shape of a call's launch; a template's blocking words are filled in."""
     if not isinstance(kernel, LoopKernel):
-        raise VerifyError(f"template {kernel.template} has no CUDA form")
+        return cuda_template.bind(kernel.template, dict(kernel.constants), words, target)
     chosen = frame_of(kernel)
     extents = words[: kernel.rank]
     count = int(np.prod(extents, dtype=np.int64))

@@ -1,0 +1,71 @@
+"""The templates that have a CUDA form: their launches, and how their kernel files are made.
+
+Words are those of `template.TEMPLATES` on every target. The text is kernels/cuda/NAME.py, whose function is
+`kernel(args)`; constants that only CPUs need are not in it. A new form is a file there and a row in the table here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableSequence
+from dataclasses import dataclass
+
+from minicc.kernels import cuda_launch as launches
+from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.domain import Words
+from minicc.kernels.template import TEMPLATES, fill
+from minicc.targets.cuda import CudaTarget
+
+Constants = Mapping[str, int | float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class CudaTemplate:
+    """One CUDA form.
+
+    launch:    fills the blocking words (by name) and returns the launch; raises ShapeError for sizes that do not fit.
+    constants: names that `render` must be given, where they are not those of the CPU's form.
+    threads:   the most threads of a block; None where THREADS is one of the constants.
+    """
+
+    launch: Callable[[Words, Constants, CudaTarget], Launch]
+    constants: tuple[str, ...] | None = None
+    threads: int | None = launches.ELEMENT_THREADS
+
+
+CUDA_TEMPLATES: dict[str, CudaTemplate] = {
+    "scan": CudaTemplate(launches.launch_scan),
+    "scatter": CudaTemplate(launches.launch_scatter),
+    "topk": CudaTemplate(launches.launch_topk),
+    "suppress": CudaTemplate(launches.launch_suppress, threads=launches.REDUCTION_THREADS),
+    "recurrent": CudaTemplate(launches.launch_recurrent, threads=launches.RECURRENT_THREADS),
+}
+
+
+def constants_of(name: str) -> tuple[str, ...]:
+    """Names of the constants of a template's CUDA form; KeyError when there is none."""
+    own = CUDA_TEMPLATES[name].constants
+    return TEMPLATES[name].constants if own is None else own
+
+
+def bind(name: str, constants: Constants, words: MutableSequence[int], target: CudaTarget) -> Launch:
+    """Fill a call's blocking words in place, its sizes being known; returns its launch."""
+    layout = TEMPLATES[name].words
+    named = dict(zip(layout, words))
+    launch = CUDA_TEMPLATES[name].launch(named, constants, target)
+    words[: len(layout)] = [named[word] for word in layout]
+    return launch
+
+
+def render(name: str, constants: Constants, epilogue: str, words: int) -> str:
+    """The text of a kernel: the CUDA form with its constants, word numbers and epilogue put in.
+
+    epilogue: module text that ends in `def epilogue(args, b0, b1, i, j, acc)`, or "" for the file's own.
+    words: of the whole call. KeyError when a constant is missing or unknown.
+    """
+    layout, template = TEMPLATES[name].words, CUDA_TEMPLATES[name]
+    if set(constants) != set(constants_of(name)):
+        raise KeyError(f"template {name} has the constants {sorted(constants_of(name))}, not {sorted(constants)}")
+    values: dict[str, object] = {**{word: at for at, word in enumerate(layout)}, "EPILOGUE": len(layout), "WORDS": words}
+    if template.threads is not None:
+        values["THREADS"] = template.threads
+    return fill("cuda", name, {**values, **constants}, epilogue)
