@@ -31,9 +31,9 @@ GRAPH_LAUNCHES = 20
 
 def build(folder: Path) -> None:
     """Writes cubins and kernels.json."""
-    from benchmarks.cuda_build import render
+    from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
-    from minicc.kernels.cuda_tiles import constants, conv_constants, conv_shared_bytes, tiles_of
+    from minicc.kernels.cuda_tiles import conv_shared_bytes, tiles_of
     from minicc.targets.cuda import parse_cuda_target
 
     target = parse_cuda_target("cuda:sm_90")
@@ -43,8 +43,7 @@ def build(folder: Path) -> None:
         for element in TOLERANCES:
             for number, tile in enumerate(tiles_of(element, target)):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
-                values = (conv_constants if template == "conv" else constants)(element, tile)
-                text = render(template, values, {"ptr_f32": "ptr_i32"} if element == "s8" else {})
+                text = (conv_text if template == "conv" else gemm_text)(element, tile)
                 built = compile_cubin(text, "kernel", target)
                 (folder / f"{name}.cubin").write_bytes(built.data)
                 shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes

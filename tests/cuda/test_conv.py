@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
-from benchmarks.cuda_build import machine_text, render
+from benchmarks.cuda_build import conv_text, machine_text
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
 from minicc.kernels.cuda_tiles import (
     GROUP_TILES,
     SIZES,
     Tile,
-    conv_constants,
     conv_shared_bytes,
     pack_filters,
     piece_of,
@@ -36,12 +35,7 @@ axis = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2), st.int
 
 @lru_cache(maxsize=32)
 def ptx(element: str, tile: Tile, piece: int) -> str:
-    return compile_ptx(text_of(element, tile, piece), "kernel", TARGET)
-
-
-def text_of(element: str, tile: Tile, piece: int) -> str:
-    changes = {"ptr_f32": "ptr_i32"} if element == "s8" else {}
-    return render("conv", conv_constants(element, tile, piece), changes)
+    return compile_ptx(conv_text(element, tile, piece), "kernel", TARGET)
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...]) -> Array:
@@ -107,7 +101,7 @@ def test_machine_code(element: str) -> None:
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
     tile = tiles_of(element, TARGET)[0]
-    built = compile_cubin(text_of(element, tile, 16), "kernel", TARGET)
+    built = compile_cubin(conv_text(element, tile), "kernel", TARGET)
     assert built.spills == 0
     assert built.registers * tile.threads <= 65536
     code = machine_text(built.data)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
-from benchmarks.cuda_build import machine_text, render
+from benchmarks.cuda_build import gemm_text, machine_text
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
 from minicc.kernels.cuda_tiles import (
+    ALL_TILES,
     GROUP_TILES,
     SIZES,
     Tile,
     choose_tile,
-    constants,
     launch_conv,
     launch_gemm,
     pack_right,
@@ -51,12 +51,7 @@ GROUP_INSTRUCTIONS = {
 
 @lru_cache(maxsize=64)
 def ptx(element: str, tile: Tile, piece: int = 16) -> str:
-    return compile_ptx(text_of(element, tile, piece), "kernel", HOPPER)
-
-
-def text_of(element: str, tile: Tile, piece: int = 16) -> str:
-    changes = {"ptr_f32": "ptr_i32"} if element in INTEGERS else {}
-    return render("gemm", constants(element, tile, piece), changes)
+    return compile_ptx(gemm_text(element, tile, piece), "kernel", HOPPER)
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...], left: bool) -> Array:
@@ -95,7 +90,8 @@ def difference(
     # The stride between batches covers whole rows; the array starts as unaligned as the kernel allows.
     places = [memory.place(stored(element, a), piece % 16), memory.place(packed), memory.place(result)]
     rows, columns = -(-m // tile.rows), -(-n // tile.columns)
-    words = [*places[:2], m, n, k, k + extra, m * (k + extra), 0, packed[0].size, 0, batches, 1, rows, columns, places[2]]
+    row, batch = packed.shape[-1], packed[0].size
+    words = [*places[:2], m, n, k, k + extra, m * (k + extra), 0, row, batch, 0, batches, 1, rows, columns, places[2]]
     run(text, "kernel", (rows * columns * batches, 1, 1), tile.threads, tile.shared_bytes, words, memory, schedule)
     expected = a[..., :k].astype(np.float64) @ b.astype(np.float64)
     return float(np.abs(memory.read(places[2], result.shape, result.dtype) - expected).max() / np.abs(expected).max())
@@ -110,7 +106,7 @@ def limit(element: str) -> float:
 @settings(max_examples=4, deadline=None)
 def test_ragged_shapes(element: str, tile: Tile, m: int, n: int, k: int, extra: int, batches: int) -> None:
     size = SIZES[element]
-    piece = piece_of(size * (k + extra), size * k)
+    piece = piece_of(size * (k + extra))
     found = difference(ptx(element, tile, piece), element, tile, (m, n, k), extra, batches, piece=piece)
     assert found <= limit(element)
 
@@ -129,7 +125,7 @@ def test_machine_code(element: str, target: CudaTarget) -> None:
         pytest.skip("ptxas or cuobjdump is not installed")
     tiles = [(element, tiles_of(element, target)[0])] if element else [(e, t) for e in SIZES for t in tiles_of(e, target)]
     for name, tile in tiles:
-        built = compile_cubin(text_of(name, tile), "kernel", target)
+        built = compile_cubin(gemm_text(name, tile), "kernel", target)
         assert built.spills == 0
         assert built.registers * tile.threads <= 65536
         code = machine_text(built.data)
@@ -204,7 +200,8 @@ def test_launches_cover_the_result_once(m: int, n: int, batches: int) -> None:
     tile = choose_tile("f16", m, n, 256, batches, HOPPER)
     gemm = {"M": m, "N": n, "B0": batches, "B1": 1}
     conv = {"IMAGES": 1, "M": m, "N": n, "GROUPS": batches}
-    for words, launch in ((gemm, launch_gemm(gemm, tile)), (conv, launch_conv(conv, tile))):
+    given = {"TILE": ALL_TILES.index(tile)}
+    for words, launch in ((gemm, launch_gemm(gemm, given, HOPPER)), (conv, launch_conv(conv, given, HOPPER))):
         assert 0 <= words["ROW_TILES"] * tile.rows - m < tile.rows
         assert 0 <= words["PANELS"] * tile.columns - n < tile.columns
         assert launch.grid == (words["ROW_TILES"] * words["PANELS"] * batches, 1, 1)

@@ -5,17 +5,18 @@ Knows nothing of Numba and of devices; the kernels are in kernels/cuda.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minicc.kernels.cuda_launch import Launch
-from minicc.kernels.domain import ceil_divide
+from minicc.kernels.domain import Words, ceil_divide
 from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
+Constants = Mapping[str, int | float | str]
 
 # Bytes of a row of a tile in shared memory, and of an element in memory.
 ROW = 128
@@ -82,6 +83,12 @@ GROUP_TILES = (
     Tile(64, 128, 16, 128, 4, "wgmma", 1),
     Tile(64, 64, 16, 64, 4, "wgmma", 1),
 )
+# By number, as kernels name them; only to be added to.
+ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES)
+# Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. PIECE, B_PIECE: bytes that divide addresses and strides
+# of A and of B, for a convolution also its channels; see `piece_of`.
+TILE_CONSTANTS = ("ELEMENT", "TILE", "PIECE", "B_PIECE")
+CONV_CONSTANTS = ("ELEMENT", "TILE", "PIECE")
 # What one multiprocessor of an H200 was seen to do at most, per microsecond: millions of operations by unit and element,
 # and kilobytes copied into shared memory.
 OPERATIONS = {
@@ -124,20 +131,26 @@ def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: Cuda
     return min(tiles_of(element, target), key=lambda tile: estimate(tile, element, m, n, k, batches, target))
 
 
-def constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
-    """Constants of a kernel. piece: bytes that divide A's address, its strides and a row of k; see `piece_of`."""
+def gemm_constants(given: Constants) -> dict[str, object]:
+    """Constants in the text of a product, from those of its kernel; see TILE_CONSTANTS. KeyError, IndexError for others."""
+    element, tile = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])]
+    if (tile.unit, element) not in OPERATIONS:
+        raise KeyError(element)
+    pieces = {name: int(value) for name, value in given.items() if name.endswith("PIECE")}
+    if not set(pieces.values()) <= {SIZES[element] << shift for shift in range(5)} & {1, 2, 4, 8, 16}:
+        raise KeyError("PIECE")
     return {
-        "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "PIECE": piece, "BM": tile.rows,
-        "BN": tile.columns, "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
+        "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "BM": tile.rows, "BN": tile.columns,
+        "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
         "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
         "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
-        "STEP": tile.threads // tile.columns,
+        "STEP": tile.threads // tile.columns, **pieces,
     }  # fmt: skip
 
 
-def conv_constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
-    """Constants of a convolution: those of a product, and where its table begins. piece: divides X, its strides and C."""
-    return {**constants(element, tile, piece), "TABLE": tile.shared_bytes}
+def conv_constants(given: Constants) -> dict[str, object]:
+    """Constants of a convolution: those of a product, and where its table begins."""
+    return {**gemm_constants(given), "TABLE": ALL_TILES[int(given["TILE"])].shared_bytes}
 
 
 def conv_shared_bytes(tile: Tile) -> int:
@@ -145,15 +158,17 @@ def conv_shared_bytes(tile: Tile) -> int:
     return tile.shared_bytes + WINDOW * tile.rows
 
 
-def launch_gemm(words: MutableMapping[str, int], tile: Tile) -> Launch:
+def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
     """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
+    tile = ALL_TILES[int(given["TILE"])]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
     return Launch((blocks, 1, 1), tile.threads, tile.shared_bytes)
 
 
-def launch_conv(words: MutableMapping[str, int], tile: Tile) -> Launch:
+def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
     """As `launch_gemm`, of a convolution: its rows run through all images."""
+    tile = ALL_TILES[int(given["TILE"])]
     rows = words["IMAGES"] * words["M"]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
@@ -180,3 +195,10 @@ def pack_filters(w: Array, groups: int) -> Array:
     """ONNX's weights [groups * N, C, *kernel] as [groups, N, taps * C padded with zeros to 16 bytes], channels last."""
     last = np.moveaxis(w, 1, -1).reshape(groups, w.shape[0] // groups, -1)
     return pack_right(np.swapaxes(last, -1, -2))
+
+
+def round_tf32(array: Array) -> Array:
+    """float32 rounded to the 11 significant bits of tf32, to nearest even; infinities and NaN stay."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(array), rounded.view(np.float32), array)

@@ -1,9 +1,9 @@
 """Matrix product on CUDA: C[b0, b1, i, j] = sum over k of A[b0, b1, i, k] * B[b0, b1, k, j].
 
-Both operands hold elements of ELEMENT (see kernels/cuda/tiles.py), B as rows of k: [N][K padded with zeros to
-16 bytes]. A block makes one tile of BM x BN, each of its warps WM x WN of it, from a ring of STAGES tiles of A
-and of B in shared memory that asynchronous copies fill ahead. Sums then pass through the same memory, so that
-neighbouring threads give neighbouring columns to the epilogue. K is never cut.
+Both operands hold elements of ELEMENT (see kernels/cuda/tiles.py), B as rows of k, [N][K]. A block makes one tile of
+BM x BN, each of its warps WM x WN of it, from a ring of STAGES tiles of A and of B in shared memory that asynchronous
+copies fill ahead. Sums then pass through the same memory, so that neighbouring threads give neighbouring columns to
+the epilogue. K is never cut.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
@@ -26,11 +26,12 @@ from minicc.kernels.cuda.tiles import (
     zeros,
 )
 
-# Constants. PIECE: the largest power of two up to 16 that divides the bytes of A, its strides and of a row of K.
+# Constants. PIECE: the largest power of two up to 16 that divides the bytes of A and of its strides.
 UNIT = "mma"
 ELEMENT = "f16"
 SIZE = 2
 PIECE = 16
+B_PIECE = 16  # the same of B
 BM = 128
 BN = 128
 WM = 64
@@ -55,14 +56,15 @@ K = 4
 A_ROW = 5
 A_B0 = 6
 A_B1 = 7
-B_B0 = 8
-B_B1 = 9
-B0 = 10
-B1 = 11
-ROW_TILES = 12  # ceil(M / BM)
-PANELS = 13  # ceil(N / BN)
-EPILOGUE = 14
-WORDS = 15  # those of the epilogue included
+B_ROW = 8
+B_B0 = 9
+B_B1 = 10
+B0 = 11
+B1 = 12
+ROW_TILES = 13  # ceil(M / BM)
+PANELS = 14  # ceil(N / BN)
+EPILOGUE = 15
+WORDS = 16  # those of the epilogue included
 
 
 @helper
@@ -91,7 +93,7 @@ def kernel(args):
     a = arg(args, A) + SIZE * (b0 * arg(args, A_B0) + b1 * arg(args, A_B1))
     b = arg(args, B) + SIZE * (b0 * arg(args, B_B0) + b1 * arg(args, B_B1))
     a_stride = SIZE * arg(args, A_ROW)
-    b_stride = (SIZE * arg(args, K) + 15) // 16 * 16
+    b_stride = SIZE * arg(args, B_ROW)
     shared = shared_memory()
     row = warp // int32(BN // WN) * int32(WM)
     column = warp % int32(BN // WN) * int32(WN)
@@ -103,7 +105,7 @@ def kernel(args):
     for _ in range(AHEAD):
         tile = shared + writing
         copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
-        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
+        copy_tile(BN, THREADS, SIZE, B_PIECE, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
         ahead = int32(ahead + BK)
         writing = next_tile(writing, STAGE_BYTES, STAGES)
@@ -116,7 +118,7 @@ def kernel(args):
         tile = shared + writing
         if ahead < k:
             copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
-            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
+            copy_tile(BN, THREADS, SIZE, B_PIECE, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
         tile = shared + reading
         sums = product(UNIT, ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)

@@ -35,7 +35,7 @@ F32 = ir.FloatType()
 ROW = 128
 CHUNK = 16
 _CHUNKS = ROW // CHUNK
-_SHARED = 3
+SHARED = 3
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ ELEMENTS = {
 }
 
 
-def _known(*values):
+def known(*values):
     return all(isinstance(value, types.Literal) for value in values)
 
 
-def _asm(builder, text, constraints, result, operands, effects=True):
+def assembly(builder, text, constraints, result, operands, effects=True):
     """One inline PTX instruction."""
     type_ = ir.FunctionType(result, [o.type for o in operands])
     all_constraints = ",".join(filter(None, (constraints, "~{memory}" if effects else "")))
@@ -88,7 +88,7 @@ def _special(name):
     @intrinsic
     def read(typing_context):
         def emit(context, builder, signature, values):
-            return _asm(builder, f"mov.u32 $0, %{name};", "=r", I32, [], effects=False)
+            return assembly(builder, f"mov.u32 $0, %{name};", "=r", I32, [], effects=False)
 
         return types.int32(), emit
 
@@ -104,7 +104,7 @@ def barrier(typing_context):
     """Waits for all threads of the block."""
 
     def emit(context, builder, signature, values):
-        _asm(builder, "bar.sync 0;", "", ir.VoidType(), [])
+        assembly(builder, "bar.sync 0;", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), emit
@@ -118,7 +118,7 @@ def shared_memory(typing_context):
         name = "minicc_shared"
         array = builder.module.globals.get(name)
         if array is None:
-            array = ir.GlobalVariable(builder.module, ir.ArrayType(I8, 0), name, addrspace=_SHARED)
+            array = ir.GlobalVariable(builder.module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
             array.linkage = "external"
             array.align = 1024
         return builder.ptrtoint(array, I32)
@@ -131,7 +131,7 @@ def copies_commit(typing_context):
     """Ends a group of asynchronous copies of this thread."""
 
     def emit(context, builder, signature, values):
-        _asm(builder, "cp.async.commit_group;", "", ir.VoidType(), [])
+        assembly(builder, "cp.async.commit_group;", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), emit
@@ -140,11 +140,11 @@ def copies_commit(typing_context):
 @intrinsic
 def copies_wait(typing_context, groups):
     """Waits until at most `groups` (a literal) of this thread's groups are still on their way."""
-    if not _known(groups):
+    if not known(groups):
         return None
 
     def emit(context, builder, signature, values):
-        _asm(builder, f"cp.async.wait_group {groups.literal_value};", "", ir.VoidType(), [])
+        assembly(builder, f"cp.async.wait_group {groups.literal_value};", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(types.literal(groups.literal_value)), emit
@@ -153,13 +153,13 @@ def copies_wait(typing_context, groups):
 @intrinsic
 def tiles_ready(typing_context, unit):
     """As `barrier`, after which products of `unit` (a literal) may read what this thread's finished copies wrote."""
-    if not _known(unit):
+    if not known(unit):
         return None
 
     def emit(context, builder, signature, values):
         if unit.literal_value == "wgmma":
-            _asm(builder, "fence.proxy.async.shared::cta;", "", ir.VoidType(), [])
-        _asm(builder, "bar.sync 0;", "", ir.VoidType(), [])
+            assembly(builder, "fence.proxy.async.shared::cta;", "", ir.VoidType(), [])
+        assembly(builder, "bar.sync 0;", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(types.literal(unit.literal_value)), emit
@@ -171,14 +171,14 @@ def tiles_ready(typing_context, unit):
 # found once and carried along, and a step of k costs few instructions.
 
 
-def _hops(rows, threads):
-    """The distances of a thread's rows from its first one; the last may lie behind the tile (see `_each_row`)."""
+def hops(rows, threads):
+    """The distances of a thread's rows from its first one; the last may lie behind the tile (see `each_row`)."""
     return [i * threads // _CHUNKS for i in range(-(-rows * _CHUNKS // threads))]
 
 
-def _each_row(builder, rows, threads, row, copy):
+def each_row(builder, rows, threads, row, copy):
     """Emits copy(number, hop) for each row of a thread that begins at `row`."""
-    for number, hop in enumerate(_hops(rows, threads)):
+    for number, hop in enumerate(hops(rows, threads)):
         if (number + 1) * threads <= rows * _CHUNKS:
             copy(number, hop)
         else:
@@ -186,7 +186,7 @@ def _each_row(builder, rows, threads, row, copy):
                 copy(number, hop)
 
 
-def _own_place(builder, shared, tid):
+def own_place(builder, shared, tid):
     """A thread's chunk, its first row, and where that chunk of that row lies in a tile."""
     chunk = builder.and_(tid, I32(_CHUNKS - 1))
     row = builder.lshr(tid, I32(3))
@@ -203,16 +203,16 @@ def tile_rows(typing_context, rows, threads, address, stride, first, left, tid):
     first:   row of memory that is row 0 of the tile; left: rows that memory has. Rows behind the last one are 0:
              they are not copied, for what they would give nobody stores.
     """
-    if not _known(rows, threads):
+    if not known(rows, threads):
         return None
     count, width = rows.literal_value, threads.literal_value
-    tuple_ = types.UniTuple(types.int64, len(_hops(count, width)))
+    tuple_ = types.UniTuple(types.int64, len(hops(count, width)))
 
     def emit(context, builder, signature, values):
         address, stride, first, left, tid = values[2:]
         row = builder.add(first, builder.lshr(tid, I32(3)))
         found = []
-        for hop in _hops(count, width):
+        for hop in hops(count, width):
             here = builder.add(row, I32(hop))
             place = builder.add(address, builder.mul(builder.sext(here, I64), stride))
             found.append(builder.select(builder.icmp_signed("<", here, left), place, I64(0)))
@@ -227,20 +227,20 @@ def copy_tile(typing_context, rows, threads, size, piece, shared, sources, k, de
     """Starts the copy of a tile [rows][ROW bytes] from rows of global memory; what lies behind their ends becomes 0.
 
     rows, threads, size, piece: literals: rows of the tile, threads of the block, bytes of an element, and the
-             largest power of two up to 16 that divides address, stride and k in bytes.
+             largest power of two up to 16 that divides the sources in bytes.
     shared:  address of the tile in shared memory. sources: `tile_rows`.
     k:       element that begins the tile's rows; depth: elements that rows of memory have.
     Pieces of less than 4 bytes are copied at once by ordinary instructions, others by cp.async, which end at
     `copies_wait`; both must be followed by `tiles_ready` before they are read.
     """
-    if not _known(rows, threads, size, piece):
+    if not known(rows, threads, size, piece):
         return None
     count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
 
     def emit(context, builder, signature, values):
         shared, sources, k, depth, tid = values[4:]
-        sources = [builder.extract_value(sources, i) for i in range(len(_hops(count, width)))]
-        chunk, row, target = _own_place(builder, shared, tid)
+        sources = [builder.extract_value(sources, i) for i in range(len(hops(count, width)))]
+        chunk, row, target = own_place(builder, shared, tid)
         begin = builder.add(builder.mul(k, I32(bytes_)), builder.shl(chunk, I32(4)))
         there = builder.sub(builder.mul(depth, I32(bytes_)), begin)
 
@@ -248,7 +248,7 @@ def copy_tile(typing_context, rows, threads, size, piece, shared, sources, k, de
             source = builder.add(sources[number], offset)
             text = "{.reg .pred p; setp.ne.s64 p, $2, 0; @p cp.async.cg.shared.global [$0], [$1], 16;}"
             place = builder.add(target, I32(hop * ROW))
-            _asm(builder, text, "r,l,l", ir.VoidType(), [place, source, sources[number]])
+            assembly(builder, text, "r,l,l", ir.VoidType(), [place, source, sources[number]])
 
         def cut(number, hop):
             exists = builder.icmp_unsigned("!=", sources[number], I64(0))
@@ -261,26 +261,26 @@ def copy_tile(typing_context, rows, threads, size, piece, shared, sources, k, de
                 place = builder.add(target, I32(hop * ROW + at))
                 # Nothing is read behind the end, not even by an instruction that would ignore it.
                 behind = builder.select(builder.icmp_signed(">", left, I32(0)), builder.add(begin, I32(at)), I32(0))
-                _copy_piece(builder, step, place, builder.add(sources[number], builder.sext(behind, I64)), left)
+                copy_piece(builder, step, place, builder.add(sources[number], builder.sext(behind, I64)), left)
 
         if step < CHUNK:
-            _each_row(builder, count, width, row, cut)
+            each_row(builder, count, width, row, cut)
             return context.get_dummy_value()
         full = builder.icmp_signed("<=", builder.add(k, I32(ROW // bytes_)), depth)
         with builder.if_else(full) as (then, otherwise):
             with then:
                 offset = builder.sext(begin, I64)
-                _each_row(builder, count, width, row, whole)
+                each_row(builder, count, width, row, whole)
             with otherwise:
-                _each_row(builder, count, width, row, cut)
+                each_row(builder, count, width, row, cut)
         return context.get_dummy_value()
 
     literals = [types.literal(v) for v in (count, width, bytes_, step)]
-    tuple_ = types.UniTuple(types.int64, len(_hops(count, width)))
+    tuple_ = types.UniTuple(types.int64, len(hops(count, width)))
     return types.void(*literals, types.int32, tuple_, *[types.int32] * 3), emit
 
 
-def _copy_piece(builder, step, target, source, left):
+def copy_piece(builder, step, target, source, left):
     """`step` bytes of global to shared memory, of which `left` (any number) exist."""
     if step >= 4:
         cache = "cg" if step == CHUNK else "ca"
@@ -288,7 +288,7 @@ def _copy_piece(builder, step, target, source, left):
         few = builder.icmp_signed("<", left, I32(step))
         part = builder.select(some, builder.select(few, left, I32(step)), I32(0))
         text = f"cp.async.{cache}.shared.global [$0], [$1], {step}, $2;"
-        _asm(builder, text, "r,l,r", ir.VoidType(), [target, source, part])
+        assembly(builder, text, "r,l,r", ir.VoidType(), [target, source, part])
         return
     type_ = ir.IntType(8 * step)
     with builder.if_else(builder.icmp_signed(">", left, I32(0))) as (then, otherwise):
@@ -300,13 +300,13 @@ def _copy_piece(builder, step, target, source, left):
     value = builder.phi(type_)
     value.add_incoming(found, last)
     value.add_incoming(type_(0), other)
-    builder.store(value, builder.inttoptr(target, type_.as_pointer(_SHARED)))
+    builder.store(value, builder.inttoptr(target, type_.as_pointer(SHARED)))
 
 
 @intrinsic
 def next_tile(typing_context, at, bytes_, stages):
     """The offset of the tile after the one at `at` in a ring of `stages` tiles of `bytes_` (literals)."""
-    if not _known(bytes_, stages):
+    if not known(bytes_, stages):
         return None
     size, count = bytes_.literal_value, stages.literal_value
 
@@ -315,203 +315,6 @@ def next_tile(typing_context, at, bytes_, stages):
         return builder.select(last, I32(0), builder.add(values[0], I32(size)))
 
     return types.int32(types.int32, types.literal(size), types.literal(count)), emit
-
-
-# ----------------------------------------------------------------------------------------------- windows
-
-# Bytes of a row's entry in the table of windows: address, image, pixel, and which taps lie inside the input.
-WINDOW = 24
-_IMAGE, _PIXEL, _INSIDE = 8, 12, 16
-
-
-@intrinsic
-def divide(typing_context, number, divisor):
-    """The quotient of two int32 that are not negative."""
-
-    def emit(context, builder, signature, values):
-        return builder.udiv(*values)
-
-    return types.int32(types.int32, types.int32), emit
-
-
-@intrinsic
-def reciprocal(typing_context, divisor):
-    """What divides by a divisor of at least 1 in `copy_windows`: ceil(2**32 / divisor), 0 for 1."""
-
-    def emit(context, builder, signature, values):
-        return builder.add(builder.udiv(I32(0xFFFFFFFF), values[0]), I32(1))
-
-    return types.int32(types.int32), emit
-
-
-def _quotient(builder, number, divisor, inverse):
-    """number / divisor; exact while number * divisor < 2**32. (Granlund and Montgomery, 1994, section 4.)"""
-    product_ = builder.mul(builder.zext(number, I64), builder.zext(inverse, I64))
-    high = builder.trunc(builder.lshr(product_, I64(32)), I32)
-    return builder.select(builder.icmp_unsigned("==", divisor, I32(1)), number, high)
-
-
-@intrinsic
-def inside_taps(typing_context, first, step, taps, extent):
-    """Bits: whether position first + number * step of each of at most 32 taps lies in [0, extent)."""
-
-    def emit(context, builder, signature, values):
-        first, step, taps, extent = values
-        bits = builder.alloca(I32)
-        builder.store(I32(0), bits)
-        number = builder.alloca(I32)
-        builder.store(I32(0), number)
-        test, body, after = (builder.append_basic_block(name) for name in ("taps.test", "taps.body", "taps.after"))
-        builder.branch(test)
-        builder.position_at_end(test)
-        builder.cbranch(builder.icmp_signed("<", builder.load(number), taps), body, after)
-        builder.position_at_end(body)
-        here = builder.load(number)
-        position = builder.add(first, builder.mul(here, step))
-        bit = builder.shl(builder.zext(builder.icmp_unsigned("<", position, extent), I32), here)
-        builder.store(builder.or_(builder.load(bits), bit), bits)
-        builder.store(builder.add(here, I32(1)), number)
-        builder.branch(test)
-        builder.position_at_end(after)
-        return builder.load(bits)
-
-    return types.int32(*[types.int32] * 4), emit
-
-
-@intrinsic
-def store_window(typing_context, table, row, address, image, pixel, inside):
-    """Notes where a row's window begins: the address of its first element, which may not exist, which output the row
-    is, and which taps exist.
-    """
-
-    def emit(context, builder, signature, values):
-        table, row, address, *numbers = values
-        where = builder.add(table, builder.mul(row, I32(WINDOW)))
-        builder.store(address, builder.inttoptr(where, I64.as_pointer(_SHARED)))
-        for at, number in zip((_IMAGE, _PIXEL, _INSIDE), numbers):
-            builder.store(number, builder.inttoptr(builder.add(where, I32(at)), I32.as_pointer(_SHARED)))
-        return context.get_dummy_value()
-
-    short = types.int32
-    return types.void(short, short, types.int64, short, short, short), emit
-
-
-def _table_entry(builder, table, row, at, type_):
-    where = builder.add(builder.add(table, builder.mul(row, I32(WINDOW))), I32(at))
-    return builder.load(builder.inttoptr(where, type_.as_pointer(_SHARED)))
-
-
-@intrinsic
-def load_pixel(typing_context, table, row):
-    """(image, pixel) of a row, as `store_window` noted them."""
-    pair = types.UniTuple(types.int32, 2)
-
-    def emit(context, builder, signature, values):
-        table, row = values
-        found = [_table_entry(builder, table, row, at, I32) for at in (_IMAGE, _PIXEL)]
-        return context.make_tuple(builder, pair, found)
-
-    return pair(types.int32, types.int32), emit
-
-
-@intrinsic
-def window_rows(typing_context, rows, threads, table, tid):
-    """As `tile_rows`, from the table."""
-    return _from_table(rows, threads, 0, types.int64, I64)
-
-
-@intrinsic
-def window_taps(typing_context, rows, threads, table, tid):
-    """Which taps of a thread's rows lie inside the input, from the table: a tuple of int32."""
-    return _from_table(rows, threads, _INSIDE, types.int32, I32)
-
-
-def _from_table(rows, threads, at, type_, llvm):
-    if not _known(rows, threads):
-        return None
-    count, width = rows.literal_value, threads.literal_value
-    tuple_ = types.UniTuple(type_, len(_hops(count, width)))
-
-    def emit(context, builder, signature, values):
-        row = builder.lshr(values[3], I32(3))
-        last = I32(count - 1)
-        found = []
-        for hop in _hops(count, width):
-            here = builder.add(row, I32(hop))
-            here = builder.select(builder.icmp_signed("<", here, last), here, last)
-            found.append(_table_entry(builder, values[2], here, at, llvm))
-        return context.make_tuple(builder, tuple_, found)
-
-    return tuple_(types.literal(count), types.literal(width), types.int32, types.int32), emit
-
-
-@intrinsic
-def copy_windows(typing_context, rows, threads, size, piece, shared, sources, inside, k, sizes, inverses, strides, tid):
-    """As `copy_tile`, from windows: element k of a row is channel k % channels of the window's tap k / channels.
-
-    piece:    literal: the largest power of two up to 16 that divides addresses, strides and channels in bytes.
-    sources, inside: `window_rows`, `window_taps`; taps of rows, columns, planes are bits from 0, KW and KW + KH on.
-    sizes:    (channels, KW, KH, KD); inverses: the reciprocals of the first three.
-    strides:  bytes from tap to tap along columns, rows and planes. Taps outside the input are 0.
-    """
-    if not _known(rows, threads, size, piece):
-        return None
-    count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
-    number_of_rows = len(_hops(count, width))
-
-    def emit(context, builder, signature, values):
-        shared, sources, inside, k, sizes, inverses, strides, tid = values[4:]
-        sources, inside = ([builder.extract_value(v, i) for i in range(number_of_rows)] for v in (sources, inside))
-        channels, across, down, deep = (builder.extract_value(sizes, i) for i in range(4))
-        inverses = [builder.extract_value(inverses, i) for i in range(3)]
-        strides = [builder.extract_value(strides, i) for i in range(3)]
-        chunk, row, target = _own_place(builder, shared, tid)
-        parts = []
-        for at in range(0, CHUNK, step):
-            element = builder.add(builder.add(k, builder.mul(chunk, I32(CHUNK // bytes_))), I32(at // bytes_))
-            tap = _quotient(builder, element, channels, inverses[0])
-            channel = builder.sub(element, builder.mul(tap, channels))
-            line = _quotient(builder, tap, across, inverses[1])
-            z = _quotient(builder, line, down, inverses[2])
-            y, x = builder.sub(line, builder.mul(z, down)), builder.sub(tap, builder.mul(line, across))
-            offset = builder.mul(channel, I32(bytes_))
-            for number, stride in zip((x, y, z), strides):
-                offset = builder.add(offset, builder.mul(number, stride))
-            bit = builder.shl(I32(1), x)
-            bit = builder.or_(bit, builder.shl(I32(1), builder.add(y, across)))
-            bit = builder.or_(bit, builder.shl(I32(1), builder.add(builder.add(z, across), down)))
-            # Taps behind the last plane have bits that no row has, unless the shift wraps.
-            bit = builder.select(builder.icmp_unsigned("<", z, deep), bit, I32(-1))
-            parts.append((at, builder.sext(offset, I64), bit))
-
-        def copy(number, hop):
-            for at, offset, bit in parts:
-                exists = builder.icmp_signed("==", builder.and_(inside[number], bit), bit)
-                source = builder.add(sources[number], offset)
-                place = builder.add(target, I32(hop * ROW + at))
-                _copy_or_clear(builder, step, place, source, exists)
-
-        _each_row(builder, count, width, row, copy)
-        return context.get_dummy_value()
-
-    literals = [types.literal(v) for v in (count, width, bytes_, step)]
-    short = types.int32
-    tuples = [types.UniTuple(types.int64, number_of_rows), types.UniTuple(short, number_of_rows)]
-    given = [types.UniTuple(short, 4), types.UniTuple(short, 3), types.UniTuple(short, 3)]
-    return types.void(*literals, short, *tuples, short, *given, short), emit
-
-
-def _copy_or_clear(builder, step, target, source, exists):
-    """`step` bytes of global to shared memory, or zeros where they do not exist."""
-    if step < 4:
-        _copy_piece(builder, step, target, source, builder.select(exists, I32(step), I32(0)))
-        return
-    cache = "cg" if step == CHUNK else "ca"
-    text = (
-        "{.reg .pred p; setp.eq.u32 p, $2, 0; "
-        f"cp.async.{cache}.shared.global [$0], [$1], {step}, p;}}"
-    )
-    _asm(builder, text, "r,l,r", ir.VoidType(), [target, source, builder.zext(exists, I32)])
 
 
 # ----------------------------------------------------------------------------------------------- products
@@ -528,7 +331,7 @@ def _sums(element, wm, wn):
 @intrinsic
 def zeros(typing_context, element, wm, wn):
     """Sums of a warp tile of WM x WN, all 0 (literals)."""
-    if not _known(element, wm, wn):
+    if not known(element, wm, wn):
         return None
     name, height, width = (v.literal_value for v in (element, wm, wn))
     tuple_, count, type_ = _sums(name, height, width)
@@ -547,7 +350,7 @@ def product(typing_context, unit, element, wm, wn, sums, a, b, row, column, lane
     in a and in b, multiples of 8. lane: of the warp. With "wgmma" the product is on its way when this returns; see
     `products_wait`.
     """
-    if not _known(unit, element, wm, wn):
+    if not known(unit, element, wm, wn):
         return None
     unit_name, name, height, width = (v.literal_value for v in (unit, element, wm, wn))
     tuple_, count, _ = _sums(name, height, width)
@@ -565,12 +368,12 @@ def product(typing_context, unit, element, wm, wn, sums, a, b, row, column, lane
 @intrinsic
 def products_wait(typing_context, unit, pending):
     """Waits until at most `pending` of this thread's products of `unit` are still on their way (literals)."""
-    if not _known(unit, pending):
+    if not known(unit, pending):
         return None
 
     def emit(context, builder, signature, values):
         if unit.literal_value == "wgmma":
-            _asm(builder, f"wgmma.wait_group.sync.aligned {pending.literal_value};", "", ir.VoidType(), [])
+            assembly(builder, f"wgmma.wait_group.sync.aligned {pending.literal_value};", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(types.literal(unit.literal_value), types.literal(pending.literal_value)), emit
@@ -596,12 +399,12 @@ def _emit_wgmma(builder, name, shape, sums, a, b, row, column, lane):
 
     left = descriptor(a, builder.and_(row, I32(~63)))
     right = descriptor(b, column)
-    _asm(builder, "wgmma.fence.sync.aligned;", "", ir.VoidType(), [])
+    assembly(builder, "wgmma.fence.sync.aligned;", "", ir.VoidType(), [])
     for step in range(ROW // 32):
         operands = [*sums, builder.add(left, I64(2 * step)), builder.add(right, I64(2 * step))]
-        made = _asm(builder, text, constraints, ir.LiteralStructType([type_] * count), operands)
+        made = assembly(builder, text, constraints, ir.LiteralStructType([type_] * count), operands)
         sums[:] = [builder.extract_value(made, i) for i in range(count)]
-    _asm(builder, "wgmma.commit_group.sync.aligned;", "", ir.VoidType(), [])
+    assembly(builder, "wgmma.commit_group.sync.aligned;", "", ir.VoidType(), [])
 
 
 def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
@@ -626,7 +429,7 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
     def fragments(base, chunk, step, block):
         swizzled = builder.xor(builder.add(chunk, I32(2 * step)), low)
         where = builder.add(builder.add(base, builder.shl(swizzled, I32(4))), I32(16 * block * ROW))
-        found = _asm(builder, load, "=r,=r,=r,=r,r", matrices, [where])
+        found = assembly(builder, load, "=r,=r,=r,=r,r", matrices, [where])
         return [builder.extract_value(found, q) for q in range(4)]
 
     for step in range(_CHUNKS // 2):
@@ -639,7 +442,7 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
                 first = (i * (width // 8) + j) * 4
                 right = rights[j // 2][j % 2 * 2 : j % 2 * 2 + 2]
                 operands = [*left, *right, *sums[first : first + 4]]
-                made = _asm(
+                made = assembly(
                     builder, multiply, constraints, ir.LiteralStructType([type_] * 4), operands, effects=False
                 )
                 sums[first : first + 4] = [builder.extract_value(made, q) for q in range(4)]
@@ -647,7 +450,7 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
 
 def _round(builder, register):
     value = builder.bitcast(register, F32)
-    return _asm(builder, "cvt.rna.tf32.f32 $0, $1;", "=r,f", I32, [value], effects=False)
+    return assembly(builder, "cvt.rna.tf32.f32 $0, $1;", "=r,f", I32, [value], effects=False)
 
 
 def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
@@ -662,7 +465,7 @@ def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
     def quad(base, low, chunk, at):
         swizzled = builder.xor(I32(chunk), low)
         where = builder.add(builder.add(base, builder.shl(swizzled, I32(4))), I32(at * ROW))
-        found = _asm(builder, load, "=f,=f,=f,=f,r", four, [where])
+        found = assembly(builder, load, "=f,=f,=f,=f,r", four, [where])
         return [builder.extract_value(found, q) for q in range(4)]
 
     a_low = builder.and_(down, I32(7))
@@ -683,7 +486,7 @@ def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
 @intrinsic
 def store_sums(typing_context, element, wm, wn, pitch, shared, row, column, lane, sums):
     """Sums of a warp tile into a matrix of 4-byte elements in shared memory, rows `pitch` (a literal) apart."""
-    if not _known(element, wm, wn, pitch):
+    if not known(element, wm, wn, pitch):
         return None
     name, height, width, rows_apart = (v.literal_value for v in (element, wm, wn, pitch))
     tuple_, count, type_ = _sums(name, height, width)
@@ -699,7 +502,7 @@ def store_sums(typing_context, element, wm, wn, pitch, shared, row, column, lane
             r, c = _place(tensor, width, number)
             where = builder.add(base, I32(4 * (r * rows_apart + c)))
             builder.store(
-                builder.extract_value(sums, number), builder.inttoptr(where, type_.as_pointer(_SHARED))
+                builder.extract_value(sums, number), builder.inttoptr(where, type_.as_pointer(SHARED))
             )
         return context.get_dummy_value()
 
@@ -718,14 +521,14 @@ def _place(tensor, width, number):
 @intrinsic
 def load_sum(typing_context, element, shared, index):
     """One element of a matrix that `store_sums` stored."""
-    if not _known(element):
+    if not known(element):
         return None
     name = element.literal_value
     type_, llvm = (types.int32, I32) if ELEMENTS[name].integer else (types.float32, F32)
 
     def emit(context, builder, signature, values):
         where = builder.add(values[1], builder.shl(values[2], I32(2)))
-        return builder.load(builder.inttoptr(where, llvm.as_pointer(_SHARED)))
+        return builder.load(builder.inttoptr(where, llvm.as_pointer(SHARED)))
 
     return type_(types.literal(name), types.int32, types.int32), emit
 
