@@ -10,6 +10,7 @@ from pathlib import Path
 
 import minicc.kernels
 from minicc.codegen.cuda import find_tool
+from minicc.kernels.cuda_tiles import ALL_TILES, Tile, conv_constants, gemm_constants
 
 KERNELS = Path(minicc.kernels.__path__[0]) / "cuda"
 
@@ -24,6 +25,22 @@ def render(name: str, constants: Mapping[str, object], changes: Mapping[str, str
     for old, new in (changes or {}).items():
         text = text.replace(old, new)
     return text
+
+
+def gemm_text(element: str, tile: Tile, piece: int = 16) -> str:
+    """The text of a product. piece: bytes that divide A and its strides."""
+    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "PIECE": piece, "B_PIECE": 16}
+    return render("gemm", gemm_constants(given), _changes(element))
+
+
+def conv_text(element: str, tile: Tile, piece: int = 16) -> str:
+    """The text of a convolution. piece: bytes that divide X, its strides and its channels."""
+    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "PIECE": piece}
+    return render("conv", conv_constants(given), _changes(element))
+
+
+def _changes(element: str) -> dict[str, str]:
+    return {"ptr_f32": "ptr_i32"} if element in ("s8", "u8") else {}
 
 
 def machine_text(cubin: bytes) -> str:

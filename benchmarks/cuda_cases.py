@@ -53,6 +53,11 @@ class Gemm:
         return self.batches
 
     @property
+    def depth(self) -> int:
+        """Products that a result sums."""
+        return self.k
+
+    @property
     def result(self) -> tuple[int, ...]:
         return (self.batches * self.m, self.n)
 
@@ -72,7 +77,7 @@ class Gemm:
 
     def words(self, a: int, b: int, c: int, tiles: tuple[int, int]) -> list[int]:
         # Rows of k are multiples of 16 bytes, so that those of B are not padded.
-        sizes = [self.m, self.n, self.k, self.k, self.m * self.k, 0, self.n * self.k, 0, self.batches, 1]
+        sizes = [self.m, self.n, self.k, self.k, self.m * self.k, 0, self.k, self.n * self.k, 0, self.batches, 1]
         return [a, b, *sizes, *tiles, c]
 
     def torch(self, element: str, dtype: Any) -> Callable[[], Any]:

@@ -14,24 +14,26 @@ import json
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.cuda_cases import CASES, Conv, Gemm
 from benchmarks.cuda_device import REPEATS, Device
 
+if TYPE_CHECKING:
+    from minicc.targets.cuda import CudaTarget
+
 # Differences allowed, relative to the largest result. Tensor cores cut off what they add; tf32 also rounds operands.
 TOLERANCES = {"f32": 2e-6, "tf32": 2e-3, "f16": 3e-5, "bf16": 3e-5, "s8": 0.0}
 GRAPH_LAUNCHES = 20
-MULTIPROCESSORS = 132
 
 
 def build(folder: Path) -> None:
     """Writes cubins and kernels.json."""
-    from benchmarks.cuda_build import render
+    from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
-    from minicc.kernels.cuda_tiles import constants, conv_constants, conv_shared_bytes, tiles_of
+    from minicc.kernels.cuda_tiles import conv_shared_bytes, tiles_of
     from minicc.targets.cuda import parse_cuda_target
 
     target = parse_cuda_target("cuda:sm_90")
@@ -39,27 +41,27 @@ def build(folder: Path) -> None:
     kernels = []
     for template in ("gemm", "conv"):
         for element in TOLERANCES:
-            for number, tile in enumerate(tiles_of(element)):
-                name = f"{template}_{element}_{tile.rows}x{tile.columns}_{tile.threads}"
-                values = (conv_constants if template == "conv" else constants)(element, tile)
-                text = render(template, values, {"ptr_f32": "ptr_i32"} if element == "s8" else {})
+            for number, tile in enumerate(tiles_of(element, target)):
+                name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
+                text = (conv_text if template == "conv" else gemm_text)(element, tile)
                 built = compile_cubin(text, "kernel", target)
                 (folder / f"{name}.cubin").write_bytes(built.data)
                 shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes
                 kernels.append({
                     "name": name, "template": template, "element": element, "rows": tile.rows, "columns": tile.columns,
                     "threads": tile.threads, "shared": shared, "registers": built.registers, "spills": built.spills,
-                    "chosen": [_is_chosen(case, element, number) for case in CASES],
+                    "chosen": [_is_chosen(case, element, number, target) for case in CASES],
                 })  # fmt: skip
                 print(name, f"{built.registers} registers, {built.spills} bytes spilled", flush=True)
     (folder / "kernels.json").write_text(json.dumps(kernels, indent=1))
 
 
-def _is_chosen(case: Gemm | Conv, element: str, number: int) -> bool:
+def _is_chosen(case: Gemm | Conv, element: str, number: int, target: CudaTarget) -> bool:
     from minicc.kernels.cuda_tiles import choose_tile, tiles_of
 
     columns = case.result[1] // (case.repeats if case.template == "conv" else 1)
-    return tiles_of(element).index(choose_tile(element, case.rows, columns, case.repeats, MULTIPROCESSORS)) == number
+    chosen = choose_tile(element, case.rows, columns, case.depth, case.repeats, target)
+    return tiles_of(element, target).index(chosen) == number
 
 
 def run(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
     python -m benchmarks.latency [NAME ...] [--generated DIR] [--threads 1,2] [--seconds 5] [--json FILE]
 
 Both runtimes get the same thread count and inputs (the first, nominal shape of `benchmarks.inputs`) and are
-measured in alternating blocks; each block starts after a pause and one uncounted call. Figures from a busy
+measured in alternating blocks; each block starts after a pause, in which ONNX Runtime's threads stop spinning (35 ms
+were seen), and one uncounted call. Figures from a busy
 machine are worth only their ratio. Cold compile: fresh process, empty kernel cache; warm: the same again,
 cache filled. Both count from `import minicc` to the end of `minicc.compile`; the first run is listed apart.
 """
@@ -65,7 +66,7 @@ def measure(name: str, path: Path, threads: int, seconds: float) -> dict[str, An
     runs = [partial(each.run, None, case.feeds) for each in (module, competitor)]
     results = [[run() for run in runs] for _ in range(2)][-1]
     errors = [difference(equal, name, b, a) for name, a, b in zip(outputs, *results, strict=True)]
-    ours, theirs = interleaved(runs, seconds, block=5, pause=0.02)
+    ours, theirs = interleaved(runs, seconds, block=5, pause=0.06)
     row: dict[str, Any] = {"model": name, "shapes": case.label, "threads": threads}
     row |= {"error": max(error for error, _ in errors), "problem": "; ".join(p for _, p in errors if p)}
     for key, times in (("minicc", ours), ("ort", theirs)):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda import ptx_matrix, ptx_operations
+from tests.cuda import ptx_matrix, ptx_operations, ptx_wgmma
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, unpack
 
 WARP = 32
@@ -111,12 +111,11 @@ def parse(text: str, entry: str = "") -> Program:
             shared[name] = -(-used // 1024) * 1024
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for statement in re.sub(r"\{\s*\n", "\n", body).split(";"):
-        rest = statement.strip()
-        while label := re.match(r"([$\w]+):(?!:)\s*", rest):
+    for statement in body.split(";"):
+        rest = re.sub(r"^[\s{}]+", "", statement).rstrip()
+        while label := re.match(r"([$\w]+):(?!:)[\s{}]*", rest):
             labels[label[1]] = len(instructions)
             rest = rest[label.end() :]
-        rest = rest.removeprefix("}").strip()
         if rest and not rest.startswith("."):
             instructions.append(_instruction(rest))
     names = tuple(re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.\w+\s+([$\w]+)", found[2]))
@@ -161,6 +160,7 @@ class Block:
         self.lanes = np.arange(self.threads)
         self.committed = np.zeros(self.threads, np.int64)
         size = max(self.program.local.values(), default=0)
+        self.products = ptx_wgmma.Products(self.threads, self.shared.size)
         self.stack = np.full((self.threads, size), POISON, np.uint8)
         self.parameters = dict(zip(self.program.parameters, self.words, strict=True))
         self.special = {"%tid.x": self.lanes, "%laneid": self.lanes % WARP, "%ntid.x": self.threads}
@@ -225,13 +225,15 @@ class Block:
     def scatter(self, space: str, address: Array, content: Array, mask: Array) -> None:
         """uint8 [threads][size] into memory where the mask is set; of several at one address the last stays."""
         if mask.any():
-            for part, target, places, rows in self._reach(space, address, content.shape[1], mask):
+            for part, target, places, rows in self._reach(space, address, content.shape[1], mask, True):
                 if rows is None:
                     target[places] = content[part]
                 else:
                     target[rows, places] = content[part]
 
-    def _reach(self, space: str, address: Array, size: int, mask: Array) -> list[tuple[Array, Array, Array, Any]]:
+    def _reach(
+        self, space: str, address: Array, size: int, mask: Array, writes: bool = False
+    ) -> list[tuple[Array, Array, Array, Any]]:
         """(mask, bytes, places in them, threads for local memory) of the kinds of memory that addresses are in."""
         if (address[mask] % size).any() and size in (1, 2, 4, 8, 16):
             raise PtxError(f"an address is not a multiple of {size}")
@@ -257,6 +259,8 @@ class Block:
             if places.min() < 0 or places.max() >= limit:
                 raise PtxError(f"{kind} address {int(places.max())} is outside {limit} bytes")
             if kind == "shared":
+                if writes:
+                    self.products.written(places, self.lanes[part])
                 reached.append((part, self.shared, places, None))
             else:
                 reached.append((part, self.stack, places, self.lanes[part][:, None]))
@@ -300,7 +304,8 @@ class Block:
         counter = np.zeros(self.threads, np.int64)
         done = np.zeros(self.threads, bool)
         waiting = np.zeros(self.threads, bool)
-        warp = self.lanes // WARP
+        together = ptx_wgmma.GROUP if any(i.parts[0] == "wgmma" for i in instructions) else WARP
+        warp = self.lanes // together
         for _ in range(NEXT_PC_LIMIT):
             live = ~done & ~waiting
             if not live.any():
@@ -343,7 +348,7 @@ class Block:
             raise PtxError(f"{error}, in: {instruction.text}") from None
 
 
-HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS}
+HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS, **ptx_wgmma.HANDLERS}
 
 
 def run(
@@ -358,7 +363,8 @@ def run(
 ) -> None:
     """Launches a kernel whose parameters are int64 words; results are in `memory`.
 
-    entry: its name, or "" for the only one. block: threads. schedule: "together" or "warps".
+    entry: its name, or "" for the only one. block: threads. schedule: "together", or "warps": one warp runs as far as it
+    can, then another (with wgmma four warps).
     """
     program = parse(ptx, entry)
     with np.errstate(all="ignore"):

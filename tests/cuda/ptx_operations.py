@@ -254,6 +254,8 @@ def _st(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     if len(raw) != _vector(parts):
         raise PtxError("a vector store of another length")
     content = np.ascontiguousarray(np.stack(raw, 1)).view(np.uint8).reshape(block.threads, -1)
+    if content.shape[1] >= 4:
+        block.products.stored(np.flatnonzero(mask))
     block.scatter(_space(parts), block.address(operands[0]), content, mask)
 
 
@@ -294,7 +296,11 @@ def _cp(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
         block.land(int(operands[0]) if operands else 0, mask)
     elif parts[2] in ("cg", "ca"):
         size = int(operands[2])
-        there = block.value(operands[3]).astype(np.int64) if len(operands) > 3 else np.full(block.threads, size)
+        there = np.full(block.threads, size)
+        if len(operands) > 3:
+            given = block.value(operands[3]).astype(np.int64)
+            predicate = operands[3].startswith(("p", "%p"))  # whether to ignore the source
+            there = np.where(given, 0, size) if predicate else given
         if ((there[mask] > size) | (there[mask] < 0)).any() or size not in ((16,) if parts[2] == "cg" else (4, 8, 16)):
             raise PtxError("cp.async of a wrong size")
         block.start_copy(block.address(operands[0]), block.address(operands[1]), size, there, mask)
@@ -451,5 +457,5 @@ HANDLERS: dict[str, Handler] = {
     "prmt": _prmt, "shf": _shf, "lop3": _lop3, "popc": _count(lambda x, _: x.bit_count()),
     "clz": _count(lambda x, bits: bits - x.bit_length()),
     "brev": _unary(lambda x: np.array([int(f"{int(v):0{8 * x.dtype.itemsize}b}"[::-1], 2) for v in x], x.dtype)),
-    "membar": _nothing, "fence": _nothing, "prefetch": _nothing,
+    "membar": _nothing, "prefetch": _nothing,
 }  # fmt: skip

@@ -55,7 +55,8 @@ def test_benchmark_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cuda_kernels, "TOLERANCES", {"f16": 3e-5, "s8": 0.0})
     monkeypatch.setattr(cuda_kernels, "Device", Interpreter)
     monkeypatch.setattr(cuda_kernels, "torch_milliseconds", lambda *_: None)
-    monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-2:])
+    monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-1:])
+    monkeypatch.setattr(cuda_tiles, "GROUP_TILES", cuda_tiles.GROUP_TILES[-1:])
     monkeypatch.setattr(codegen, "compile_cubin", lambda *kernel: Cubin(compile_ptx(*kernel).encode(), 0, 0, 0))
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
@@ -71,6 +72,7 @@ def test_a_wrong_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cuda_kernels, "Device", Interpreter)
     monkeypatch.setattr(cuda_kernels, "torch_milliseconds", lambda *_: None)
     monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-1:])
+    monkeypatch.setattr(cuda_tiles, "GROUP_TILES", ())
 
     def compile_wrongly(*kernel: Any) -> Cubin:
         return Cubin(compile_ptx(*kernel).replace("s8.s8", "u8.s8").encode(), 0, 0, 0)

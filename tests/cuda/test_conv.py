@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
-from benchmarks.cuda_build import machine_text, render
+from benchmarks.cuda_build import conv_text, machine_text
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
-from minicc.kernels.cuda_tiles import SIZES, Tile, conv_constants, conv_shared_bytes, pack_filters, piece_of, tiles_of
+from minicc.kernels.cuda_tiles import (
+    GROUP_TILES,
+    SIZES,
+    Tile,
+    conv_shared_bytes,
+    pack_filters,
+    piece_of,
+    tiles_of,
+)
 from minicc.targets.cuda import parse_cuda_target
 from tests.cuda.ptx_interpreter import Memory, run
 
@@ -27,12 +35,7 @@ axis = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2), st.int
 
 @lru_cache(maxsize=32)
 def ptx(element: str, tile: Tile, piece: int) -> str:
-    return compile_ptx(text_of(element, tile, piece), "kernel", TARGET)
-
-
-def text_of(element: str, tile: Tile, piece: int) -> str:
-    changes = {"ptr_f32": "ptr_i32"} if element == "s8" else {}
-    return render("conv", conv_constants(element, tile, piece), changes)
+    return compile_ptx(conv_text(element, tile, piece), "kernel", TARGET)
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...]) -> Array:
@@ -55,14 +58,15 @@ def convolve(x: Array, w: Array, groups: int, strides: list[int], dilations: lis
     return np.asarray(total).reshape(x.shape[0], *out, -1)
 
 
+@pytest.mark.parametrize("unit", ["wgmma", ""])
 @pytest.mark.parametrize("element", TYPES)
 @given(
     images=st.integers(1, 2), groups=st.integers(1, 2), channels=st.sampled_from([1, 3, 4, 16]), filters=st.integers(1, 70),
     axes=st.lists(axis, min_size=1, max_size=3), seed=st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_convolutions(
-    element: str, images: int, groups: int, channels: int, filters: int, axes: list[tuple[int, ...]], seed: int
+    element: str, unit: str, images: int, groups: int, channels: int, filters: int, axes: list[tuple[int, ...]], seed: int
 ) -> None:
     axes = [(1, 1, 1, 1, 0)] * (3 - len(axes)) + [(max(n, d * (k - 1) + 1 - 2 * p), k, s, d, p) for n, k, s, d, p in axes]
     extents, kernel, strides, dilations, pads = (list(column) for column in zip(*axes, strict=True))
@@ -71,7 +75,9 @@ def test_convolutions(
     w = draw(rng, element, (groups * filters, channels, *kernel))
     expected = convolve(x, w, groups, strides, dilations, pads)
 
-    tile, size = tiles_of(element)[-2], SIZES[element]
+    tile, size = tiles_of(element, TARGET)[-2], SIZES[element]
+    if unit == "wgmma" and element != "f32":
+        tile = GROUP_TILES[-1]
     memory = Memory()
     result = np.full(expected.shape, 77, np.int32 if element == "s8" else np.float32)
     places = [memory.place(array) for array in (x, pack_filters(w, groups), result)]
@@ -94,10 +100,10 @@ def test_convolutions(
 def test_machine_code(element: str) -> None:
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
-    tile = tiles_of(element)[0]
-    built = compile_cubin(text_of(element, tile, 16), "kernel", TARGET)
+    tile = tiles_of(element, TARGET)[0]
+    built = compile_cubin(conv_text(element, tile), "kernel", TARGET)
     assert built.spills == 0
     assert built.registers * tile.threads <= 65536
     code = machine_text(built.data)
     assert "LDGSTS" in code
-    assert ("FFMA" if element == "f32" else "MMA.") in code
+    assert ("FFMA" if element == "f32" else "GMMA.") in code

@@ -57,7 +57,7 @@ class Work:
 
 
 def test_state_layout() -> None:
-    assert (face.STATE_WORDS, face.WORKERS) == (native.STATE_WORDS, native.WORKERS)
+    assert (face.TICKETS, face.TICKET_WORDS, face.WORKERS) == (native.TICKETS, native.TICKET_WORDS, native.WORKERS)
     assert face.ROW_WORDS == native.ROW_WORDS
     assert face.MAX_ROWS <= native.MAX_ROWS
 

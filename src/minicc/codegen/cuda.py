@@ -90,7 +90,8 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
             patch.object(dispatcher, "get_current_device", lambda: device),
             patch.object(compiler, "compile_cuda", compile_cuda),  # compile_ptx has no parameter for these options
         ):
-            ptx, _ = cuda.compile_ptx(function, signature, cc=target.capability, launch_bounds=(threads, 1))
+            capability = (*target.capability, target.arch.lstrip("sm_0123456789"))  # with the "a" of sm_90a
+            ptx, _ = cuda.compile_ptx(function, signature, cc=capability, launch_bounds=(threads, 1))
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""

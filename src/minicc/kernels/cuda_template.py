@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass
 
 from minicc.kernels import cuda_launch as launches
+from minicc.kernels import cuda_tiles
 from minicc.kernels.cuda_launch import Launch
 from minicc.kernels.domain import Words
 from minicc.kernels.template import TEMPLATES, fill
@@ -24,15 +25,19 @@ class CudaTemplate:
 
     launch:    fills the blocking words (by name) and returns the launch; raises ShapeError for sizes that do not fit.
     constants: names that `render` must be given, where they are not those of the CPU's form.
-    threads:   the most threads of a block; None where THREADS is one of the constants.
+    threads:   the most threads of a block; None where `expand` gives THREADS.
+    expand:    constants of the text that follow from those of the kernel; raises LookupError for wrong ones.
     """
 
     launch: Callable[[Words, Constants, CudaTarget], Launch]
     constants: tuple[str, ...] | None = None
     threads: int | None = launches.ELEMENT_THREADS
+    expand: Callable[[Constants], dict[str, object]] = dict
 
 
 CUDA_TEMPLATES: dict[str, CudaTemplate] = {
+    "gemm": CudaTemplate(cuda_tiles.launch_gemm, cuda_tiles.TILE_CONSTANTS, None, cuda_tiles.gemm_constants),
+    "conv": CudaTemplate(cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants),
     "depthwise": CudaTemplate(launches.launch_windows),
     "pool": CudaTemplate(launches.launch_windows),
     "scan": CudaTemplate(launches.launch_scan),
@@ -70,4 +75,4 @@ def render(name: str, constants: Constants, epilogue: str, words: int) -> str:
     values: dict[str, object] = {**{word: at for at, word in enumerate(layout)}, "EPILOGUE": len(layout), "WORDS": words}
     if template.threads is not None:
         values["THREADS"] = template.threads
-    return fill("cuda", name, {**values, **constants}, epilogue)
+    return fill("cuda", name, {**values, **template.expand(constants)}, epilogue)

@@ -5,38 +5,50 @@ Knows nothing of Numba and of devices; the kernels are in kernels/cuda.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minicc.kernels.cuda_launch import Launch
-from minicc.kernels.domain import ceil_divide
+from minicc.kernels.domain import Words, ceil_divide
+from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
+Constants = Mapping[str, int | float | str]
 
 # Bytes of a row of a tile in shared memory, and of an element in memory.
 ROW = 128
 SIZES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1}
 WARP = 32
 # Bytes that a convolution notes for each row of a tile.
-WINDOW = 32
+WINDOW = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A block's tile of rows x columns, each warp's part of it, and tiles in flight."""
+    """A block's tile of rows x columns, each warp's part of it, tiles in the ring, and what multiplies.
+
+    pending: tiles before the present one whose products may still be on their way.
+    """
 
     rows: int
     columns: int
     warp_rows: int
     warp_columns: int
     stages: int
+    unit: str = "mma"
+    pending: int = 0
 
     @property
     def threads(self) -> int:
         return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
+
+    @property
+    def ahead(self) -> int:
+        """Tiles copied before they are needed: all but those that products may still read."""
+        return self.stages - 1 - self.pending
 
     @property
     def shared_bytes(self) -> int:
@@ -57,40 +69,88 @@ TENSOR_TILES = (
 )
 # Rounding left fragments takes registers, so a warp's part is smaller.
 ROUNDED_TILES = tuple(t for t in TENSOR_TILES if t.warp_rows * t.warp_columns < 64 * 64)
-FMA_TILES = (Tile(128, 128, 64, 32, 3), Tile(64, 64, 32, 32, 4), Tile(16, 128, 16, 32, 4))
+FMA_TILES = (
+    Tile(128, 128, 64, 32, 3, "fma"),
+    Tile(64, 64, 32, 32, 4, "fma"),
+    Tile(16, 128, 16, 32, 4, "fma"),
+)
+# Four warps share an instruction of 64 rows.
+GROUP_TILES = (
+    Tile(128, 256, 16, 256, 4, "wgmma", 1),
+    Tile(128, 128, 16, 128, 3, "wgmma"),
+    Tile(128, 128, 16, 128, 4, "wgmma", 1),
+    Tile(128, 64, 16, 64, 4, "wgmma", 1),
+    Tile(64, 128, 16, 128, 4, "wgmma", 1),
+    Tile(64, 64, 16, 64, 4, "wgmma", 1),
+)
+# By number, as kernels name them; only to be added to.
+ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES)
+# Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. PIECE, B_PIECE: bytes that divide addresses and strides
+# of A and of B, for a convolution also its channels; see `piece_of`.
+TILE_CONSTANTS = ("ELEMENT", "TILE", "PIECE", "B_PIECE")
+CONV_CONSTANTS = ("ELEMENT", "TILE", "PIECE")
+# What one multiprocessor of an H200 was seen to do at most, per microsecond: millions of operations by unit and element,
+# and kilobytes copied into shared memory.
+OPERATIONS = {
+    ("wgmma", "tf32"): 2.9, ("wgmma", "f16"): 5.6, ("wgmma", "bf16"): 5.6, ("wgmma", "s8"): 10.0, ("wgmma", "u8"): 10.0,
+    ("mma", "tf32"): 1.5, ("mma", "f16"): 3.0, ("mma", "bf16"): 3.0, ("mma", "s8"): 5.4, ("mma", "u8"): 5.4,
+    ("fma", "f32"): 0.41,
+}  # fmt: skip
+KILOBYTES = 85.0
+# Microseconds: a step of k of a block alone, what a block takes beside its steps, and per thousand results of it.
+STEP, BLOCK, RESULTS = 0.22, 2.0, 0.09
 
 
-def tiles_of(element: str) -> tuple[Tile, ...]:
+def tiles_of(element: str, target: CudaTarget) -> tuple[Tile, ...]:
     """The shapes that are built for an element type, from large to small."""
-    return {"f32": FMA_TILES, "tf32": ROUNDED_TILES}.get(element, TENSOR_TILES)
+    warps = {"f32": FMA_TILES, "tf32": ROUNDED_TILES}.get(element, TENSOR_TILES)
+    return (*GROUP_TILES, *warps) if target.arch == "sm_90a" and element != "f32" else warps
 
 
-def choose_tile(element: str, m: int, n: int, batches: int, multiprocessors: int) -> Tile:
-    """The tile expected to finish first: what whole waves of blocks compute, over what a shape reaches of the peak."""
+def estimate(tile: Tile, element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> float:
+    """Microseconds that a product of batches of m x n x k is expected to take with a tile.
 
-    def cost(tile: Tile) -> float:
-        blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches
-        waves = -(-blocks // multiprocessors)
-        # Operands read per product: a measure of how far a shape stays from the peak.
-        traffic = 1 / tile.rows + 1 / tile.columns
-        return waves * tile.rows * tile.columns * (1 + 32 * traffic)
+    Blocks of one multiprocessor share its arithmetic and its copies, and hide each other's latency.
+    """
+    blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches
+    here = -(-blocks // target.multiprocessors)
+    sums = tile.rows * tile.columns // tile.threads
+    at_once = min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads), here) or 1
+    work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[tile.unit, element]
+    if tile.unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
+        work *= 0.6 + 0.4 * 32 * (1 / tile.warp_rows + 1 / tile.warp_columns)
+    copies = 1e-3 * ROW * (tile.rows + tile.columns) / KILOBYTES
+    results = RESULTS * 1e-3 * tile.rows * tile.columns
+    steps = -(-k * SIZES[element] // ROW)
+    alone = max(STEP, work) if tile.pending else STEP + work
+    return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results)
 
-    return min(tiles_of(element), key=cost)
+
+def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> Tile:
+    """The tile expected to finish first."""
+    return min(tiles_of(element, target), key=lambda tile: estimate(tile, element, m, n, k, batches, target))
 
 
-def constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
-    """Constants of a kernel. piece: bytes that divide A's address, its strides and a row of k; see `piece_of`."""
+def gemm_constants(given: Constants) -> dict[str, object]:
+    """Constants in the text of a product, from those of its kernel; see TILE_CONSTANTS. KeyError, IndexError for others."""
+    element, tile = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])]
+    if (tile.unit, element) not in OPERATIONS:
+        raise KeyError(element)
+    pieces = {name: int(value) for name, value in given.items() if name.endswith("PIECE")}
+    if not set(pieces.values()) <= {SIZES[element] << shift for shift in range(5)} & {1, 2, 4, 8, 16}:
+        raise KeyError("PIECE")
     return {
-        "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "PIECE": piece, "BM": tile.rows, "BN": tile.columns,
+        "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "BM": tile.rows, "BN": tile.columns,
         "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
-        "IN_FLIGHT": tile.stages - 2, "BK": ROW // SIZES[element], "A_BYTES": ROW * tile.rows,
-        "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
+        "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
+        "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
+        "STEP": tile.threads // tile.columns, **pieces,
     }  # fmt: skip
 
 
-def conv_constants(element: str, tile: Tile, piece: int = 16) -> dict[str, object]:
-    """Constants of a convolution: those of a product, and where its table begins. piece: divides X, its strides and C."""
-    return {**constants(element, tile, piece), "TABLE": tile.shared_bytes}
+def conv_constants(given: Constants) -> dict[str, object]:
+    """Constants of a convolution: those of a product, and where its table begins."""
+    return {**gemm_constants(given), "TABLE": ALL_TILES[int(given["TILE"])].shared_bytes}
 
 
 def conv_shared_bytes(tile: Tile) -> int:
@@ -98,15 +158,17 @@ def conv_shared_bytes(tile: Tile) -> int:
     return tile.shared_bytes + WINDOW * tile.rows
 
 
-def launch_gemm(words: MutableMapping[str, int], tile: Tile) -> Launch:
+def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
     """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
+    tile = ALL_TILES[int(given["TILE"])]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
     return Launch((blocks, 1, 1), tile.threads, tile.shared_bytes)
 
 
-def launch_conv(words: MutableMapping[str, int], tile: Tile) -> Launch:
+def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
     """As `launch_gemm`, of a convolution: its rows run through all images."""
+    tile = ALL_TILES[int(given["TILE"])]
     rows = words["IMAGES"] * words["M"]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
@@ -133,3 +195,10 @@ def pack_filters(w: Array, groups: int) -> Array:
     """ONNX's weights [groups * N, C, *kernel] as [groups, N, taps * C padded with zeros to 16 bytes], channels last."""
     last = np.moveaxis(w, 1, -1).reshape(groups, w.shape[0] // groups, -1)
     return pack_right(np.swapaxes(last, -1, -2))
+
+
+def round_tf32(array: Array) -> Array:
+    """float32 rounded to the 11 significant bits of tf32, to nearest even; infinities and NaN stay."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0xFFF) + (bits >> np.uint32(13) & np.uint32(1))) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(array), rounded.view(np.float32), array)

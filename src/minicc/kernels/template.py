@@ -161,7 +161,7 @@ TEMPLATES: dict[str, Template] = {
     for t in (
         _template(
             "gemm",
-            "A B M N K A_ROW A_B0 A_B1 B_B0 B_B1 B0 B1 ROW_TILES PANELS",
+            "A B M N K A_ROW A_B0 A_B1 B_ROW B_B0 B_B1 B0 B1 ROW_TILES PANELS",
             "NR",
             domain.gemm_domain,
         ),

@@ -42,8 +42,8 @@ class KernelTable:
 class Lowering:
     """Buffers, steps and kernels of one graph being lowered."""
 
-    def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True) -> None:
-        self.target, self.kernels, self.winograd = target, kernels, winograd
+    def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True, precision: str = "fp32") -> None:
+        self.target, self.kernels, self.winograd, self.precision = target, kernels, winograd, precision
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.places: dict[Value, int] = {}

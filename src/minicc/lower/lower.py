@@ -39,7 +39,7 @@ def lower(graph: Graph, target: Target, options: Options) -> Program:
 
 def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTable) -> Program:
     """One graph with a kernel table shared by the whole program."""
-    low = Lowering(target, table, options.winograd)
+    low = Lowering(target, table, options.winograd, options.precision)
     for value in graph.inputs:
         low.allocate(value, "input")
     inputs = [low.places[v] for v in graph.inputs]

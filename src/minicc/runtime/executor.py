@@ -31,7 +31,8 @@ MIN_CHUNK_NS = 10_000.0
 CHUNKS_PER_THREAD = 6
 
 # Of the native state, as laid out in kernels/cpu/executor.py (a test compares them).
-STATE_WORDS = 144
+TICKETS = 144
+TICKET_WORDS = 16
 WORKERS = 113
 
 _HAS_POOL = sys.platform == "linux"
@@ -117,9 +118,10 @@ class _Pool:
 
     def forget_threads(self) -> None:
         """A new state without threads. After a fork the old ones exist in the parent only."""
-        memory = np.zeros(STATE_WORDS + 16, np.int64)
+        words = TICKETS + TICKET_WORDS * self._size
+        memory = np.zeros(words + 16, np.int64)
         skip = (-memory.ctypes.data // 8) % 16  # 128-byte aligned
-        self._memory, self._state = memory, memory[skip : skip + STATE_WORDS]
+        self._memory, self._state = memory, memory[skip : skip + words]
         self._address = self._state.ctypes.data
         self._threads: list[threading.Thread] = []
         self._started = self._size == 1
@@ -134,8 +136,8 @@ class _Pool:
         with self._lock:
             if self._started:
                 return
-            for _ in range(self._size - 1):
-                arguments = (self._address, 0, 0)
+            for number in range(1, self._size):
+                arguments = (self._address, number, self._size)
                 thread = threading.Thread(target=self._worker, args=arguments, name="minicc", daemon=True)
                 try:
                     thread.start()

@@ -18,7 +18,7 @@ class CudaTarget:
 
     name:            as the user writes it, such as "cuda:sm_90".
     capability:      compute capability, such as (9, 0).
-    arch:            what ptxas calls it, such as "sm_90".
+    arch:            what ptxas calls it, such as "sm_80"; "sm_90a" brings Hopper's own instructions.
     multiprocessors: their number; only the shape of launches depends on it.
     shared_bytes:    shared memory that one block may use.
     registers:       32-bit registers of a multiprocessor.
@@ -52,7 +52,7 @@ class CudaTarget:
 
 _KNOWN = {
     "sm_80": CudaTarget("cuda:sm_80", (8, 0), "sm_80", 108, 163 << 10, l2_bytes=40 << 20),
-    "sm_90": CudaTarget("cuda:sm_90", (9, 0), "sm_90", 132, 227 << 10, l2_bytes=50 << 20),
+    "sm_90": CudaTarget("cuda:sm_90", (9, 0), "sm_90a", 132, 227 << 10, l2_bytes=50 << 20),
 }
 _COMPILE_ELSEWHERE = "to compile for a GPU that is not here, name its model: cuda:sm_80 or cuda:sm_90"
 
@@ -96,4 +96,5 @@ def _device_target(name: str, number: int) -> CudaTarget:
     if (major, minor) < (8, 0):
         why = f"its compute capability is {major}.{minor}"
         raise TargetError(f"the GPU of target {name!r} is too old", why=why, hint="8.0 or later is needed")
-    return CudaTarget(name, (major, minor), f"sm_{major}{minor}", multiprocessors, shared, registers, l2)
+    arch = "sm_90a" if (major, minor) == (9, 0) else f"sm_{major}{minor}"
+    return CudaTarget(name, (major, minor), arch, multiprocessors, shared, registers, l2)

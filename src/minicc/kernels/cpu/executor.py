@@ -3,10 +3,12 @@
 A row is five int64 words: kernel address, argument block address, domain size n, chunk, number of chunks
 (ceil(n / chunk)). Rows run in order; the chunks of one row run in any order, on any thread.
 
-Work is handed out by one 64-bit ticket, `row << 42 | chunks << 21 | next`. Claiming is one atomic addition
-whose answer names both the row and the chunk, so a thread that comes late can never take a chunk of the wrong
-row, and it reads the row only while the caller waits for that chunk. One caller owns the pool at a time;
-another one that comes meanwhile does not wait but runs its rows alone.
+Each thread has a share of a row's chunks, the caller the first ones, so that row after row a thread meets the
+part of the data that it has written before; when its share is done it takes from the others'. Shares are handed
+out by 64-bit tickets, `row << 42 | end << 21 | next`. Claiming is one atomic addition whose answer names both
+the row and the chunk, so a thread that comes late can never take a chunk of the wrong row, and it reads the row
+only while the caller waits for that chunk. One caller owns the pool at a time; another one that comes meanwhile
+does not wait but runs its rows alone.
 
 Threads spin for a few microseconds and then sleep. When the machine is busy, pieces of work get stuck on a
 thread that lost its core; the throttle watches for that and lets the caller run alone for ten times the time
@@ -15,25 +17,29 @@ lost, which bounds the loss at about a tenth. Nothing here allocates, raises, or
 
 # ruff: noqa: ARG001  (the kernel signature is fixed)
 
-from minicc.kernels.cpu.intrinsics import helper, ptr_i64
+from minicc.kernels.cpu.intrinsics import helper, ld_scratch, ptr_i64, st_scratch, stack_i64
 from minicc.kernels.cpu.system import (
+    AFFINITY_WORDS,
     atomic_add,
     atomic_exchange_if,
     atomic_load,
     atomic_store,
     call_kernel,
     clock,
+    current_core,
     futex_wait,
     futex_wake,
+    get_affinity,
     involuntary_switches,
     pause,
+    set_affinity,
+    thread_number,
 )
 
 ROW_WORDS = 5
 ROW_BYTES = 8 * ROW_WORDS
 
 # Words of the pool's state. Those which different threads write lie 128 bytes apart.
-TICKET = 0
 DONE = 16  # chunks of the current row that are finished
 ALARM = 32  # changes whenever sleeping workers are called
 SLEEPING = 48  # workers asleep, or about to be
@@ -48,7 +54,10 @@ LAST_EXCESS = 129  # ns; when a chunk was last waited for too long
 REGIONS = 130  # shared rows since the last look at the preemption counter
 REGION_TIME = 131  # ns spent in them
 SWITCHES = 132  # the counter at that look
-STATE_WORDS = 144
+CORE = 133  # where the caller was when it last called workers
+TICKETS = 144  # of the caller, then of the workers
+TICKET_WORDS = 16
+THREAD = 8  # behind a worker's ticket: the system's number of the thread
 
 FIELD_BITS = 21
 FIELD = (1 << FIELD_BITS) - 1
@@ -58,6 +67,7 @@ MAX_ROWS = FIELD
 SPIN = 400  # pauses before sleeping, a few microseconds
 EXCESS = 20_000  # ns of waiting that count as a lost core
 LOOK_EVERY = 8  # shared rows
+SLICE = 1_000_000  # ns; a thread that takes a core keeps it about as long, what the system does itself takes less
 PENALTY = 10
 
 
@@ -76,18 +86,64 @@ def run_alone(args, begin, end):
         call_kernel(row[0], row[1], 0, row[2])
 
 
-def worker(args, begin, end):
-    """The life of one pool thread; `args` is the state. Returns when STOP is set."""
-    spins = 0
-    while atomic_load(args, STOP) == 0:
-        ticket = atomic_load(args, TICKET)
+@helper
+def keep_apart(args, threads):
+    """Let the workers be on every core where the caller may be but the one where it is now.
+
+    Left to itself the system often wakes a thread on the core of the one that wakes it, even when another core is
+    idle (a virtual machine's idle cores count as busy), and there it waits until the caller's time is up.
+    """
+    core = current_core()
+    if core != args[CORE]:
+        allowed = stack_i64(AFFINITY_WORDS)
+        for word in range(AFFINITY_WORDS):
+            st_scratch(allowed, word, 0)
+        if get_affinity(0, allowed) > 0 and core >> 6 < AFFINITY_WORDS:
+            st_scratch(allowed, core >> 6, ld_scratch(allowed, core >> 6) & ~(1 << (core & 63)))
+            for number in range(1, threads):
+                thread = atomic_load(args, TICKETS + number * TICKET_WORDS + THREAD)
+                if thread != 0:
+                    set_affinity(thread, allowed)  # refused when no core is left
+        args[CORE] = core
+
+
+@helper
+def claim(args, own, threads):
+    """A ticket whose `next` is the caller's to do, of its own share or else of another; 0 when all are empty."""
+    number = own
+    for _ in range(threads):
+        at = TICKETS + number * TICKET_WORDS
+        ticket = atomic_load(args, at)
         if ticket & FIELD < (ticket >> FIELD_BITS) & FIELD:
-            ticket = atomic_add(args, TICKET, 1)
-            chunks = (ticket >> FIELD_BITS) & FIELD
-            if ticket & FIELD < chunks:
-                run_chunk(atomic_load(args, ROWS) + (ticket >> 2 * FIELD_BITS) * ROW_BYTES, ticket & FIELD)
-                if atomic_add(args, DONE, 1) == chunks - 1 and atomic_load(args, WAITING) != 0:
-                    futex_wake(args, DONE, 1)
+            ticket = atomic_add(args, at, 1)
+            if ticket & FIELD < (ticket >> FIELD_BITS) & FIELD:
+                return ticket
+        number = number + 1 if number + 1 < threads else 0
+    return 0
+
+
+@helper
+def is_idle(args, threads):
+    """Whether no share has a chunk left."""
+    for number in range(threads):
+        ticket = atomic_load(args, TICKETS + number * TICKET_WORDS)
+        if ticket & FIELD < (ticket >> FIELD_BITS) & FIELD:
+            return False
+    return True
+
+
+def worker(args, begin, end):
+    """The life of pool thread number `begin` (from 1) of `end` threads; `args` is the state. Returns when STOP is set."""
+    spins = 0
+    atomic_store(args, TICKETS + begin * TICKET_WORDS + THREAD, thread_number())
+    while atomic_load(args, STOP) == 0:
+        ticket = claim(args, begin, end)
+        if ticket != 0:
+            row = atomic_load(args, ROWS) + (ticket >> 2 * FIELD_BITS) * ROW_BYTES
+            chunks = ptr_i64(row)[4]
+            run_chunk(row, ticket & FIELD)
+            if atomic_add(args, DONE, 1) == chunks - 1 and atomic_load(args, WAITING) != 0:
+                futex_wake(args, DONE, 1)
             spins = 0
         elif spins < SPIN:
             pause()
@@ -95,8 +151,7 @@ def worker(args, begin, end):
         else:
             alarm = atomic_load(args, ALARM)
             atomic_add(args, SLEEPING, 1)
-            ticket = atomic_load(args, TICKET)
-            if ticket & FIELD >= (ticket >> FIELD_BITS) & FIELD and atomic_load(args, STOP) == 0:
+            if is_idle(args, end) and atomic_load(args, STOP) == 0:
                 futex_wait(args, ALARM, alarm)
             atomic_add(args, SLEEPING, -1)
             spins = 0
@@ -107,16 +162,22 @@ def share_out(args, rows, index, chunks):
     """Run one row together with the workers; gives the time it took in ns."""
     start = clock()
     atomic_store(args, DONE, 0)
-    atomic_store(args, TICKET, index << 2 * FIELD_BITS | chunks << FIELD_BITS)
+    threads = atomic_load(args, WORKERS) + 1
+    for number in range(threads):
+        first = number * chunks // threads
+        last = (number + 1) * chunks // threads
+        ticket = index << 2 * FIELD_BITS | last << FIELD_BITS | first
+        atomic_store(args, TICKETS + number * TICKET_WORDS, ticket)
     if atomic_load(args, SLEEPING) > 0:
+        keep_apart(args, threads)
         atomic_add(args, ALARM, 1)
         futex_wake(args, ALARM, chunks - 1)
     mine = 0
-    claimed = atomic_add(args, TICKET, 1) & FIELD
-    while claimed < chunks:
-        run_chunk(rows + index * ROW_BYTES, claimed)
+    ticket = claim(args, 0, threads)
+    while ticket != 0:
+        run_chunk(rows + index * ROW_BYTES, ticket & FIELD)
         mine += 1
-        claimed = atomic_add(args, TICKET, 1) & FIELD
+        ticket = claim(args, 0, threads)
     finished = clock()
     done = atomic_add(args, DONE, mine) + mine
     if done == chunks:
@@ -153,7 +214,7 @@ def watch_preemption(args, region_time):
     if args[REGIONS] < LOOK_EVERY:
         return
     switches = involuntary_switches()
-    if switches - args[SWITCHES] >= 2:
+    if switches - args[SWITCHES] >= 2 and args[REGION_TIME] > SLICE:
         args[ALONE_UNTIL] = clock() + PENALTY * args[REGION_TIME]
     args[SWITCHES] = switches
     args[REGIONS] = 0

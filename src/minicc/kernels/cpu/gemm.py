@@ -34,13 +34,14 @@ K = 4
 A_ROW = 5
 A_B0 = 6
 A_B1 = 7
-B_B0 = 8
-B_B1 = 9
-B0 = 10
-B1 = 11
-ROW_TILES = 12  # row tiles per unit
-PANELS = 13  # panels per unit
-EPILOGUE = 14
+B_ROW = 8  # only where panels are not packed: on CUDA
+B_B0 = 9
+B_B1 = 10
+B0 = 11
+B1 = 12
+ROW_TILES = 13  # row tiles per unit
+PANELS = 14  # panels per unit
+EPILOGUE = 15
 
 
 @helper

@@ -17,6 +17,11 @@ from minicc.kernels.cpu.intrinsics import I8, I32, I64, stack_array
 ARM = platform.machine().lower() in ("aarch64", "arm64")
 
 FUTEX_SYSCALL = 98 if ARM else 202
+GET_THREAD_SYSCALL = 178 if ARM else 186
+GETCPU_SYSCALL = 168 if ARM else 309
+SET_AFFINITY_SYSCALL = 122 if ARM else 203
+GET_AFFINITY_SYSCALL = 123 if ARM else 204
+AFFINITY_WORDS = 16  # room for 1024 cores
 FUTEX_WAIT_PRIVATE = 0 | 128
 FUTEX_WAKE_PRIVATE = 1 | 128
 CLOCK_MONOTONIC = 1
@@ -91,13 +96,17 @@ def pause(typing_context):
     return types.void(), emit
 
 
+def _system_call(builder, number, *operands):
+    """A call of the system; what it does not take of six operands is 0."""
+    return _call(builder, "syscall", I64, [I64(number), *operands, *[I64(0)] * (6 - len(operands))], variadic=True)
+
+
 def _futex(operation):
     @intrinsic
     def futex(typing_context, words, index, value):
         def emit(context, builder, signature, values):
             address = builder.ptrtoint(builder.gep(values[0], [values[1]]), I64)
-            operands = [I64(FUTEX_SYSCALL), address, I64(operation), values[2], I64(0), I64(0), I64(0)]
-            _call(builder, "syscall", I64, operands, variadic=True)
+            _system_call(builder, FUTEX_SYSCALL, address, I64(operation), values[2])
             return context.get_dummy_value()
 
         return types.void(_WORDS, types.int64, types.int64), emit
@@ -109,6 +118,47 @@ def _futex(operation):
 futex_wait = _futex(FUTEX_WAIT_PRIVATE)
 # Wake up to `value` threads sleeping on words[index].
 futex_wake = _futex(FUTEX_WAKE_PRIVATE)
+
+
+@intrinsic
+def thread_number(typing_context):
+    """The system's number of this thread."""
+
+    def emit(context, builder, signature, values):
+        return _system_call(builder, GET_THREAD_SYSCALL)
+
+    return types.int64(), emit
+
+
+@intrinsic
+def current_core(typing_context):
+    """Number of the core this thread is on."""
+
+    def emit(context, builder, signature, values):
+        core = stack_array(builder, I32, 1)
+        builder.store(I32(0), core)
+        _system_call(builder, GETCPU_SYSCALL, builder.ptrtoint(core, I64))
+        return builder.zext(builder.load(core), I64)
+
+    return types.int64(), emit
+
+
+def _affinity(number):
+    @intrinsic
+    def affinity(typing_context, thread, words):
+        def emit(context, builder, signature, values):
+            address = builder.ptrtoint(values[1], I64)
+            return _system_call(builder, number, values[0], I64(8 * AFFINITY_WORDS), address)
+
+        return types.int64(types.int64, _WORDS), emit
+
+    return affinity
+
+
+# The set of cores a thread (0: this one) may be on, a bit each in AFFINITY_WORDS words: read, changed. Negative
+# when refused.
+get_affinity = _affinity(GET_AFFINITY_SYSCALL)
+set_affinity = _affinity(SET_AFFINITY_SYSCALL)
 
 
 @intrinsic

@@ -12,18 +12,31 @@ from minicc.kernels.cuda.tiles import (
     copies_commit,
     copies_wait,
     copy_tile,
-    copy_windows,
     int32,
     load_sum,
+    next_tile,
     product,
+    products_wait,
     shared_memory,
     store_sums,
-    store_window,
     thread,
+    tile_rows,
+    tiles_ready,
     zeros,
+)
+from minicc.kernels.cuda.windows import (
+    copy_windows,
+    divide,
+    inside_taps,
+    load_pixel,
+    reciprocal,
+    store_window,
+    window_rows,
+    window_taps,
 )
 
 # Constants. PIECE: the largest power of two up to 16 that divides the bytes of X, its strides and of C.
+UNIT = "mma"
 ELEMENT = "f16"
 SIZE = 2
 PIECE = 16
@@ -33,11 +46,14 @@ WM = 64
 WN = 64
 THREADS = 128
 STAGES = 3
-IN_FLIGHT = 1  # STAGES - 2
+PENDING = 0  # products of tiles before that may still be on their way
+AHEAD = 2  # STAGES - 1 - PENDING
+IN_FLIGHT = 1  # AHEAD - 1
 BK = 64  # 128 / SIZE
 A_BYTES = 16384  # 128 * BM
 STAGE_BYTES = 32768  # 128 * (BM + BN)
 PITCH = 132  # BN + 4
+STEP = 1  # THREADS / BN: rows that the block's threads finish at once
 TABLE = 98304  # where the table of windows begins: behind the ring and the sums
 
 # Words. Strides count elements.
@@ -87,23 +103,29 @@ def epilogue(args, b0, b1, i, j, acc):
 @helper
 def note_windows(args, table, i0, group, tid):
     """Fills the table for the block's rows; the windows of rows behind the last one lie outside every input."""
-    rows = arg(args, IMAGES) * arg(args, M)
+    rows = int32(arg(args, IMAGES) * arg(args, M))
+    pixels, columns, lines = int32(arg(args, M)), int32(arg(args, OW)), int32(arg(args, OH))
+    across, down, deep = int32(arg(args, KW)), int32(arg(args, KH)), int32(arg(args, KD))
     r = tid
-    while r < BM:
-        row = i0 + r
+    while r < int32(BM):
+        row = int32(i0 + r)
         if row < rows:
-            image = row // arg(args, M)
-            pixel = row - image * arg(args, M)
-            outer = pixel // arg(args, OW)
-            depth = outer // arg(args, OH)
-            z = depth * arg(args, SD) - arg(args, PD)
-            y = (outer - depth * arg(args, OH)) * arg(args, SH) - arg(args, PH)
-            x = (pixel - outer * arg(args, OW)) * arg(args, SW) - arg(args, PW)
+            image = divide(row, pixels)
+            pixel = int32(row - image * pixels)
+            line = divide(pixel, columns)
+            plane = divide(line, lines)
+            z = int32(plane * arg(args, SD) - arg(args, PD))
+            y = int32((line - plane * lines) * arg(args, SH) - arg(args, PH))
+            x = int32((pixel - line * columns) * arg(args, SW) - arg(args, PW))
+            inside = inside_taps(x, int32(arg(args, DW)), across, int32(arg(args, IW)))
+            inside = inside | inside_taps(y, int32(arg(args, DH)), down, int32(arg(args, IH))) << across
+            inside = inside | inside_taps(z, int32(arg(args, DD)), deep, int32(arg(args, ID))) << across + down
             place = image * arg(args, X_IMAGE) + z * arg(args, X_D) + y * arg(args, X_H) + x * arg(args, X_W)
-            store_window(table, r, arg(args, X) + SIZE * (place + group * arg(args, C)), z, y, x)
+            address = arg(args, X) + SIZE * (place + group * arg(args, C))
+            store_window(table, r, address, image, pixel, int32(inside))
         else:
-            store_window(table, r, arg(args, X), -(1 << 30), 0, 0)
-        r += THREADS
+            store_window(table, r, arg(args, X), int32(0), int32(0), int32(0))
+        r = int32(r + THREADS)
 
 
 def kernel(args):
@@ -121,60 +143,80 @@ def kernel(args):
     j0 = (unit - rest * panels) * int32(BN)
     group = rest // row_tiles
     i0 = (rest - group * row_tiles) * int32(BM)
-    x = arg(args, X)
     w_stride = (SIZE * k + 15) // 16 * 16
     w = arg(args, W) + group * arg(args, N) * w_stride
-    extents = (arg(args, ID), arg(args, IH), arg(args, IW))
-    taps = (arg(args, KD), arg(args, KH), arg(args, KW))
-    dilations = (arg(args, DD), arg(args, DH), arg(args, DW))
-    strides = (SIZE * arg(args, X_D), SIZE * arg(args, X_H), SIZE * arg(args, X_W))
+    across, down = int32(arg(args, KW)), int32(arg(args, KH))
+    sizes = (channels, across, down, int32(arg(args, KD)))
+    inverses = (reciprocal(channels), reciprocal(across), reciprocal(down))
+    strides = (
+        int32(SIZE * arg(args, X_W) * arg(args, DW)),
+        int32(SIZE * arg(args, X_H) * arg(args, DH)),
+        int32(SIZE * arg(args, X_D) * arg(args, DD)),
+    )
     shared = shared_memory()
     table = shared + int32(TABLE)
     row = warp // int32(BN // WN) * int32(WM)
     column = warp % int32(BN // WN) * int32(WN)
-    steps = (k + int32(BK - 1)) // int32(BK)
 
     note_windows(args, table, i0, group, tid)
     barrier()
-    for s in range(STAGES - 1):
-        at = int32(s) * int32(BK)
-        tile = shared + int32(s) * int32(STAGE_BYTES)
-        copy_windows(BM, THREADS, SIZE, PIECE, tile, table, x, at, channels, extents, taps, dilations, strides, tid)
-        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), w, w_stride, j0, n, at, k, tid)
+    rows = window_rows(BM, THREADS, table, tid)
+    inside = window_taps(BM, THREADS, table, tid)
+    columns = tile_rows(BN, THREADS, w, w_stride, j0, n, tid)
+    ahead = int32(0)
+    writing = int32(0)
+    for _ in range(AHEAD):
+        tile = shared + writing
+        copy_windows(BM, THREADS, SIZE, PIECE, tile, rows, inside, ahead, sizes, inverses, strides, tid)
+        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
+        ahead = int32(ahead + BK)
+        writing = next_tile(writing, STAGE_BYTES, STAGES)
     sums = zeros(ELEMENT, WM, WN)
     reading = int32(0)
-    writing = int32(STAGES - 1)
-    for s in range(steps):
+    step = int32(0)
+    while step < k:
         copies_wait(IN_FLIGHT)
-        barrier()
-        tile = shared + writing * int32(STAGE_BYTES)
-        ahead = (int32(s) + int32(STAGES - 1)) * int32(BK)
+        tiles_ready(UNIT)
+        tile = shared + writing
         if ahead < k:
-            copy_windows(BM, THREADS, SIZE, PIECE, tile, table, x, ahead, channels, extents, taps, dilations, strides, tid)
-            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), w, w_stride, j0, n, ahead, k, tid)
+            copy_windows(BM, THREADS, SIZE, PIECE, tile, rows, inside, ahead, sizes, inverses, strides, tid)
+            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
-        tile = shared + reading * int32(STAGE_BYTES)
-        sums = product(ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
-        writing = reading
-        reading = int32(0) if reading == int32(STAGES - 1) else reading + int32(1)
+        tile = shared + reading
+        sums = product(UNIT, ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
+        products_wait(UNIT, PENDING)
+        writing = next_tile(writing, STAGE_BYTES, STAGES)
+        reading = next_tile(reading, STAGE_BYTES, STAGES)
+        ahead = int32(ahead + BK)
+        step = int32(step + BK)
 
+    products_wait(UNIT, 0)
     copies_wait(0)
     barrier()
     store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
     barrier()
-    # Consecutive threads take consecutive columns.
+    # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
     j = tid % int32(BN)
     r = tid // int32(BN)
     if j0 + j < n:
         height = min(m - i0, int32(BM))
-        image = (i0 + r) // arg(args, M)
-        pixel = i0 + r - image * arg(args, M)
+        while r + int32(3 * STEP) < height:
+            image0, pixel0 = load_pixel(table, r)
+            image1, pixel1 = load_pixel(table, r + int32(STEP))
+            image2, pixel2 = load_pixel(table, r + int32(2 * STEP))
+            image3, pixel3 = load_pixel(table, r + int32(3 * STEP))
+            acc0 = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
+            acc1 = load_sum(ELEMENT, shared, (r + int32(STEP)) * int32(PITCH) + j)
+            acc2 = load_sum(ELEMENT, shared, (r + int32(2 * STEP)) * int32(PITCH) + j)
+            acc3 = load_sum(ELEMENT, shared, (r + int32(3 * STEP)) * int32(PITCH) + j)
+            epilogue(args, image0, group, pixel0, j0 + j, acc0)
+            epilogue(args, image1, group, pixel1, j0 + j, acc1)
+            epilogue(args, image2, group, pixel2, j0 + j, acc2)
+            epilogue(args, image3, group, pixel3, j0 + j, acc3)
+            r += int32(4 * STEP)
         while r < height:
+            image, pixel = load_pixel(table, r)
             acc = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
             epilogue(args, image, group, pixel, j0 + j, acc)
-            r += int32(THREADS // BN)
-            pixel += THREADS // BN
-            while pixel >= arg(args, M):
-                pixel -= arg(args, M)
-                image += 1
+            r += int32(STEP)

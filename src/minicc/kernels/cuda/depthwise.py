@@ -9,7 +9,7 @@ along W of one channel with each weight it reads.
 import numpy as np
 
 from minicc.kernels.cuda.intrinsics import all_threads, arg, first_element, helper, ld, off, ptr_f32, st
-from minicc.kernels.cuda.windows import (
+from minicc.kernels.cuda.sliding import (
     DD,
     DH,
     DW,

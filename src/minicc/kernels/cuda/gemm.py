@@ -1,9 +1,9 @@
 """Matrix product on CUDA: C[b0, b1, i, j] = sum over k of A[b0, b1, i, k] * B[b0, b1, k, j].
 
-Both operands hold elements of ELEMENT (see kernels/cuda/tiles.py), B as rows of k: [N][K padded with zeros to
-16 bytes]. A block makes one tile of BM x BN, each of its warps WM x WN of it, from a ring of STAGES tiles of A
-and of B in shared memory that asynchronous copies fill ahead. Sums then pass through the same memory, so that
-neighbouring threads give neighbouring columns to the epilogue. K is never cut.
+Both operands hold elements of ELEMENT (see kernels/cuda/tiles.py), B as rows of k, [N][K]. A block makes one tile of
+BM x BN, each of its warps WM x WN of it, from a ring of STAGES tiles of A and of B in shared memory that asynchronous
+copies fill ahead. Sums then pass through the same memory, so that neighbouring threads give neighbouring columns to
+the epilogue. K is never cut.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
@@ -15,28 +15,37 @@ from minicc.kernels.cuda.tiles import (
     copy_tile,
     int32,
     load_sum,
+    next_tile,
     product,
+    products_wait,
     shared_memory,
     store_sums,
     thread,
+    tile_rows,
+    tiles_ready,
     zeros,
 )
 
-# Constants. PIECE: the largest power of two up to 16 that divides the bytes of A, its strides and of a row of K.
+# Constants. PIECE: the largest power of two up to 16 that divides the bytes of A and of its strides.
+UNIT = "mma"
 ELEMENT = "f16"
 SIZE = 2
 PIECE = 16
+B_PIECE = 16  # the same of B
 BM = 128
 BN = 128
 WM = 64
 WN = 64
 THREADS = 128
 STAGES = 3
-IN_FLIGHT = 1  # STAGES - 2
+PENDING = 0  # products of tiles before that may still be on their way
+AHEAD = 2  # STAGES - 1 - PENDING
+IN_FLIGHT = 1  # AHEAD - 1
 BK = 64  # 128 / SIZE
 A_BYTES = 16384  # 128 * BM
 STAGE_BYTES = 32768  # 128 * (BM + BN)
 PITCH = 132  # BN + 4
+STEP = 1  # THREADS / BN: rows that the block's threads finish at once
 
 # Words. Strides count elements; those of the batch axes may be 0.
 A = 0
@@ -47,14 +56,15 @@ K = 4
 A_ROW = 5
 A_B0 = 6
 A_B1 = 7
-B_B0 = 8
-B_B1 = 9
-B0 = 10
-B1 = 11
-ROW_TILES = 12  # ceil(M / BM)
-PANELS = 13  # ceil(N / BN)
-EPILOGUE = 14
-WORDS = 15  # those of the epilogue included
+B_ROW = 8
+B_B0 = 9
+B_B1 = 10
+B0 = 11
+B1 = 12
+ROW_TILES = 13  # ceil(M / BM)
+PANELS = 14  # ceil(N / BN)
+EPILOGUE = 15
+WORDS = 16  # those of the epilogue included
 
 
 @helper
@@ -83,45 +93,62 @@ def kernel(args):
     a = arg(args, A) + SIZE * (b0 * arg(args, A_B0) + b1 * arg(args, A_B1))
     b = arg(args, B) + SIZE * (b0 * arg(args, B_B0) + b1 * arg(args, B_B1))
     a_stride = SIZE * arg(args, A_ROW)
-    b_stride = (SIZE * arg(args, K) + 15) // 16 * 16
+    b_stride = SIZE * arg(args, B_ROW)
     shared = shared_memory()
     row = warp // int32(BN // WN) * int32(WM)
     column = warp % int32(BN // WN) * int32(WN)
-    steps = (k + int32(BK - 1)) // int32(BK)
 
-    for s in range(STAGES - 1):
-        step = int32(s)
-        tile = shared + step * int32(STAGE_BYTES)
-        copy_tile(BM, THREADS, SIZE, PIECE, tile, a, a_stride, i0, m, step * int32(BK), k, tid)
-        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), b, b_stride, j0, n, step * int32(BK), k, tid)
+    rows = tile_rows(BM, THREADS, a, a_stride, i0, m, tid)
+    columns = tile_rows(BN, THREADS, b, b_stride, j0, n, tid)
+    ahead = int32(0)
+    writing = int32(0)
+    for _ in range(AHEAD):
+        tile = shared + writing
+        copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
+        copy_tile(BN, THREADS, SIZE, B_PIECE, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
+        ahead = int32(ahead + BK)
+        writing = next_tile(writing, STAGE_BYTES, STAGES)
     sums = zeros(ELEMENT, WM, WN)
     reading = int32(0)
-    writing = int32(STAGES - 1)
-    for s in range(steps):
+    step = int32(0)
+    while step < k:
         copies_wait(IN_FLIGHT)
-        barrier()
-        tile = shared + writing * int32(STAGE_BYTES)
-        ahead = (int32(s) + int32(STAGES - 1)) * int32(BK)
+        tiles_ready(UNIT)
+        tile = shared + writing
         if ahead < k:
-            copy_tile(BM, THREADS, SIZE, PIECE, tile, a, a_stride, i0, m, ahead, k, tid)
-            copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), b, b_stride, j0, n, ahead, k, tid)
+            copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
+            copy_tile(BN, THREADS, SIZE, B_PIECE, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
-        tile = shared + reading * int32(STAGE_BYTES)
-        sums = product(ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
-        writing = reading
-        reading = int32(0) if reading == int32(STAGES - 1) else reading + int32(1)
+        tile = shared + reading
+        sums = product(UNIT, ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
+        products_wait(UNIT, PENDING)
+        writing = next_tile(writing, STAGE_BYTES, STAGES)
+        reading = next_tile(reading, STAGE_BYTES, STAGES)
+        ahead = int32(ahead + BK)
+        step = int32(step + BK)
 
+    products_wait(UNIT, 0)
     copies_wait(0)
     barrier()
     store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
     barrier()
-    # Consecutive threads take consecutive columns.
+    # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
     j = tid % int32(BN)
     r = tid // int32(BN)
     if j0 + j < n:
         height = min(m - i0, int32(BM))
+        while r + int32(3 * STEP) < height:
+            acc0 = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
+            acc1 = load_sum(ELEMENT, shared, (r + int32(STEP)) * int32(PITCH) + j)
+            acc2 = load_sum(ELEMENT, shared, (r + int32(2 * STEP)) * int32(PITCH) + j)
+            acc3 = load_sum(ELEMENT, shared, (r + int32(3 * STEP)) * int32(PITCH) + j)
+            epilogue(args, b0, b1, i0 + r, j0 + j, acc0)
+            epilogue(args, b0, b1, i0 + r + int32(STEP), j0 + j, acc1)
+            epilogue(args, b0, b1, i0 + r + int32(2 * STEP), j0 + j, acc2)
+            epilogue(args, b0, b1, i0 + r + int32(3 * STEP), j0 + j, acc3)
+            r += int32(4 * STEP)
         while r < height:
             acc = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
             epilogue(args, b0, b1, i0 + r, j0 + j, acc)
-            r += int32(THREADS // BN)
+            r += int32(STEP)

@@ -10,7 +10,7 @@ import numpy as np
 
 from minicc.kernels.cuda.intrinsics import all_threads, arg, first_element, helper, off, ptr_f32, st
 from minicc.kernels.cuda.scalar import maximum
-from minicc.kernels.cuda.windows import (
+from minicc.kernels.cuda.sliding import (
     DD,
     DH,
     DW,

@@ -9,7 +9,9 @@ k, which the hardware does at once, hit different banks.
 
 `element` says what a product multiplies: "f32" float32 on the FMA units, exact; "tf32" float32 rounded to 10
 bits; "f16", "bf16" 16-bit floats; "s8", "u8" left operands of 8 bits times int8. Sums are float32, or int32
-for 8 bits. All but "f32" use the tensor cores (mma.sync, sm_80).
+for 8 bits. `unit` says what multiplies: "fma" the FMA units ("f32" only), "mma" a warp's tensor-core instruction
+(mma.sync, sm_80), "wgmma" that of four warps, which reads both operands from shared memory while the threads go
+on (sm_90a; truncates "tf32"; warp tiles of 16 rows, those of four consecutive warps one below the other).
 
 Fragments are one tuple of sums per thread. Tensor cores give a thread of a warp tile of WM x WN, with g =
 lane / 4 and t = lane % 4, the elements (16 i + g + 8 (q / 2), 8 j + 2 t + q % 2) at ((i * WN / 8) + j) * 4 + q;
@@ -33,7 +35,7 @@ F32 = ir.FloatType()
 ROW = 128
 CHUNK = 16
 _CHUNKS = ROW // CHUNK
-_SHARED = 3
+SHARED = 3
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,34 @@ class Element:
     """How products of an element type are made.
 
     size:     bytes of an element in memory.
-    mma:      shape and types of the tensor-core instruction; "" for the FMA units.
-    rounded:  whether left fragments must be rounded to the instruction's precision first.
+    mma:      shape and types of a warp's tensor-core instruction; "" for the FMA units.
+    wgmma:    depth and types of that of four warps.
+    rounded:  whether a warp's left fragments must be rounded to the instruction's precision first.
     integer:  whether sums are int32.
     """
 
     size: int
     mma: str
+    wgmma: str = ""
     rounded: bool = False
     integer: bool = False
 
 
 ELEMENTS = {
     "f32": Element(4, ""),
-    "tf32": Element(4, "m16n8k8.row.col.f32.tf32.tf32.f32", rounded=True),
-    "f16": Element(2, "m16n8k16.row.col.f32.f16.f16.f32"),
-    "bf16": Element(2, "m16n8k16.row.col.f32.bf16.bf16.f32"),
-    "s8": Element(1, "m16n8k32.row.col.s32.s8.s8.s32", integer=True),
-    "u8": Element(1, "m16n8k32.row.col.s32.u8.s8.s32", integer=True),
+    "tf32": Element(4, "m16n8k8.row.col.f32.tf32.tf32.f32", "k8.f32.tf32.tf32", rounded=True),
+    "f16": Element(2, "m16n8k16.row.col.f32.f16.f16.f32", "k16.f32.f16.f16"),
+    "bf16": Element(2, "m16n8k16.row.col.f32.bf16.bf16.f32", "k16.f32.bf16.bf16"),
+    "s8": Element(1, "m16n8k32.row.col.s32.s8.s8.s32", "k32.s32.s8.s8", integer=True),
+    "u8": Element(1, "m16n8k32.row.col.s32.u8.s8.s32", "k32.s32.u8.s8", integer=True),
 }
 
 
-def _known(*values):
+def known(*values):
     return all(isinstance(value, types.Literal) for value in values)
 
 
-def _asm(builder, text, constraints, result, operands, effects=True):
+def assembly(builder, text, constraints, result, operands, effects=True):
     """One inline PTX instruction."""
     type_ = ir.FunctionType(result, [o.type for o in operands])
     all_constraints = ",".join(filter(None, (constraints, "~{memory}" if effects else "")))
@@ -84,7 +88,7 @@ def _special(name):
     @intrinsic
     def read(typing_context):
         def emit(context, builder, signature, values):
-            return _asm(builder, f"mov.u32 $0, %{name};", "=r", I32, [], effects=False)
+            return assembly(builder, f"mov.u32 $0, %{name};", "=r", I32, [], effects=False)
 
         return types.int32(), emit
 
@@ -100,7 +104,7 @@ def barrier(typing_context):
     """Waits for all threads of the block."""
 
     def emit(context, builder, signature, values):
-        _asm(builder, "bar.sync 0;", "", ir.VoidType(), [])
+        assembly(builder, "bar.sync 0;", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), emit
@@ -114,7 +118,7 @@ def shared_memory(typing_context):
         name = "minicc_shared"
         array = builder.module.globals.get(name)
         if array is None:
-            array = ir.GlobalVariable(builder.module, ir.ArrayType(I8, 0), name, addrspace=_SHARED)
+            array = ir.GlobalVariable(builder.module, ir.ArrayType(I8, 0), name, addrspace=SHARED)
             array.linkage = "external"
             array.align = 1024
         return builder.ptrtoint(array, I32)
@@ -127,7 +131,7 @@ def copies_commit(typing_context):
     """Ends a group of asynchronous copies of this thread."""
 
     def emit(context, builder, signature, values):
-        _asm(builder, "cp.async.commit_group;", "", ir.VoidType(), [])
+        assembly(builder, "cp.async.commit_group;", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), emit
@@ -136,86 +140,158 @@ def copies_commit(typing_context):
 @intrinsic
 def copies_wait(typing_context, groups):
     """Waits until at most `groups` (a literal) of this thread's groups are still on their way."""
-    if not _known(groups):
+    if not known(groups):
         return None
 
     def emit(context, builder, signature, values):
-        _asm(builder, f"cp.async.wait_group {groups.literal_value};", "", ir.VoidType(), [])
+        assembly(builder, f"cp.async.wait_group {groups.literal_value};", "", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(types.literal(groups.literal_value)), emit
 
 
+@intrinsic
+def tiles_ready(typing_context, unit):
+    """As `barrier`, after which products of `unit` (a literal) may read what this thread's finished copies wrote."""
+    if not known(unit):
+        return None
+
+    def emit(context, builder, signature, values):
+        if unit.literal_value == "wgmma":
+            assembly(builder, "fence.proxy.async.shared::cta;", "", ir.VoidType(), [])
+        assembly(builder, "bar.sync 0;", "", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(types.literal(unit.literal_value)), emit
+
+
 # ------------------------------------------------------------------------------------------------- copies
+#
+# A thread copies the same 16-byte chunk of every (threads / 8)th row of a tile, so what depends on the row alone is
+# found once and carried along, and a step of k costs few instructions.
+
+
+def hops(rows, threads):
+    """The distances of a thread's rows from its first one; the last may lie behind the tile (see `each_row`)."""
+    return [i * threads // _CHUNKS for i in range(-(-rows * _CHUNKS // threads))]
+
+
+def each_row(builder, rows, threads, row, copy):
+    """Emits copy(number, hop) for each row of a thread that begins at `row`."""
+    for number, hop in enumerate(hops(rows, threads)):
+        if (number + 1) * threads <= rows * _CHUNKS:
+            copy(number, hop)
+        else:
+            with builder.if_then(builder.icmp_unsigned("<", row, I32(rows - hop))):
+                copy(number, hop)
+
+
+def own_place(builder, shared, tid):
+    """A thread's chunk, its first row, and where that chunk of that row lies in a tile."""
+    chunk = builder.and_(tid, I32(_CHUNKS - 1))
+    row = builder.lshr(tid, I32(3))
+    swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
+    return chunk, row, builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
 
 
 @intrinsic
-def copy_tile(typing_context, rows, threads, size, piece, shared, address, stride, first, left, k, depth, tid):
-    """Starts the copy of a tile [rows][ROW bytes] from rows of global memory; what lies outside becomes 0.
+def tile_rows(typing_context, rows, threads, address, stride, first, left, tid):
+    """Addresses of a thread's rows in global memory, a tuple of int64.
+
+    rows, threads: literals: rows of a tile, threads of the block.
+    address: address of element (row 0, k 0); stride: bytes from row to row.
+    first:   row of memory that is row 0 of the tile; left: rows that memory has. Rows behind the last one are 0:
+             they are not copied, for what they would give nobody stores.
+    """
+    if not known(rows, threads):
+        return None
+    count, width = rows.literal_value, threads.literal_value
+    tuple_ = types.UniTuple(types.int64, len(hops(count, width)))
+
+    def emit(context, builder, signature, values):
+        address, stride, first, left, tid = values[2:]
+        row = builder.add(first, builder.lshr(tid, I32(3)))
+        found = []
+        for hop in hops(count, width):
+            here = builder.add(row, I32(hop))
+            place = builder.add(address, builder.mul(builder.sext(here, I64), stride))
+            found.append(builder.select(builder.icmp_signed("<", here, left), place, I64(0)))
+        return context.make_tuple(builder, tuple_, found)
+
+    literals = [types.literal(count), types.literal(width)]
+    return tuple_(*literals, types.int64, types.int64, types.int32, types.int32, types.int32), emit
+
+
+@intrinsic
+def copy_tile(typing_context, rows, threads, size, piece, shared, sources, k, depth, tid):
+    """Starts the copy of a tile [rows][ROW bytes] from rows of global memory; what lies behind their ends becomes 0.
 
     rows, threads, size, piece: literals: rows of the tile, threads of the block, bytes of an element, and the
-             largest power of two up to 16 that divides address, stride and k in bytes.
-    shared:  address of the tile in shared memory.
-    address: address of element (row 0, k 0) in global memory; stride: bytes from row to row.
-    first:   row of memory that is row 0 of the tile; left: rows that memory has.
+             largest power of two up to 16 that divides the sources in bytes.
+    shared:  address of the tile in shared memory. sources: `tile_rows`.
     k:       element that begins the tile's rows; depth: elements that rows of memory have.
     Pieces of less than 4 bytes are copied at once by ordinary instructions, others by cp.async, which end at
-    `copies_wait`; both must be followed by `barrier` before they are read.
+    `copies_wait`; both must be followed by `tiles_ready` before they are read.
     """
-    if not _known(rows, threads, size, piece):
+    if not known(rows, threads, size, piece):
         return None
     count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
 
     def emit(context, builder, signature, values):
-        shared, address, stride, first, left, k, depth, tid = values[4:]
-        chunk = builder.and_(tid, I32(_CHUNKS - 1))
-        row = builder.lshr(tid, I32(3))
-        swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
-        target = builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
-        # Bytes of this thread's chunk that exist, before and after clamping to [0, 16].
+        shared, sources, k, depth, tid = values[4:]
+        sources = [builder.extract_value(sources, i) for i in range(len(hops(count, width)))]
+        chunk, row, target = own_place(builder, shared, tid)
         begin = builder.add(builder.mul(k, I32(bytes_)), builder.shl(chunk, I32(4)))
         there = builder.sub(builder.mul(depth, I32(bytes_)), begin)
-        source_row = builder.add(first, row)
-        source = builder.add(address, builder.mul(builder.sext(source_row, I64), stride))
-        source = builder.add(source, builder.sext(begin, I64))
-        hop = builder.mul(stride, I64(width // _CHUNKS))
-        for i in range((count * _CHUNKS + width - 1) // width):
-            inside = builder.icmp_signed("<", builder.add(source_row, I32(i * width // _CHUNKS)), left)
-            size_here = builder.select(inside, there, I32(0))
-            place = builder.add(target, I32(i * width // _CHUNKS * ROW))
-            if (i + 1) * width <= count * _CHUNKS:
-                _copy_chunk(builder, step, place, source, address, size_here)
-            else:
-                with builder.if_then(builder.icmp_signed("<", row, I32(count - i * width // _CHUNKS))):
-                    _copy_chunk(builder, step, place, source, address, size_here)
-            source = builder.add(source, hop)
+
+        def whole(number, hop):
+            source = builder.add(sources[number], offset)
+            text = "{.reg .pred p; setp.ne.s64 p, $2, 0; @p cp.async.cg.shared.global [$0], [$1], 16;}"
+            place = builder.add(target, I32(hop * ROW))
+            assembly(builder, text, "r,l,l", ir.VoidType(), [place, source, sources[number]])
+
+        def cut(number, hop):
+            exists = builder.icmp_unsigned("!=", sources[number], I64(0))
+            with builder.if_then(exists):
+                cut_row(number, hop)
+
+        def cut_row(number, hop):
+            for at in range(0, CHUNK, step):
+                left = builder.sub(there, I32(at))
+                place = builder.add(target, I32(hop * ROW + at))
+                # Nothing is read behind the end, not even by an instruction that would ignore it.
+                behind = builder.select(builder.icmp_signed(">", left, I32(0)), builder.add(begin, I32(at)), I32(0))
+                copy_piece(builder, step, place, builder.add(sources[number], builder.sext(behind, I64)), left)
+
+        if step < CHUNK:
+            each_row(builder, count, width, row, cut)
+            return context.get_dummy_value()
+        full = builder.icmp_signed("<=", builder.add(k, I32(ROW // bytes_)), depth)
+        with builder.if_else(full) as (then, otherwise):
+            with then:
+                offset = builder.sext(begin, I64)
+                each_row(builder, count, width, row, whole)
+            with otherwise:
+                each_row(builder, count, width, row, cut)
         return context.get_dummy_value()
 
     literals = [types.literal(v) for v in (count, width, bytes_, step)]
-    long, short = types.int64, types.int32
-    return types.void(*literals, short, long, long, short, short, short, short, short), emit
+    tuple_ = types.UniTuple(types.int64, len(hops(count, width)))
+    return types.void(*literals, types.int32, tuple_, *[types.int32] * 3), emit
 
 
-def _copy_chunk(builder, step, place, source, safe, there):
-    """16 bytes of global to shared memory in pieces of `step` bytes, of which `there` (any number) exist."""
-    for at in range(0, CHUNK, step):
-        left = builder.sub(there, I32(at)) if at else there
-        _copy_piece(builder, step, builder.add(place, I32(at)), builder.add(source, I64(at)), safe, left)
-
-
-def _copy_piece(builder, step, target, source, safe, left):
-    """`step` bytes of global to shared memory, of which `left` (any number) exist; `safe` is read for none."""
-    some = builder.icmp_signed(">", left, I32(0))
+def copy_piece(builder, step, target, source, left):
+    """`step` bytes of global to shared memory, of which `left` (any number) exist."""
     if step >= 4:
-        start = builder.select(some, source, safe)
+        cache = "cg" if step == CHUNK else "ca"
+        some = builder.icmp_signed(">", left, I32(0))
         few = builder.icmp_signed("<", left, I32(step))
         part = builder.select(some, builder.select(few, left, I32(step)), I32(0))
-        cache = "cg" if step == CHUNK else "ca"
         text = f"cp.async.{cache}.shared.global [$0], [$1], {step}, $2;"
-        _asm(builder, text, "r,l,r", ir.VoidType(), [target, start, part])
+        assembly(builder, text, "r,l,r", ir.VoidType(), [target, source, part])
         return
     type_ = ir.IntType(8 * step)
-    with builder.if_else(some) as (then, otherwise):
+    with builder.if_else(builder.icmp_signed(">", left, I32(0))) as (then, otherwise):
         with then:
             found = builder.load(builder.inttoptr(source, type_.as_pointer(1)))
             last = builder.block
@@ -224,95 +300,21 @@ def _copy_piece(builder, step, target, source, safe, left):
     value = builder.phi(type_)
     value.add_incoming(found, last)
     value.add_incoming(type_(0), other)
-    builder.store(value, builder.inttoptr(target, type_.as_pointer(_SHARED)))
-
-
-# Bytes of a row's entry in the table of windows: address, and first input position along three axes.
-WINDOW = 32
+    builder.store(value, builder.inttoptr(target, type_.as_pointer(SHARED)))
 
 
 @intrinsic
-def store_window(typing_context, table, row, address, z, y, x):
-    """Notes where a row's window begins: the address of its first element, which may not exist, and its position."""
-
-    def emit(context, builder, signature, values):
-        table, row, address, *position = values
-        where = builder.add(table, builder.mul(row, I32(WINDOW)))
-        builder.store(address, builder.inttoptr(where, I64.as_pointer(_SHARED)))
-        for i, coordinate in enumerate(position):
-            place = builder.add(where, I32(8 + 4 * i))
-            builder.store(coordinate, builder.inttoptr(place, I32.as_pointer(_SHARED)))
-        return context.get_dummy_value()
-
-    short = types.int32
-    return types.void(short, short, types.int64, short, short, short), emit
-
-
-@intrinsic
-def copy_windows(
-    typing_context, rows, threads, size, piece, shared, table, safe, k, channels, extents, taps, steps, strides, tid
-):
-    """As `copy_tile`, from windows: element k of a row is channel k % channels of the window's tap k / channels.
-
-    piece:   literal: the largest power of two up to 16 that divides addresses, strides and channels in bytes.
-    table:   shared memory written by `store_window`. safe: an address that may be read.
-    extents, taps, steps: triples of int64: of the input, of the kernel, and dilations.
-    strides: bytes between neighbours along the three axes. Positions outside the input are 0.
-    """
-    if not _known(rows, threads, size, piece):
+def next_tile(typing_context, at, bytes_, stages):
+    """The offset of the tile after the one at `at` in a ring of `stages` tiles of `bytes_` (literals)."""
+    if not known(bytes_, stages):
         return None
-    count, width, bytes_, step = (v.literal_value for v in (rows, threads, size, piece))
+    size, count = bytes_.literal_value, stages.literal_value
 
     def emit(context, builder, signature, values):
-        shared, table, safe, k, channels, extents, taps, steps, strides, tid = values[4:]
-        extents, taps, steps = (
-            [builder.trunc(builder.extract_value(triple, i), I32) for i in range(3)] for triple in (extents, taps, steps)
-        )
-        strides = [builder.extract_value(strides, i) for i in range(3)]
-        chunk = builder.and_(tid, I32(_CHUNKS - 1))
-        row = builder.lshr(tid, I32(3))
-        swizzled = builder.xor(chunk, builder.and_(row, I32(7)))
-        target = builder.add(shared, builder.add(builder.shl(row, I32(7)), builder.shl(swizzled, I32(4))))
-        entry = builder.add(table, builder.mul(row, I32(WINDOW)))
-        all_taps = builder.mul(builder.mul(taps[0], taps[1]), taps[2])
-        parts = []
-        for at in range(0, CHUNK, step):
-            element = builder.add(builder.add(k, builder.mul(chunk, I32(CHUNK // bytes_))), I32(at // bytes_))
-            tap = builder.udiv(element, channels)
-            channel = builder.sub(element, builder.mul(tap, channels))
-            outer = builder.udiv(tap, taps[2])
-            z = builder.udiv(outer, taps[1])
-            y, x = builder.sub(outer, builder.mul(z, taps[1])), builder.sub(tap, builder.mul(outer, taps[2]))
-            move = [builder.mul(number, by) for number, by in zip((z, y, x), steps)]
-            offset = builder.sext(builder.mul(channel, I32(bytes_)), I64)
-            for distance, stride in zip(move, strides):
-                offset = builder.add(offset, builder.mul(builder.sext(distance, I64), stride))
-            parts.append((at, move, offset, builder.icmp_unsigned("<", tap, all_taps)))
-        for i in range((count * _CHUNKS + width - 1) // width):
-            if (i + 1) * width <= count * _CHUNKS:
-                _copy_window(builder, step, target, entry, safe, extents, parts, i * width // _CHUNKS)
-            else:
-                with builder.if_then(builder.icmp_signed("<", row, I32(count - i * width // _CHUNKS))):
-                    _copy_window(builder, step, target, entry, safe, extents, parts, i * width // _CHUNKS)
-        return context.get_dummy_value()
+        last = builder.icmp_signed("==", values[0], I32(size * (count - 1)))
+        return builder.select(last, I32(0), builder.add(values[0], I32(size)))
 
-    literals = [types.literal(v) for v in (count, width, bytes_, step)]
-    long, short, triple = types.int64, types.int32, types.UniTuple(types.int64, 3)
-    return types.void(*literals, short, short, long, short, short, triple, triple, triple, triple, short), emit
-
-
-def _copy_window(builder, step, target, entry, safe, extents, parts, hop):
-    """One chunk of the row `hop` below the thread's first one."""
-    where = builder.add(entry, I32(hop * WINDOW))
-    start = builder.load(builder.inttoptr(where, I64.as_pointer(_SHARED)))
-    position = [
-        builder.load(builder.inttoptr(builder.add(where, I32(8 + 4 * i)), I32.as_pointer(_SHARED))) for i in range(3)
-    ]
-    for at, move, offset, inside in parts:
-        for coordinate, distance, extent in zip(position, move, extents):
-            inside = builder.and_(inside, builder.icmp_unsigned("<", builder.add(coordinate, distance), extent))
-        left = builder.select(inside, I32(step), I32(0))
-        _copy_piece(builder, step, builder.add(target, I32(hop * ROW + at)), builder.add(start, offset), safe, left)
+    return types.int32(types.int32, types.literal(size), types.literal(count)), emit
 
 
 # ----------------------------------------------------------------------------------------------- products
@@ -329,7 +331,7 @@ def _sums(element, wm, wn):
 @intrinsic
 def zeros(typing_context, element, wm, wn):
     """Sums of a warp tile of WM x WN, all 0 (literals)."""
-    if not _known(element, wm, wn):
+    if not known(element, wm, wn):
         return None
     name, height, width = (v.literal_value for v in (element, wm, wn))
     tuple_, count, type_ = _sums(name, height, width)
@@ -341,25 +343,68 @@ def zeros(typing_context, element, wm, wn):
 
 
 @intrinsic
-def product(typing_context, element, wm, wn, sums, a, b, row, column, lane):
+def product(typing_context, unit, element, wm, wn, sums, a, b, row, column, lane):
     """sums + the warp tile's product over the whole ROW of two tiles in shared memory.
 
-    element, wm, wn: literals. a, b: addresses of tiles [.][ROW bytes]. row, column: where the warp tile begins
-    in a and in b, multiples of 8. lane: of the warp.
+    unit, element, wm, wn: literals. a, b: addresses of tiles [.][ROW bytes]. row, column: where the warp tile begins
+    in a and in b, multiples of 8. lane: of the warp. With "wgmma" the product is on its way when this returns; see
+    `products_wait`.
     """
-    if not _known(element, wm, wn):
+    if not known(unit, element, wm, wn):
         return None
-    name, height, width = (v.literal_value for v in (element, wm, wn))
+    unit_name, name, height, width = (v.literal_value for v in (unit, element, wm, wn))
     tuple_, count, _ = _sums(name, height, width)
 
     def emit(context, builder, signature, values):
-        sums = [builder.extract_value(values[3], i) for i in range(count)]
-        make = _emit_mma if ELEMENTS[name].mma else _emit_fma
-        make(builder, name, (height, width), sums, *values[4:])
+        sums = [builder.extract_value(values[4], i) for i in range(count)]
+        make = {"fma": _emit_fma, "mma": _emit_mma, "wgmma": _emit_wgmma}[unit_name]
+        make(builder, name, (height, width), sums, *values[5:])
         return context.make_tuple(builder, tuple_, sums)
 
-    literals = [types.literal(v) for v in (name, height, width)]
+    literals = [types.literal(v) for v in (unit_name, name, height, width)]
     return tuple_(*literals, tuple_, *[types.int32] * 5), emit
+
+
+@intrinsic
+def products_wait(typing_context, unit, pending):
+    """Waits until at most `pending` of this thread's products of `unit` are still on their way (literals)."""
+    if not known(unit, pending):
+        return None
+
+    def emit(context, builder, signature, values):
+        if unit.literal_value == "wgmma":
+            assembly(builder, f"wgmma.wait_group.sync.aligned {pending.literal_value};", "", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(types.literal(unit.literal_value), types.literal(pending.literal_value)), emit
+
+
+def _emit_wgmma(builder, name, shape, sums, a, b, row, column, lane):
+    kind = ELEMENTS[name]
+    _, width = shape
+    letter, type_ = ("r", I32) if kind.integer else ("f", F32)
+    count = len(sums)
+    # Factors 1 of both operands and, for 16 bits, no transposition.
+    rest = {"k8": ", 1, 1", "k16": ", 1, 1, 0, 0", "k32": ""}[kind.wgmma.partition(".")[0]]
+    text = (
+        f"wgmma.mma_async.sync.aligned.m64n{width}{kind.wgmma} {_registers(0, count)}, ${2 * count}, ${2 * count + 1}, 1{rest};"
+    )
+    constraints = ",".join([f"={letter}"] * count + [str(i) for i in range(count)] + ["l", "l"])
+
+    def descriptor(base, first):
+        """Of rows of 128 bytes, swizzled, eight of them 1024 bytes apart; see the PTX manual's matrix descriptor."""
+        where = builder.add(base, builder.shl(first, I32(7)))
+        low = builder.and_(builder.lshr(builder.zext(where, I64), I64(4)), I64(0x3FFF))
+        return builder.or_(low, I64(1 << 62 | 64 << 32 | 1 << 16))
+
+    left = descriptor(a, builder.and_(row, I32(~63)))
+    right = descriptor(b, column)
+    assembly(builder, "wgmma.fence.sync.aligned;", "", ir.VoidType(), [])
+    for step in range(ROW // 32):
+        operands = [*sums, builder.add(left, I64(2 * step)), builder.add(right, I64(2 * step))]
+        made = assembly(builder, text, constraints, ir.LiteralStructType([type_] * count), operands)
+        sums[:] = [builder.extract_value(made, i) for i in range(count)]
+    assembly(builder, "wgmma.commit_group.sync.aligned;", "", ir.VoidType(), [])
 
 
 def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
@@ -384,7 +429,7 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
     def fragments(base, chunk, step, block):
         swizzled = builder.xor(builder.add(chunk, I32(2 * step)), low)
         where = builder.add(builder.add(base, builder.shl(swizzled, I32(4))), I32(16 * block * ROW))
-        found = _asm(builder, load, "=r,=r,=r,=r,r", matrices, [where])
+        found = assembly(builder, load, "=r,=r,=r,=r,r", matrices, [where])
         return [builder.extract_value(found, q) for q in range(4)]
 
     for step in range(_CHUNKS // 2):
@@ -397,7 +442,7 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
                 first = (i * (width // 8) + j) * 4
                 right = rights[j // 2][j % 2 * 2 : j % 2 * 2 + 2]
                 operands = [*left, *right, *sums[first : first + 4]]
-                made = _asm(
+                made = assembly(
                     builder, multiply, constraints, ir.LiteralStructType([type_] * 4), operands, effects=False
                 )
                 sums[first : first + 4] = [builder.extract_value(made, q) for q in range(4)]
@@ -405,7 +450,7 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
 
 def _round(builder, register):
     value = builder.bitcast(register, F32)
-    return _asm(builder, "cvt.rna.tf32.f32 $0, $1;", "=r,f", I32, [value], effects=False)
+    return assembly(builder, "cvt.rna.tf32.f32 $0, $1;", "=r,f", I32, [value], effects=False)
 
 
 def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
@@ -420,7 +465,7 @@ def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
     def quad(base, low, chunk, at):
         swizzled = builder.xor(I32(chunk), low)
         where = builder.add(builder.add(base, builder.shl(swizzled, I32(4))), I32(at * ROW))
-        found = _asm(builder, load, "=f,=f,=f,=f,r", four, [where])
+        found = assembly(builder, load, "=f,=f,=f,=f,r", four, [where])
         return [builder.extract_value(found, q) for q in range(4)]
 
     a_low = builder.and_(down, I32(7))
@@ -441,7 +486,7 @@ def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
 @intrinsic
 def store_sums(typing_context, element, wm, wn, pitch, shared, row, column, lane, sums):
     """Sums of a warp tile into a matrix of 4-byte elements in shared memory, rows `pitch` (a literal) apart."""
-    if not _known(element, wm, wn, pitch):
+    if not known(element, wm, wn, pitch):
         return None
     name, height, width, rows_apart = (v.literal_value for v in (element, wm, wn, pitch))
     tuple_, count, type_ = _sums(name, height, width)
@@ -457,7 +502,7 @@ def store_sums(typing_context, element, wm, wn, pitch, shared, row, column, lane
             r, c = _place(tensor, width, number)
             where = builder.add(base, I32(4 * (r * rows_apart + c)))
             builder.store(
-                builder.extract_value(sums, number), builder.inttoptr(where, type_.as_pointer(_SHARED))
+                builder.extract_value(sums, number), builder.inttoptr(where, type_.as_pointer(SHARED))
             )
         return context.get_dummy_value()
 
@@ -476,14 +521,14 @@ def _place(tensor, width, number):
 @intrinsic
 def load_sum(typing_context, element, shared, index):
     """One element of a matrix that `store_sums` stored."""
-    if not _known(element):
+    if not known(element):
         return None
     name = element.literal_value
     type_, llvm = (types.int32, I32) if ELEMENTS[name].integer else (types.float32, F32)
 
     def emit(context, builder, signature, values):
         where = builder.add(values[1], builder.shl(values[2], I32(2)))
-        return builder.load(builder.inttoptr(where, llvm.as_pointer(_SHARED)))
+        return builder.load(builder.inttoptr(where, llvm.as_pointer(SHARED)))
 
     return type_(types.literal(name), types.int32, types.int32), emit
 

@@ -12,8 +12,9 @@ from minicc.ir.graph import Node
 from minicc.ir.types import TensorType, i32
 from minicc.lower.context import Lowering
 from minicc.lower.templates.common import FLOATS
-from minicc.lower.templates.conv import lower_conv, lower_depthwise
+from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.conv_transpose import lower_conv_transpose
+from minicc.lower.templates.cuda import lower_cuda_conv, lower_cuda_matmul
 from minicc.lower.templates.integer import lower_conv_integer, lower_matmul_integer
 from minicc.lower.templates.matmul import lower_matmul
 from minicc.lower.templates.pool import lower_pool
@@ -53,9 +54,10 @@ FUSED = frozenset((
 
 # Those with a CUDA form.
 CUDA_TABLE: dict[tuple[str, str], Lower] = {
-    ("", "Conv"): lower_depthwise,
     ("", "MaxPool"): lower_pool,
     ("", "AveragePool"): lower_pool,
+    ("", "Conv"): lower_cuda_conv,
+    ("", "MatMul"): lower_cuda_matmul,
     ("", "ScatterElements"): lower_scatter_elements,
     ("", "ScatterND"): lower_scatter_nd,
     ("", "CumSum"): lower_scan,

@@ -1,0 +1,231 @@
+"""MatMul and Conv onto the CUDA forms of `gemm` and `conv`: operands in their own element type, weights as rows of k.
+
+float32 is multiplied exactly, with precision "tf32" on the tensor cores. What these templates do not take (depthwise
+convolutions, computed filters, operands of two types) becomes generated loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+from typing import Any
+
+import numpy as np
+
+from minicc.ir.dims import Dim, SymbolicDim, ceil_divide, product
+from minicc.ir.expr import const, iteration, minimum, select
+from minicc.ir.graph import Node, Value
+from minicc.ir.types import DType, bf16, f16, f32
+from minicc.kernels import cuda_tiles
+from minicc.lower.affine import linearise, row_major
+from minicc.lower.body import Space, Write
+from minicc.lower.context import Lowering
+from minicc.lower.program import Word
+from minicc.lower.templates import common
+from minicc.lower.templates.conv import bias_adder, image_index, spatial_words
+from minicc.ops.spatial import channel_axis, spatial_axes, window
+from minicc.targets.cuda import CudaTarget
+
+Array = np.ndarray[Any, Any]
+
+ELEMENTS: dict[DType, str] = {f32: "f32", f16: "f16", bf16: "bf16"}
+# Sizes that are not known are taken for so many when a tile is chosen.
+UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH = 256, 128, 512
+# Bits of a row of windows say which taps lie inside the input, along all axes together.
+MOST_TAPS = 31
+
+
+def lower_cuda_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
+    """MatMul of numpy semantics; vectors and operands of two types are refused."""
+    anchor, (a, b) = common.anchor_of(node, lead)
+    assert a is not None and b is not None
+    if a.tensor.dtype not in ELEMENTS or b.tensor.dtype != a.tensor.dtype:
+        return f"no product kernel for {a.tensor.dtype} by {b.tensor.dtype}"
+    if len(a.shape) < 2 or len(b.shape) < 2:
+        return "an operand is a vector"
+    shape = anchor.output.shape
+    batch, m, n, k = shape[:-2], shape[-2], shape[-1], a.shape[-1]
+    left = common.operand_view(low, a, (*batch, m, k), len(batch) + 1)
+    a_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(left[2][:-1]) if s != 0}
+    found = low.view(b, (*batch, k, n)) if b.data is None else None
+    if found is not None and (found[2][-2] == 1 or k == 1):
+        b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(found[2]) if s != 0 and axis != len(batch)}
+        space = common.epilogue(low, node, lead, [a_walk, b_walk])
+        if not isinstance(space, str):
+            _emit_gemm(low, node, lead, left, (found[0], found[1], found[2][-1]), k, space, product(shape) * k * 2)
+            return ""
+    packed, strides, row = _rows_of_k(low, b, (*batch, k, n))
+    space = common.epilogue(low, node, lead, [a_walk, {axis: s for axis, s in enumerate(strides) if s != 0}])
+    if isinstance(space, str):
+        return space
+    _emit_gemm(low, node, lead, left, (packed, 0, row), k, space, product(shape) * k * 2)
+    return ""
+
+
+def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Dim, Sequence[Dim]],
+               right: tuple[int, Dim, Dim], k: Dim, space: Space, flops: Dim) -> None:  # fmt: skip
+    """One product. left: (buffer, offset, strides), right: (buffer, offset, elements from row of k to row of k)."""
+    anchor = lead or node
+    (a0, a1, a_row), (b0, b1, _) = space.strides
+    e0, e1, em, en = space.extents
+    element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
+    tile = _tile(low, element, em, en, k, product((e0, e1)))
+    constants: dict[str, int | str] = {
+        "ELEMENT": element, "TILE": tile, "PIECE": _piece(size, left[1], a0, a1, a_row),
+        "B_PIECE": _piece(size, right[1], b0, b1, right[2]),
+    }  # fmt: skip
+    common.emit(
+        low, node, "gemm", constants,
+        {"A": Word(left[1], left[0]), "B": Word(right[1], right[0]), "M": em, "N": en, "K": k, "A_ROW": a_row, "A_B0": a0,
+         "A_B1": a1, "B_ROW": right[2], "B_B0": b0, "B_B1": b1, "B0": e0, "B1": e1},
+        space, (left[0], right[0]), flops, results=(node.outputs if lead is not None else (anchor.output,)), name="gemm",
+    )  # fmt: skip
+
+
+def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
+    """Convolution with constant weights of any stride, dilation, padding and group over one to three spatial axes."""
+    anchor, inputs = common.anchor_of(node, lead)
+    x, w = inputs[0], inputs[1]
+    assert x is not None and w is not None
+    if x.tensor.dtype not in ELEMENTS or w.tensor.dtype != x.tensor.dtype:
+        return f"no convolution kernel for {x.tensor.dtype} by {w.tensor.dtype}"
+    rank, groups = len(x.shape) - 2, anchor.attrs["group"]
+    if w.data is None or not 1 <= rank <= 3:
+        return f"{rank} spatial axes" if w.data is not None else "weights are computed at run time"
+    filters, channels, *kernel = w.data.shape
+    if channels == 1 and groups > 1:
+        return "depthwise"
+    if sum(kernel) + 3 - rank > MOST_TAPS:
+        return "a large kernel"
+    layout = anchor.attrs["layout"]
+    spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
+    geometry = window(anchor.attrs, kernel, spatial)
+    element, size = _element(low, anchor), x.tensor.dtype.bytes
+    padded = _whole_pieces(channels, size) if groups == 1 else channels
+    buffer, offset, strides = _channels_last(low, x, layout, padded * groups)
+    out = anchor.output.shape
+    pixels = [out[a] for a in spatial_axes(layout, len(out))]
+    finish = bias_adder(low, inputs[2] if len(inputs) > 2 else None, channel_axis(layout, len(out)))
+    flops = product(out) * channels * product(kernel) * 2
+    data = np.pad(w.data, [(0, 0), (0, padded - channels), *[(0, 0)] * rank])
+    matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
+        geometry.padded(a) for a in range(rank))  # fmt: skip
+    if matrix and layout == "NHWC":
+        walk = {axis: s for axis, s in enumerate(strides[:-1]) if s != 0}
+        space = common.epilogue(low, node, lead, [walk, {}], finish=finish)
+        if isinstance(space, str):
+            return space
+        weights = _packed(low, w, data.reshape(data.shape[:2]), 1, element)
+        row = _whole_pieces(padded, size)
+        _emit_gemm(low, node, lead, (buffer, offset, strides), (weights, 0, row), padded, space, flops)
+        return ""
+    per_group = filters // groups
+    axes = (out[0], groups, *pixels, per_group)
+    pixel = {2 + a: s for a, s in enumerate(row_major(pixels))}
+    space = common.epilogue(low, node, lead, [pixel], axes, image_index(layout, rank, per_group), finish)
+    if isinstance(space, str):
+        return space
+    weights = _packed(low, w, data, groups, element)
+    tile = _tile(low, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
+    constants: dict[str, int | str] = {"ELEMENT": element, "TILE": tile, "PIECE": _piece(size, offset, *strides[:-1], padded)}
+    values: dict[str, Word | Dim] = {
+        "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
+        "N": per_group, "C": padded, "X_IMAGE": strides[0],
+        **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
+    }  # fmt: skip
+    results = node.outputs if lead is not None else (anchor.output,)
+    common.emit(low, node, "conv", constants, values, space, (buffer, weights), flops, results=results, name="conv")
+    return ""
+
+
+def _element(low: Lowering, anchor: Node) -> str:
+    """What the kernels call the anchor's element type."""
+    first = anchor.inputs[0]
+    assert first is not None
+    name = ELEMENTS[first.tensor.dtype]
+    return "tf32" if name == "f32" and low.precision == "tf32" else name
+
+
+def _tile(low: Lowering, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> int:
+    """The number of the tile chosen for these sizes."""
+    assert isinstance(low.target, CudaTarget)
+    sizes = zip((m, n, k, batches), (UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH, 1))
+    rows, columns, depth, repeats = (d if isinstance(d, int) else unknown for d, unknown in sizes)
+    return cuda_tiles.ALL_TILES.index(cuda_tiles.choose_tile(element, rows, columns, depth, repeats, low.target))
+
+
+def _piece(size: int, *counts: Dim) -> int:
+    """The largest power of two up to 16 that divides these numbers of elements of `size` bytes, whatever symbols are."""
+    known = (gcd(*(c for _, c in d.terms)) if isinstance(d, SymbolicDim) else d for d in counts)
+    return cuda_tiles.piece_of(*(size * count for count in known))
+
+
+def _whole_pieces(count: int, size: int) -> int:
+    """`count` elements rounded up to 16 bytes."""
+    each = 16 // size
+    return -(-count // each) * each
+
+
+def _packed(low: Lowering, w: Value, data: Array, groups: int, element: str) -> int:
+    """Constant filters as rows of k."""
+    key = ("pack_filters", id(w.data), data.shape, groups, element)
+    if key not in low.constants:
+        rounded = cuda_tiles.round_tf32(data) if element == "tf32" else data
+        low.constant(cuda_tiles.pack_filters(rounded, groups), f"{w.name}_packed", key)
+    return low.constants[key]
+
+
+def _rows_of_k(low: Lowering, b: Value, shape: Sequence[Dim]) -> tuple[int, list[Dim], Dim]:
+    """(buffer, strides of the output's axes, elements from row to row) of a right operand turned into rows of k."""
+    *batch, k, n = shape
+    own = b.shape[:-2]
+    size = b.tensor.dtype.bytes
+    row: Dim = ceil_divide(k, 16 // size) * (16 // size)
+    strides: list[Dim] = [0] * (len(batch) + 2)
+    step: Dim = n * row
+    for axis in reversed(range(len(own))):
+        strides[len(batch) - len(own) + axis] = 0 if own[axis] == 1 else step
+        step = step * own[axis]
+    if b.data is not None:
+        element = "tf32" if b.tensor.dtype == f32 and low.precision == "tf32" else ""
+        key = ("pack_right", id(b.data), element)
+        if key not in low.constants:
+            data = cuda_tiles.round_tf32(b.data) if element else b.data
+            low.constant(cuda_tiles.pack_right(data), f"{b.name}_packed", key)
+        return low.constants[key], strides, row
+    target_shape = (*own, n, row)
+    target = low.temporary(f"{b.name}_packed", b.tensor.dtype, target_shape)
+    index = [iteration(axis) for axis in range(len(target_shape))]
+    # Both sides of a selection are loaded, so the position stays inside.
+    column = index[-1] if row == k else minimum(index[-1], k - 1)
+    value = low.composer().element(b, [*index[:-2], column, index[-2]])
+    if row != k:
+        value = select(index[-1] < k, value, const(0, b.tensor.dtype))
+    write = Write(target, b.tensor.dtype, linearise(index, target_shape), value)
+    low.emit_writes([write], target_shape, (), "pack_right")
+    return target, strides, row
+
+
+def _channels_last(low: Lowering, x: Value, layout: str, padded: int) -> tuple[int, Dim, tuple[Dim, ...]]:
+    """(buffer, offset, strides over [N, *spatial, C]) of an activation with `padded` contiguous channels; a copy if need be."""
+    rank = len(x.shape)
+    order = tuple(range(rank)) if layout == "NHWC" else (0, *range(2, rank), 1)
+    channels = x.shape[order[-1]]
+    found = low.view(x, x.shape) if channels == padded else None
+    if found is not None and (found[2][order[-1]] == 1 or padded == 1):
+        return found[0], found[1], (*(found[2][a] for a in order[:-1]), 1)
+    if layout == "NHWC" and channels == padded:
+        return low.buffer(x), 0, row_major(x.shape)
+    shape = (*(x.shape[a] for a in order[:-1]), padded)
+    number = low.temporary(f"{x.name}_nhwc", x.tensor.dtype, shape)
+    index = [iteration(axis) for axis in range(rank)]
+    source = [index[0]] * rank
+    for position, axis in zip(index, order):
+        source[axis] = position
+    if channels != padded:
+        source[order[-1]] = minimum(index[-1], channels - 1)
+    value = low.composer().element(x, source)
+    if channels != padded:
+        value = select(index[-1] < channels, value, const(0, x.tensor.dtype))
+    low.emit_writes([Write(number, x.tensor.dtype, linearise(index, shape), value)], shape, (), "to_channels_last")
+    return number, 0, row_major(shape)
