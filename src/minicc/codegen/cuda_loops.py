@@ -8,7 +8,7 @@ memory contiguously and neighbouring elements do not.
 
 from __future__ import annotations
 
-from minicc.codegen.printer import NUMPY_CALLS, BodyPrinter, identity, strip
+from minicc.codegen.printer import NUMPY_CALLS, BodyPrinter, identity, longest, strip
 from minicc.ir.expr import Expr, reduction, walk
 from minicc.ir.types import compute_dtype_name
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS
@@ -56,12 +56,6 @@ class CudaPrinter(BodyPrinter):
         self.imports |= {"thread", "threads"}
         scope.line(f"{acc} = {self.scalar_call(f'block_{kind}_{compute_dtype_name(body.dtype)}', [acc])}")
         return acc
-
-
-def longest(extents: tuple[tuple[str, int], ...]) -> int:
-    """The reduction axis whose positions threads share out: the last one of unknown extent, else the longest."""
-    unknown = [place for place, (form, _) in enumerate(extents) if form != "literal"]
-    return unknown[-1] if unknown else max(range(len(extents)), key=lambda place: extents[place][1])
 
 
 def shareable(expr: Expr) -> bool:
