@@ -65,6 +65,7 @@ class CompiledModule:
         self._lock = threading.Lock()
         self._runner: Runner | None = None
         self._short: _ShortWay | None = None
+        self._checked: set[tuple[Any, ...]] = set()  # shapes of inputs that fit
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """The output, or a tuple of outputs in model order. Raises InputError for inputs that do not fit."""
@@ -88,7 +89,10 @@ class CompiledModule:
                 self.signature.check(arrays)
                 entry = self._short.bind(shapes, arrays)
             return self._short.run(entry, arrays)
-        self.signature.check(arrays)
+        shapes = tuple([getattr(array, "shape", None) for array in arrays])
+        if shapes not in self._checked:
+            self.signature.check(arrays)
+            self._checked = {*self._checked, shapes} if len(self._checked) < KEPT_SHAPES else {shapes}
         return self._own(runner.run(arrays, {}), arrays)
 
     def prepare(self) -> None:
@@ -163,11 +167,11 @@ class CompiledModule:
 
     def _own(self, outputs: Sequence[Item], inputs: Sequence[Item]) -> list[Item]:
         """Outputs as the caller's own: copies of those that are inputs, constants, views, or given twice."""
-        taken = {id(item) for item in inputs} | self.internal
+        taken = {id(item) for item in inputs}
         owned = []
         for output in outputs:
             if isinstance(output, np.ndarray):
-                if id(output) in taken or output.base is not None:
+                if id(output) in taken or id(output) in self.internal or output.base is not None:
                     output = output.copy()
                 taken.add(id(output))
             elif isinstance(output, list):
