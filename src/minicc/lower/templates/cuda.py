@@ -1,7 +1,7 @@
 """MatMul and Conv onto the CUDA forms of `gemm` and `conv`: operands in their own element type, weights as rows of k.
 
-float32 is multiplied exactly, with precision "tf32" on the tensor cores. What these templates do not take (depthwise
-convolutions, computed filters, operands of two types) becomes generated loops.
+float32 is multiplied exactly, with precision "tf32" on the tensor cores. What these templates do not take (computed
+filters, operands of two types) becomes generated loops; depthwise convolutions have a template of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
-from minicc.lower.templates.conv import bias_adder, image_index, spatial_words
+from minicc.lower.templates.conv import bias_adder, image_index, lower_depthwise, spatial_words
 from minicc.ops.spatial import channel_axis, spatial_axes, window
 from minicc.targets.cuda import CudaTarget
 
@@ -94,7 +94,7 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
         return f"{rank} spatial axes" if w.data is not None else "weights are computed at run time"
     filters, channels, *kernel = w.data.shape
     if channels == 1 and groups > 1:
-        return "depthwise"
+        return lower_depthwise(low, node, lead)
     if sum(kernel) + 3 - rank > MOST_TAPS:
         return "a large kernel"
     layout = anchor.attrs["layout"]
