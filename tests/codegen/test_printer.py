@@ -258,6 +258,28 @@ def test_reductions(dtype, layout):
     check(values, extents, arrays, rtol=2e-5, atol=1e-5 * rows)
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "symbolic"])
+@pytest.mark.parametrize("layout", ["rows", "columns", "both"])
+def test_long_sums_are_accurate(layout, is_known):
+    """Sums of positive numbers of one size, whose error grows with the terms that one accumulator takes up."""
+    rows, columns = (3, 200_000) if layout == "rows" else (200_000, 5)
+    x = np.random.default_rng(0).uniform(0.1, 1.1, (rows, columns)).astype(np.float32)
+    sizes = {} if is_known else {"n": rows, "m": columns}
+    n, m = (rows, columns) if is_known else (symbol("n"), symbol("m"))
+    r, s = iteration(100), iteration(101)
+    index, axes, limits, extents, numpy_axis = {
+        "rows": ([iteration(0), r], (100,), (m,), (n,), 1),
+        "columns": ([r, iteration(0)], (100,), (n,), (m,), 0),
+        "both": ([r, s], (100, 101), (n, m), (), (0, 1)),
+    }[layout]
+    value = reduce("sum", axes, limits, element("x", f32, index, (n, m)))
+    (result,) = run([value], extents, {"x": x}, sizes)
+    exact = x.sum(numpy_axis, dtype=np.float64)
+    one_chain = np.abs(np.cumsum(x, axis=0, dtype=np.float32)[-1] / x.sum(0, dtype=np.float64) - 1).max()
+    assert layout == "rows" or one_chain > 4e-6  # the data tells the two apart
+    np.testing.assert_allclose(result, exact, rtol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", [f32, f16, i64, u8, boolean], ids=str)
 def test_access(dtype):
     """Operands transposed, reversed, broadcast, strided and gathered over three axes, sizes as words."""

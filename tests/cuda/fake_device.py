@@ -2,49 +2,72 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from minicc.codegen.cuda import compile_ptx
+from minicc.errors import ResourceLimitError
 from minicc.kernels.cuda_launch import Launch
+from minicc.runtime.cuda.driver import Memory, Stream
 from tests.cuda.loop_kernels import TARGET
-from tests.cuda.ptx_interpreter import Memory, run
+from tests.cuda.ptx_interpreter import Memory as GlobalMemory
+from tests.cuda.ptx_interpreter import run
 
 Array = np.ndarray[Any, Any]
 
 
 class FakeDevice:
-    """Interprets the kernels of `sources`; `log` names what was called, in order."""
+    """Interprets the kernels of `sources`; `log` names what was called, in order; `held` counts bytes not freed.
 
-    def __init__(self, sources: Mapping[str, str], size: int = 1 << 22) -> None:
-        self.sources, self.memory, self.log = sources, Memory(size), list[str]()
-        self.recording: list[tuple[str, Launch, list[int]]] | None = None
+    most: bytes after which there is no memory left.
+    """
+
+    def __init__(self, sources: Mapping[str, str], size: int = 1 << 22, number: int = 0, most: int = 1 << 40) -> None:
+        self.sources, self.memory, self.log, self.number = sources, GlobalMemory(size), list[str](), number
+        self.held, self.streams, self.most = 0, 0, most
 
     def load(self, symbol: str, cubin: bytes) -> str:
         assert cubin.startswith(b"\x7fELF")
         return compile_ptx(self.sources[symbol], symbol, TARGET)
 
-    def allocate(self, size: int) -> int:
-        return self.memory.place(np.full(max(1, size), 0xFF, np.uint8))
+    def stream(self) -> Stream:
+        self.streams += 1
+        return Stream(self.streams, lambda: setattr(self, "streams", self.streams - 1))
 
-    def to_device(self, address: int, array: Array) -> None:
+    def allocate(self, size: int, stream: Stream | None = None) -> Memory:
+        if self.held + size > self.most:
+            raise ResourceLimitError(f"the GPU has no {size} bytes left")
+        self.held += size
+        address = self.memory.place(np.full(max(1, size), 0xFF, np.uint8))
+        return Memory(address, size, lambda: setattr(self, "held", self.held - size))
+
+    def staging(self, size: int) -> Memory:
+        own = np.full(max(1, size), 0xFF, np.uint8)
+        return Memory(own.ctypes.data, size, lambda: own.fill(0xFF))  # which keeps it until then
+
+    def to_device(self, address: int, source: int, size: int, stream: Stream) -> None:
         self.log.append("in")
-        self.memory.bytes[address : address + array.nbytes] = array.reshape(-1).view(np.uint8)
+        self.memory.bytes[address : address + size] = np.frombuffer(ctypes.string_at(source, size), np.uint8)
 
-    def to_host(self, array: Array, address: int) -> None:
+    def to_host(self, target: int, address: int, size: int, stream: Stream) -> None:
         self.log.append("out")
-        array[...] = self.memory.read(address, array.shape, array.dtype)
+        ctypes.memmove(target, self.memory.bytes[address : address + size].tobytes(), size)
 
-    def launch(self, kernel: str, launch: Launch, words: Sequence[int]) -> None:
-        assert self.recording is not None, "kernels are only started by replays"
-        self.recording.append((kernel, launch, list(words)))
+    def on_device(self, target: int, source: int, size: int, stream: Stream) -> None:
+        self.log.append("move")
+        self.memory.bytes[target : target + size] = self.memory.bytes[source : source + size]
 
-    def record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        self.recording = recorded = []
-        launches()
-        self.recording = None
+    def wait(self, stream: Stream) -> None:
+        self.log.append("wait")
+
+    def follow(self, stream: Stream | int, leader: Stream) -> None:
+        self.log.append("follow")
+
+    def record(self, launches: Sequence[tuple[str, Launch, Sequence[int]]], stream: Stream) -> Callable[[], None]:
+        recorded = [(kernel, launch, list(words)) for kernel, launch, words in launches]
 
         def replay() -> None:
             self.log.append("replay")

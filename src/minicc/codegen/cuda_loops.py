@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, strip
+from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, longest, strip
 from minicc.ir.expr import Expr, reduction, walk
 from minicc.ir.types import bf16, boolean, compute_dtype_name, f16
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS, Launch, launch_elements, launch_rows
@@ -162,12 +162,6 @@ def aligned(printer: CudaPrinter, operands: Sequence[int], counts: Sequence[int]
 
 def _printer(kernel: LoopKernel) -> CudaPrinter:
     return CudaPrinter(kernel.body, kernel.rank, {axis: f"i{axis}" for axis in range(kernel.rank)})
-
-
-def longest(extents: tuple[tuple[str, int], ...]) -> int:
-    """The reduction axis whose positions threads share out: the last one of unknown extent, else the longest."""
-    unknown = [place for place, (form, _) in enumerate(extents) if form != "literal"]
-    return unknown[-1] if unknown else max(range(len(extents)), key=lambda place: extents[place][1])
 
 
 def shareable(expr: Expr) -> bool:

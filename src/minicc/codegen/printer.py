@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 
 from minicc.ir.expr import Expr, reduction, walk
 from minicc.ir.types import DType, bf16, boolean, compute_dtype_name, f16
-from minicc.lower.kernel import Body, LoopKernel
+from minicc.lower.kernel import SHORT, Body, LoopKernel
 
 INDENT = "    "
-BLOCK = 64  # accumulators of a blocked reduction; 64 floats are 4 to 16 vector registers
+BLOCK = 256  # accumulators of a blocked reduction; shorter runs of memory are read slowly
+# Sums of floats are made of partial sums of so many terms, which bounds the error of long ones: fewer where every
+# lane adds its terms one by one, more where the vector's lanes (and unrolled vectors) share them.
+LANE_TERMS, SHARED_TERMS = 64, SHORT
 LINE = 96
 
 _INFIX = {
@@ -45,6 +48,17 @@ class Scope:
 
     def line(self, text: str) -> None:
         self.lines.append(INDENT * self.depth + text)
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a long sum is cut: its axis, the variables of a part's bounds, the text of the extent, the part's length."""
+
+    axis: int
+    first: str
+    stop: str
+    limit: str
+    terms: int
 
 
 class BodyPrinter:
@@ -307,16 +321,44 @@ class BodyPrinter:
         scope = self.scopes[-1]
         if kind.startswith("arg"):
             return self.emit_arg_reduce(kind, axes[0], extents[0], body, acc)
-        scope.line(f"{acc} = {identity(kind, body.dtype)}")
-        limits = [self.extent_text(e) for e in extents]
+        start = identity(kind, body.dtype)
+        scope.line(f"{acc} = {start}")
+        terms = SHARED_TERMS if longest(extents) == len(axes) - 1 else LANE_TERMS
+        part = self.part_of(expr, terms)
+        into = self.fresh("r") if part else acc
         for axis in axes:
             self.variables.setdefault(axis, f"k{axis}")
+            if part and axis == part.axis:
+                self.open_part(part).line(f"{into} = {start}")
             self.open([axis])
-        update = self.update(kind, acc, self.emit(body), body.dtype)
-        self.scopes[-1].line(f"{acc} = {update}")
-        for axis, limit in reversed(list(zip(axes, limits))):
-            self.close(f"for {self.variables[axis]} in range({limit}):")
+        self.scopes[-1].line(f"{into} = {self.update(kind, into, self.emit(body), body.dtype)}")
+        for axis, extent in reversed(list(zip(axes, extents))):
+            if part and axis == part.axis:
+                self.close(f"for {self.variables[axis]} in range({part.first}, {part.stop}):")
+                self.scopes[-1].line(f"{acc} = {acc} + {into}")
+                self.close_part(part)
+            else:
+                self.close(f"for {self.variables[axis]} in range({self.extent_text(extent)}):")
         return acc
+
+    def part_of(self, expr: Expr, terms: int) -> Part | None:
+        """How to sum in parts of `terms` terms; None for what is no sum of floats, or has no more terms than that."""
+        kind, axes, extents = reduction(expr)
+        place = longest(extents)
+        form, number = extents[place]
+        most = {"literal": number, "short": SHORT}.get(form)
+        if kind != "sum" or not expr.dtype.is_float or (most is not None and most <= terms):
+            return None
+        return Part(axes[place], self.fresh("first"), self.fresh("stop"), self.extent_text(extents[place]), terms)
+
+    def open_part(self, part: Part) -> Scope:
+        scope = self.open([])
+        scope.line(f"{part.stop} = min({part.first} + {part.terms}, {part.limit})")
+        return scope
+
+    def close_part(self, part: Part) -> None:
+        self.scopes[-1].line(f"{part.first} = {part.stop}")
+        self.close(f"{part.first} = 0", f"while {part.first} < {part.limit}:")  # costs less than a range with a step
 
     def emit_arg_reduce(self, kind: str, axis: int, extent: tuple[str, int], body: Expr, acc: str) -> str:
         """First (or last) position of the extremum; a NaN counts as the extremum, as in numpy."""
@@ -375,26 +417,37 @@ class BodyPrinter:
         stack = {"f64": "f64", "i64": "i64", "u64": "i64", "i32": "i32"}.get(compute_dtype_name(body.dtype), "f32")
         if not body.dtype.is_float and stack == "f32":
             stack = "i32" if body.dtype.bits <= 32 else "i64"
+        part = self.part_of(expr, LANE_TERMS)
         acc = self.fresh("a")
-        top = self.scopes[0]
+        into = self.fresh("a") if part else acc
         self.imports |= {f"stack_{stack}", "ld_scratch", "st_scratch"}
-        top.line(f"{acc} = stack_{stack}({BLOCK})")
-        lane = self.variables[axis]
-        scope = self.scopes[-1]
-        scope.line(f"for l in range({width}):")
-        scope.line(f"{INDENT}st_scratch({acc}, l, {self.to_stack(identity(kind, body.dtype), stack, body.dtype)})")
-        limits = [self.extent_text(e) for e in extents]
+        start = self.to_stack(identity(kind, body.dtype), stack, body.dtype)
+        for name in dict.fromkeys((acc, into)):
+            self.scopes[0].line(f"{name} = stack_{stack}({BLOCK})")
+
+        def each_lane(scope: Scope, text: str) -> None:
+            scope.line(f"for l in range({width}):")
+            scope.line(f"{INDENT}{text}")
+
+        each_lane(self.scopes[-1], f"st_scratch({acc}, l, {start})")
         for a in axes:
             self.variables.setdefault(a, f"k{a}")
+            if part and a == part.axis:
+                each_lane(self.open_part(part), f"st_scratch({into}, l, {start})")
             self.open([a])
         inner = self.open([axis])
-        inner.line(f"{lane} = j0 + l")
+        inner.line(f"{self.variables[axis]} = j0 + l")
         value = self.emit(body)
-        current = self.from_stack(f"ld_scratch({acc}, l)", stack, body.dtype)
-        inner.line(f"st_scratch({acc}, l, {self.to_stack(self.update(kind, current, value, body.dtype), stack, body.dtype)})")
+        current = self.from_stack(f"ld_scratch({into}, l)", stack, body.dtype)
+        inner.line(f"st_scratch({into}, l, {self.to_stack(self.update(kind, current, value, body.dtype), stack, body.dtype)})")
         self.close(f"for l in range({width}):")
-        for a, limit in reversed(list(zip(axes, limits))):
-            self.close(f"for {self.variables[a]} in range({limit}):")
+        for a, extent in reversed(list(zip(axes, extents))):
+            if part and a == part.axis:
+                self.close(f"for {self.variables[a]} in range({part.first}, {part.stop}):")
+                each_lane(self.scopes[-1], f"st_scratch({acc}, l, ld_scratch({acc}, l) + ld_scratch({into}, l))")
+                self.close_part(part)
+            else:
+                self.close(f"for {self.variables[a]} in range({self.extent_text(extent)}):")
         self.blocked[expr] = self.from_stack(f"ld_scratch({acc}, l)", stack, body.dtype)
 
     def to_stack(self, text: str, stack: str, dtype: DType) -> str:
@@ -417,6 +470,15 @@ def _word_layout(body: Body, base: int) -> tuple[list[int], dict[tuple[int, int]
                 strides[number, axis] = word
                 word += 1
     return addresses, strides, word
+
+
+def longest(extents: tuple[tuple[str, int], ...]) -> int:
+    """The axis of a reduction to cut into parts: the last one of unknown extent, else of run-time extent, else the longest."""
+    for wanted in ("word", "short"):
+        found = [place for place, (form, _) in enumerate(extents) if form == wanted]
+        if found:
+            return found[-1]
+    return max(range(len(extents)), key=lambda place: extents[place][1])
 
 
 def identity(kind: str, dtype: DType) -> str:

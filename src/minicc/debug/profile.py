@@ -23,7 +23,7 @@ from minicc.lower.program import ControlStep, KernelStep
 from minicc.lower.text import tier_of
 from minicc.runtime.bind import Bound, Context, Segment
 from minicc.runtime.control import ControlCall
-from minicc.runtime.engine import Frame, Other, Runner
+from minicc.runtime.engine import Frame, Other, Runner, Shapes
 from minicc.runtime.host import HostCall
 from minicc.runtime.module import CompiledModule
 
@@ -211,9 +211,9 @@ class _MeasuringRunner(Runner):
             name = self.record.symbols[step.kernel]
             self.record.add(step, name, tier_of(step, kernels), start, spent, bound.sizes)
 
-    def run_step(self, step: Other, run: HostCall | ControlCall, frame: Frame) -> None:  # type: ignore[override]
+    def run_step(self, step: Other, run: HostCall | ControlCall, shapes: Shapes, frame: Frame) -> None:  # type: ignore[override]
         start = time.perf_counter()
-        super().run_step(step, run, frame)
+        super().run_step(step, run, shapes, frame)
         if not isinstance(step, ControlStep):  # what happens in bodies is measured there
             self.record.add(step, step.op, "host", start, time.perf_counter() - start, frame.sizes)
 

@@ -14,7 +14,7 @@ from minicc.ir.dims import Dim
 from minicc.ir.expr import Expr, const, iteration, reduction, rewrite, walk
 from minicc.ir.types import DType, i64
 from minicc.lower.affine import Affine, affine, as_dim
-from minicc.lower.kernel import Body, Operand, Store
+from minicc.lower.kernel import SHORT, Body, Operand, Store
 
 MAX_LITERAL = 16
 
@@ -267,6 +267,12 @@ class _Table:
             self.sizes.append(value)
         return self.sizes.index(value)
 
+    def extent(self, value: Dim) -> tuple[str, int]:
+        """The extent of a reduction axis, in the form `Body` describes."""
+        if isinstance(value, int) and value <= 4:
+            return "literal", value
+        return "short" if isinstance(value, int) and value <= SHORT else "word", self.size(value)
+
     def convert(self, expr: Expr) -> Expr:
         """The expression with numbered axes, operands and size words; recursion follows expression depth."""
         if expr in self.memo:
@@ -284,7 +290,7 @@ class _Table:
         elif expr.op == "reduce":
             kind, axes, sizes = reduction(expr)
             body = self.convert(expr.args[0])
-            extents = tuple(("literal", s) if isinstance(s, int) and s <= 4 else ("word", self.size(s)) for s in sizes)
+            extents = tuple(self.extent(s) for s in sizes)
             out = Expr("reduce", expr.dtype, (body,), (kind, tuple(self.number[a] for a in axes), extents))
         else:
             out = Expr(expr.op, expr.dtype, tuple(self.convert(a) for a in expr.args), expr.arg)

@@ -26,6 +26,7 @@ from minicc.targets.cpu import CpuTarget
 from minicc.targets.parse import Target
 
 # Rough costs of one element on one core, in nanoseconds, for cutting work into chunks; not for choosing kernels.
+CACHE_LINE = 64  # bytes
 NS_PER_LOAD, NS_PER_FUNCTION, NS_PER_SIMPLE = 0.15, 0.8, 0.03
 
 
@@ -67,10 +68,14 @@ class Lowering:
         """Working memory in the arena."""
         return self.new_buffer(name, dtype, shape, "temporary")
 
-    def constant(self, data: np.ndarray, name: str, key: Hashable = None) -> int:  # type: ignore[type-arg]
-        """A constant array, shared by `key` (the identity of the original weights and how they were packed)."""
+    def constant(self, data: np.ndarray, name: str, key: Hashable = None, original: bool = False) -> int:  # type: ignore[type-arg]
+        """A constant array, shared by `key` (the identity of the original weights and how they were packed).
+
+        It is moved to the start of a cache line, but not if `original`, of the model itself: that may be a mapped file.
+        """
         if key is not None and key in self.constants:
             return self.constants[key]
+        data = data if original else _aligned(data)
         number = self.new_buffer(name, dtype_of(data.dtype), data.shape, "constant", data)
         if key is not None:
             self.constants[key] = number
@@ -96,7 +101,7 @@ class Lowering:
         if value in self.places:
             return self.places[value]
         if value.data is not None:
-            number = self.constant(value.data, value.name, ("data", id(value.data), value.data.shape))
+            number = self.constant(value.data, value.name, ("data", id(value.data), value.data.shape), original=True)
         elif value.content is not None and value.producer is None:
             tensor = value.tensor
             number = self.new_buffer(value.name, tensor.dtype, tensor.dims, "content", content=tuple(value.content.flat))
@@ -235,3 +240,14 @@ def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
         hundredths += 100 * NS_PER_LOAD
     elements = product(shape) * repeats
     return elements * operations, (elements * max(1, round(hundredths))) // 100
+
+
+def _aligned(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """The array at an address that whole vectors may be loaded from without crossing cache lines."""
+    if data.nbytes < CACHE_LINE or data.ctypes.data % CACHE_LINE == 0:
+        return data
+    memory = np.empty(data.nbytes + CACHE_LINE, np.uint8)
+    skip = -memory.ctypes.data % CACHE_LINE
+    copy = memory[skip : skip + data.nbytes].view(data.dtype).reshape(data.shape)
+    copy[...] = data
+    return copy

@@ -36,6 +36,10 @@ class Store:
     value: Expr
 
 
+# A sum of so many terms needs no parts: its vector's lanes keep it accurate.
+SHORT = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Body:
     """Expressions over loop variables and operands, and where their values go.
@@ -43,7 +47,8 @@ class Body:
     Leaves: `iter` k is loop axis k; `load` with arg = operand number reads at the affine position of the operand's strides,
     plus the i64 element offset `args[0]` where there is one; `dim` with arg = number of a size word; `acc` is the
     template's accumulator.
-    reduce: arg = (kind, axes, extents) with extents given as numbers of size words or ("literal", n).
+    reduce: arg = (kind, axes, extents); an extent is ("literal", n), ("word", number of a size word), or ("short", such a
+    number) where it is known to be at most SHORT.
 
     Word layout, in order: for each operand its address, then its run-time strides axis by axis; then the size words.
     """

@@ -426,7 +426,7 @@ def _reduction(data: Any, sizes: int) -> tuple[Any, ...]:
     checked: list[Any] = []
     for extent in _list(extents):
         form, number = _list(extent)
-        _need(form in ("literal", "word"), f"unknown extent {form!r}")
+        _need(form in ("literal", "short", "word"), f"unknown extent {form!r}")
         checked.append((form, _integer(number, 0, 1 << 62 if form == "literal" else sizes - 1)))
     numbers = tuple(_integer(a, 0, 63) for a in _list(axes))
     _need(len(numbers) == len(checked), "a reduction's axes and extents differ in number")

@@ -118,7 +118,7 @@ class ControlCall:
                 where=self.where,
                 why=f"its shape is {list(array.shape)}",
             )
-        return array.reshape(-1)[0]
+        return array.item()
 
     def _too_many(self, iterations: int) -> MiniccError:
         return ResourceLimitError(

@@ -19,6 +19,7 @@ from minicc.ir.dims import bare_symbol, evaluate
 from minicc.ir.types import TensorType, Type
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program
 from minicc.runtime.bind import (
+    KEPT_SHAPES,
     Array,
     Bound,
     Context,
@@ -84,13 +85,31 @@ class Frame:
             )
         return value
 
-    def store(self, buffer: int, item: Item, type_: Type, where: str) -> None:
-        """Keep a step's result, binding sizes first seen in its shape. Raises ShapeError for a misfit."""
-        if isinstance(item, np.ndarray) and isinstance(type_, TensorType):
-            if not item.flags.c_contiguous or not item.flags.aligned:
-                item = np.array(item, order="C", ndmin=item.ndim)
-            bind_sizes(type_, item, self.sizes, where)
-        self.values[buffer] = item
+
+class Shapes:
+    """The sizes that arrays of certain types show, checked once for each set of shapes and sizes known before.
+
+    types: of the items, in order; where: what each item is, for messages.
+    """
+
+    def __init__(self, types: Sequence[Type], where: Sequence[str]) -> None:
+        self.types, self.where = tuple(types), tuple(where)
+        self._known: dict[tuple[Any, ...], dict[str, int]] = {}
+
+    def learn(self, items: Sequence[Item], sizes: dict[str, int]) -> None:
+        """Add to `sizes` what the shapes of the items show. Raises ShapeError for a misfit."""
+        shapes = [item.shape if isinstance(item, np.ndarray) else None for item in items]
+        key = (*shapes, *sizes.items())
+        found = self._known.get(key)
+        if found is None:
+            for type_, item, where in zip(self.types, items, self.where):
+                if isinstance(item, np.ndarray) and isinstance(type_, TensorType):
+                    bind_sizes(type_, item, sizes, where)
+            if len(self._known) >= KEPT_SHAPES:
+                self._known = {}
+            self._known[key] = dict(sizes)
+        else:
+            sizes.update(found)
 
 
 class Runner:
@@ -102,7 +121,9 @@ class Runner:
     def __init__(self, program: Program, machine: Machine, executor: Executes, make_step: MakeStep) -> None:
         self.program, self.machine, self.executor, self.make_step = program, machine, executor, make_step
         self.initial: list[Item] = [b.data if b.kind == "constant" else None for b in program.buffers]
-        self.parts: list[Segment | tuple[Other, HostRunner | ControlRunner]] = []
+        names = program.input_names or [""] * len(program.inputs)
+        self.shapes = Shapes(program.input_types, [f"input {name!r} of {program.name!r}" for name in names])
+        self.parts: list[Segment | tuple[Other, HostRunner | ControlRunner, Shapes]] = []
         groups = _groups(program)
         owner = _owners(program, groups)
         for number, group in enumerate(groups):
@@ -112,7 +133,9 @@ class Runner:
                     Segment(program, group, own, own & _seen_outside(program, groups, number), machine)
                 )
             else:
-                self.parts.append((group, make_step(group, program, self)))
+                where = f"{group.op} node '{', '.join(group.origin)}'"
+                shapes = Shapes(group.types, [where] * len(group.types))
+                self.parts.append((group, make_step(group, program, self), shapes))
 
     def for_body(self, body: Program) -> Runner:
         """A runner of the same kind for the body of a control step."""
@@ -128,9 +151,7 @@ class Runner:
         sizes: symbols known beforehand; those of the inputs' shapes are added, which must fit.
         """
         program = self.program
-        for type_, item, name in zip(program.input_types, items, program.input_names or [""] * len(items)):
-            if isinstance(item, np.ndarray) and isinstance(type_, TensorType):
-                bind_sizes(type_, item, sizes, f"input {name!r} of {program.name!r}")
+        self.shapes.learn(items, sizes)
         frame = Frame(program, list(self.initial), sizes, self.machine.max_bytes)
         for buffer, item in zip(program.inputs, items):
             frame.values[buffer] = item
@@ -154,8 +175,7 @@ class Runner:
         for b, shape, dtype in bound.outputs:
             if values[b] is None:
                 values[b] = np.empty(shape, dtype)
-        for position, b in enumerate(segment.externals):
-            context.values[position] = _address(values[b], self.program.buffers[b])
+        context.values[:] = [_address(values[b], self.program.buffers[b]) for b in segment.externals]
         bound.patch(context)
         for b, view in context.views:
             values[b] = view
@@ -165,12 +185,12 @@ class Runner:
         """Run the rows of a context; who measures (debug/profile) needs to know whose."""
         self.executor.run_at(context.table, len(context.rows))
 
-    def run_step(self, step: Other, run: HostRunner | ControlRunner, frame: Frame) -> None:
+    def run_step(self, step: Other, run: HostRunner | ControlRunner, shapes: Shapes, frame: Frame) -> None:
         """Run a host or control step and keep its results."""
         results = run([frame.item(b) for b in step.inputs], frame.sizes)
-        where = f"{step.op} node '{', '.join(step.origin)}'"
-        for b, item, type_ in zip(step.outputs, results, step.types):
-            frame.store(b, item, type_, where)
+        shapes.learn(results, frame.sizes)
+        for b, item in zip(step.outputs, results):
+            frame.values[b] = _plain(item)
 
     def _output(self, buffer: int, frame: Frame, held: Held) -> Item:
         value = _detached(frame.item(buffer), held)
@@ -227,6 +247,13 @@ def _misfit(type_: TensorType, shape: Sequence[int], sizes: Mapping[str, int], w
         where=where,
         why=f"shape {list(shape)}, expected {type_}" + (f" with {known}" if known else ""),
     )
+
+
+def _plain(item: Item) -> Item:
+    """The item, or an aligned C-contiguous copy of an array that is not."""
+    if isinstance(item, np.ndarray) and not (item.flags.c_contiguous and item.flags.aligned):
+        return np.array(item, order="C", ndmin=item.ndim)
+    return item
 
 
 def _detached(value: Item, held: Held) -> Item:

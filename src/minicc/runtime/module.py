@@ -21,8 +21,9 @@ from minicc.options import Options
 from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment, address_of
 from minicc.runtime.code import Code
 from minicc.runtime.control import ControlCall
+from minicc.runtime.cuda.array import on_gpu, to_host
 from minicc.runtime.cuda.driver import Gpu
-from minicc.runtime.cuda.engine import DeviceRunner
+from minicc.runtime.cuda.engine import DeviceRunner, Shared
 from minicc.runtime.engine import Item, Other, Runner, bind_sizes
 from minicc.runtime.executor import Executor
 from minicc.runtime.host import HostCall
@@ -65,6 +66,7 @@ class CompiledModule:
         self._lock = threading.Lock()
         self._runner: Runner | None = None
         self._short: _ShortWay | None = None
+        self._checked: set[tuple[Any, ...]] = set()  # shapes of inputs that fit
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """The output, or a tuple of outputs in model order. Raises InputError for inputs that do not fit."""
@@ -80,6 +82,8 @@ class CompiledModule:
     def run_items(self, items: Sequence[Any]) -> list[Item]:
         """All outputs for inputs in order."""
         runner = self.runner
+        if isinstance(runner, DeviceRunner) and any(map(on_gpu, items)):
+            return self._run_on_device(runner, items)
         arrays = self._ready(items)
         if self._short is not None:
             shapes = tuple([array.shape for array in arrays])
@@ -88,8 +92,19 @@ class CompiledModule:
                 self.signature.check(arrays)
                 entry = self._short.bind(shapes, arrays)
             return self._short.run(entry, arrays)
-        self.signature.check(arrays)
+        shapes = tuple([getattr(array, "shape", None) for array in arrays])
+        if shapes not in self._checked:
+            self.signature.check(arrays)
+            self._checked = {*self._checked, shapes} if len(self._checked) < KEPT_SHAPES else {shapes}
         return self._own(runner.run(arrays, {}), arrays)
+
+    def _run_on_device(self, runner: DeviceRunner, items: Sequence[Any]) -> list[Any]:
+        """Outputs that stay on the device, where inputs are; a program with host steps takes copies of these."""
+        names = [port.name for port in self.inputs]
+        if runner.stays:
+            whole = [i if on_gpu(i) else self.signature.array(i, n) for n, i in enumerate(items)]
+            return list(runner.run_on_device(whole, names, self.signature.dtypes, self.signature.check))
+        return self.run_items([to_host(item) if on_gpu(item) else item for item in items])
 
     def prepare(self) -> None:
         """Load the code now rather than at the first call."""
@@ -142,7 +157,7 @@ class CompiledModule:
         kernels = [loaded[symbol] for symbol in self.code.symbols]
         limits = (self.options.max_bytes, self.options.max_loop_iterations)
         self.machine = Machine(self.program.kernels, np.zeros(len(kernels), np.int64), target, 1, *limits)
-        return DeviceRunner(self.program, self.machine, device, kernels, self.make_step)
+        return DeviceRunner(self.program, self.machine, Shared(device, kernels, target, device.number), self.make_step)
 
     def make_step(self, step: Other, program: Program, runner: Runner) -> HostCall | ControlCall:
         """A host or control step, ready to run; bodies get runners of the same class."""
@@ -163,11 +178,11 @@ class CompiledModule:
 
     def _own(self, outputs: Sequence[Item], inputs: Sequence[Item]) -> list[Item]:
         """Outputs as the caller's own: copies of those that are inputs, constants, views, or given twice."""
-        taken = {id(item) for item in inputs} | self.internal
+        taken = {id(item) for item in inputs}
         owned = []
         for output in outputs:
             if isinstance(output, np.ndarray):
-                if id(output) in taken or output.base is not None:
+                if id(output) in taken or id(output) in self.internal or output.base is not None:
                     output = output.copy()
                 taken.add(id(output))
             elif isinstance(output, list):

@@ -84,6 +84,10 @@ class Signature:
         """Items as C-contiguous arrays of the declared element types; no copy where none is needed."""
         return [self._array(item, port) for item, port in zip(items, self.inputs)]
 
+    def array(self, item: Any, position: int) -> Any:
+        """As `arrays`, one of them."""
+        return self._array(item, self.inputs[position])
+
     def check(self, arrays: Sequence[Any]) -> None:
         """Raise InputError unless all sizes fit the declared shapes, with one value per symbol."""
         sizes: dict[str, tuple[int, str]] = {}

@@ -149,18 +149,23 @@ def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, sha
     weights, shared = low.constants[key], low.constant(bias.astype(np.float32), "gate_bias")
     depth = x.shape[2]
     gates = low.temporary("gates", f32, shape)
-    d, t, b, j = (iteration(a) for a in range(4))
     own_strides = (steps * batch * width, batch * width, width)
     if loops:
-        k = iteration(4)
+        d, t, b, j, k = (iteration(a) for a in range(5))
         products = load(buffer, f32, (t * step + b * row + k + offset,)) * load(weights, f32, ((d * depth + k) * width + j,))
-        value = reduce("sum", (4,), (depth,), products) + load(shared, f32, (d * width + j,))
-        low.emit_writes([Write(gates, f32, linearise((d, t, b, j), shape), value)], shape, node.origin, "gates")
+        total = reduce("sum", (4,), (depth,), products) + load(shared, f32, (d * width + j,))
+        low.emit_writes([Write(gates, f32, linearise((d, t, b, j), shape), total)], shape, node.origin, "gates")
         return gates, own_strides
+    # The rows of the product are all T * B where these lie evenly spaced, else the steps of one sequence.
+    by_sequence = batch == 1 or step != batch * row
+    d, first, second, j = (iteration(a) for a in range(4))
+    t, b = (second, first) if by_sequence else (first, second)
     value = accumulator(f32) + load(shared, f32, (d * width + j,))
-    offset_expr = linearise((d, t, b, j), shape)
+    extents = (shape[0], batch, steps, width) if by_sequence else shape
+    strides_of_x = {1: row, 2: step} if by_sequence else {1: step, 2: row}
     whole = ceil_divide(width, nr) * depth * nr
-    space = normalise_epilogue([Write(gates, f32, offset_expr, value)], shape, [{1: step, 2: row}, {0: whole}])
+    write = Write(gates, f32, linearise((d, t, b, j), shape), value)
+    space = normalise_epilogue([write], extents, [strides_of_x, {0: whole}])
     assert not isinstance(space, str), space
     (a0, a1, a_row), (b0, b1, _) = space.strides
     e0, e1, em, en = space.extents

@@ -1,52 +1,90 @@
-"""The device layer: memory, code, launches and graphs, through the driver's C interface.
+"""The device layer: memory, code, copies, launches and graphs of one GPU, through NVIDIA's Python bindings of its driver.
 
-The only module that talks to a GPU. It knows nothing of programs. Every failure is a TargetError with the driver's words.
+The only module that talks to a GPU. It knows nothing of programs. Failures are TargetError with the driver's words, lack
+of memory is ResourceLimitError. cuda-core's own launches and graphs are not used: they cost more per call and cannot raise
+the shared memory of a kernel.
 """
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from minicc.errors import TargetError
+from minicc.errors import ResourceLimitError, TargetError
 from minicc.kernels.cuda_launch import Launch
 
 Array = np.ndarray[Any, Any]
 
-_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _STATIC_SHARED = 48 << 10  # what a kernel may use without asking
-_NON_BLOCKING = 1  # of streams
-_THREAD_LOCAL = 1  # of captures: other threads may call the driver meanwhile
+_KEPT = 1 << 62  # bytes of freed results that a device keeps for later ones: all of them
+LEGACY = 1  # the handle of the stream that other libraries use unless told otherwise
+INSTALL = "pip install 'minicc[cuda]'"
+
+
+class Memory:
+    """Bytes of a device, or of the host where a device reads them fast, until nobody holds this object."""
+
+    def __init__(self, address: int, size: int, free: Callable[[], object]) -> None:
+        self.address, self.size = address, size
+        weakref.finalize(self, free)
+
+
+class Stream:
+    """An order of work on a device, until nobody holds this object."""
+
+    def __init__(self, handle: Any, destroy: Callable[[], object]) -> None:
+        self.handle = handle
+        weakref.finalize(self, destroy)
+
+    def __int__(self) -> int:
+        return int(self.handle)
 
 
 class Device(Protocol):
-    """What the runtime needs of a GPU. Addresses are integers; everything goes through one stream, in order."""
+    """What the runtime needs of a GPU."""
 
     def load(self, symbol: str, cubin: bytes) -> Any:
         """The kernel of a cubin."""
         ...
 
-    def allocate(self, size: int) -> int:
-        """Memory of so many bytes, aligned to 256, kept until the device goes."""
+    def stream(self) -> Stream:
+        """A new stream."""
         ...
 
-    def to_device(self, address: int, array: Array) -> None:
-        """Copy a contiguous array in; it may be changed as soon as this returns."""
+    def allocate(self, size: int, stream: Stream | None = None) -> Memory:
+        """Memory aligned to 256 bytes; with a stream from what the stream has freed before."""
         ...
 
-    def to_host(self, array: Array, address: int) -> None:
-        """Copy out into a contiguous array; returns when it is there."""
+    def staging(self, size: int) -> Memory:
+        """Memory of the host that is never swapped out."""
         ...
 
-    def launch(self, kernel: Any, launch: Launch, words: Sequence[int]) -> None:
-        """Start a kernel."""
+    def to_device(self, address: int, source: int, size: int, stream: Stream) -> None:
+        """Start a copy from the host."""
         ...
 
-    def record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """What the function launches, to be started again at once by calling the result."""
+    def to_host(self, target: int, address: int, size: int, stream: Stream) -> None:
+        """Start a copy to the host."""
+        ...
+
+    def on_device(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """Start a copy within the device."""
+        ...
+
+    def wait(self, stream: Stream) -> None:
+        """Return when all work of a stream is done."""
+        ...
+
+    def follow(self, stream: Stream | int, leader: Stream) -> None:
+        """Later work of `stream` (ours, or another library's by its handle) waits for what `leader` has been given."""
+        ...
+
+    def record(self, launches: Sequence[tuple[Any, Launch, Sequence[int]]], stream: Stream) -> Callable[[], None]:
+        """What starts these launches (kernel, shape, words) on the stream, all at once."""
         ...
 
 
@@ -55,78 +93,124 @@ class Gpu:
 
     def __init__(self, number: int = 0) -> None:
         try:
-            self._cuda = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise TargetError("there is no NVIDIA driver", why=str(error)) from None
-        device, self._context, self._stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+            from cuda.bindings import driver
+        except ImportError as error:
+            raise TargetError("cuda-bindings is not installed", why=str(error), hint=INSTALL) from None
+        self.number, self._driver = number, driver
         self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(device), number)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._device = self._call("cuDeviceGet", number)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._enter()
-        self._call("cuStreamCreate", ctypes.byref(self._stream), _NON_BLOCKING)
+        pool = self._call("cuDeviceGetDefaultMemPool", self._device)
+        threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        self._call("cuMemPoolSetAttribute", pool, threshold, driver.cuuint64_t(_KEPT))
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, name)(*arguments)
-        if code:
-            text = ctypes.c_char_p()
-            self._cuda.cuGetErrorString(code, ctypes.byref(text))
-            why = (text.value or b"unknown").decode()
-            raise TargetError(f"{name} failed with code {code}", why=why)
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """The result of a driver function. Raises TargetError, ResourceLimitError when memory is short."""
+        status, *results = getattr(self._driver, name)(*arguments)
+        if status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise ResourceLimitError("the GPU has no memory left", where=name)
+        if int(status):
+            _, text = self._driver.cuGetErrorString(status)
+            why = text.decode() if isinstance(text, bytes) else str(status)
+            raise TargetError(f"{name} failed with code {int(status)}", why=why)
+        return results[0] if results else None
 
     def _enter(self) -> None:
         """Make the device current for the calling thread."""
         self._call("cuCtxSetCurrent", self._context)
 
     def load(self, symbol: str, cubin: bytes) -> Any:
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self._enter()
-        self._call("cuModuleLoadData", ctypes.byref(module), cubin)
-        self._call("cuModuleGetFunction", ctypes.byref(function), module, symbol.encode())
-        return function
+        return self._call("cuModuleGetFunction", self._call("cuModuleLoadData", cubin), symbol.encode())
 
-    def allocate(self, size: int) -> int:
-        address = ctypes.c_uint64()
+    def stream(self) -> Stream:
         self._enter()
-        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(1, size)))
-        return address.value
+        handle = self._call("cuStreamCreate", self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        return Stream(handle, lambda: self._driver.cuStreamDestroy(handle))
 
-    def to_device(self, address: int, array: Array) -> None:
-        if array.nbytes:
-            self._enter()
-            host = ctypes.c_void_p(array.ctypes.data)
-            self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), host, ctypes.c_size_t(array.nbytes), self._stream)
-            self._call("cuStreamSynchronize", self._stream)
-
-    def to_host(self, array: Array, address: int) -> None:
+    def allocate(self, size: int, stream: Stream | None = None) -> Memory:
         self._enter()
-        if array.nbytes:
-            host = ctypes.c_void_p(array.ctypes.data)
-            self._call("cuMemcpyDtoHAsync_v2", host, ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), self._stream)
-        self._call("cuStreamSynchronize", self._stream)
-
-    def launch(self, kernel: Any, launch: Launch, words: Sequence[int]) -> None:
-        self._enter()
-        if launch.shared_bytes > _STATIC_SHARED:
-            self._call("cuFuncSetAttribute", kernel, _MAX_DYNAMIC_SHARED, launch.shared_bytes)
-        values = (ctypes.c_int64 * len(words))(*words)
-        first = ctypes.addressof(values)
-        pointers = (ctypes.c_void_p * len(words))(*(first + 8 * i for i in range(len(words))))
-        x, y, z = launch.grid
-        self._call("cuLaunchKernel", kernel, x, y, z, launch.block, 1, 1, launch.shared_bytes, self._stream, pointers, None)
-
-    def record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        self._enter()
-        self._call("cuStreamBeginCapture_v2", self._stream, _THREAD_LOCAL)
+        size = max(1, size)
         try:
-            launches()
+            if stream is None:
+                address = int(self._call("cuMemAlloc", size))
+            else:
+                address = int(self._call("cuMemAllocAsync", size, stream.handle))
+        except ResourceLimitError:
+            free, total = self._driver.cuMemGetInfo()[1:]
+            raise ResourceLimitError(
+                f"the GPU has no {size} bytes left",
+                why=f"{int(free)} of its {int(total)} bytes are free",
+                hint="give smaller inputs, free other modules or set max_bytes",
+            ) from None
+        return Memory(address, size, lambda: self._free(address, stream))
+
+    def _free(self, address: int, stream: Stream | None) -> None:
+        # Called when objects vanish, perhaps while the process ends: there is nobody to tell of a failure.
+        self._driver.cuCtxSetCurrent(self._context)
+        if stream is None:
+            self._driver.cuMemFree(address)
+        else:
+            self._driver.cuMemFreeAsync(address, stream.handle)
+
+    def staging(self, size: int) -> Memory:
+        self._enter()
+        address = int(self._call("cuMemAllocHost", max(1, size)))
+        return Memory(address, size, lambda: self._driver.cuMemFreeHost(address))
+
+    def to_device(self, address: int, source: int, size: int, stream: Stream) -> None:
+        if size:
+            self._enter()
+            self._call("cuMemcpyHtoDAsync", address, source, size, stream.handle)
+
+    def to_host(self, target: int, address: int, size: int, stream: Stream) -> None:
+        if size:
+            self._enter()
+            self._call("cuMemcpyDtoHAsync", target, address, size, stream.handle)
+
+    def on_device(self, target: int, source: int, size: int, stream: Stream) -> None:
+        if size:
+            self._enter()
+            self._call("cuMemcpyDtoDAsync", target, source, size, stream.handle)
+
+    def wait(self, stream: Stream) -> None:
+        self._enter()
+        self._call("cuStreamSynchronize", stream.handle)
+
+    def follow(self, stream: Stream | int, leader: Stream) -> None:
+        self._enter()
+        handle = stream.handle if isinstance(stream, Stream) else self._driver.CUstream(stream)
+        event = self._call("cuEventCreate", self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING.value)
+        self._call("cuEventRecord", event, leader.handle)
+        self._call("cuStreamWaitEvent", handle, event, 0)
+        self._call("cuEventDestroy", event)
+
+    def record(self, launches: Sequence[tuple[Any, Launch, Sequence[int]]], stream: Stream) -> Callable[[], None]:
+        if not launches:
+            return lambda: None
+        self._enter()
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # others may use the driver meanwhile
+        self._call("cuStreamBeginCapture", stream.handle, mode)
+        try:
+            for kernel, launch, words in launches:
+                self._launch(kernel, launch, words, stream)
         finally:
-            self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_uint64(0))
+            graph = self._call("cuStreamEndCapture", stream.handle)
+        ready = self._call("cuGraphInstantiate", graph, 0)
         self._call("cuGraphDestroy", graph)
 
         def replay() -> None:
             self._enter()
-            self._call("cuGraphLaunch", ready, self._stream)
+            self._call("cuGraphLaunch", ready, stream.handle)
 
+        weakref.finalize(replay, self._driver.cuGraphExecDestroy, ready)
         return replay
+
+    def _launch(self, kernel: Any, launch: Launch, words: Sequence[int], stream: Stream) -> None:
+        if launch.shared_bytes > _STATIC_SHARED:
+            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._call("cuFuncSetAttribute", kernel, attribute, launch.shared_bytes)
+        parameters = (tuple(words), (ctypes.c_int64,) * len(words))
+        x, y, z = launch.grid
+        self._call("cuLaunchKernel", kernel, x, y, z, launch.block, 1, 1, launch.shared_bytes, stream.handle, parameters, 0)

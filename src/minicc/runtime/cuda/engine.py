@@ -1,106 +1,240 @@
 """Running a program's segments on a device: the engine's parts and frames, with memory of the device.
 
-Per segment and bound sizes there is one `Plan`: words with device addresses, an arena, a slot for each array that comes
-from or goes outside, and the launches, recorded once. A run copies inputs to their slots, replays, and copies
-results out. Host and control steps run as on the CPU, on the copies.
+Per segment and bound sizes there are `Plan`s, one for each call that runs at a time: words with device addresses, an arena,
+a slot for each array that comes from or goes outside, a stream, and the launches, recorded once. A run copies inputs to
+their slots, replays, and copies results out; it waits for the device once, at the end, and not at all when inputs and
+results stay there. Host and control steps run as on the CPU, on copies.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from minicc.codegen.cuda_loops import launch_loops
-from minicc.errors import VerifyError
+from minicc.errors import ResourceLimitError, VerifyError
 from minicc.kernels import cuda_template
 from minicc.kernels.cuda_launch import Launch
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Program
 from minicc.runtime.bind import Array, Bound, Machine, Segment, numpy_dtype
-from minicc.runtime.cuda.driver import Device
+from minicc.runtime.cuda.array import DeviceArray, Foreign, foreign, on_gpu
+from minicc.runtime.cuda.driver import LEGACY, Device, Memory, Stream
 from minicc.runtime.engine import Frame, Held, MakeStep, Runner
 from minicc.targets.cuda import CudaTarget
 
+# Sets of sizes, of all segments together, whose plans are kept; idle plans kept for each; bytes of an array up to which
+# it is copied through memory that the device reads fast.
+KEPT_SHAPES, KEPT_PLANS, STAGED_BYTES = 16, 4, 64 << 20
+
+
+class Slot:
+    """A place on the device for an array from or to the outside, with staging memory on the host."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.memory, self.size = device.allocate(size), size
+        self.staging = device.staging(size) if 0 < size <= STAGED_BYTES else None
+
+    def fill(self, device: Device, array: Array, stream: Stream) -> None:
+        """Start the copy of an array of the host; it must stay until the stream is done unless it is staged."""
+        source = array.ctypes.data
+        if self.staging is not None:
+            ctypes.memmove(self.staging.address, source, array.nbytes)
+            source = self.staging.address
+        device.to_device(self.memory.address, source, array.nbytes, stream)
+
+    def drain(self, device: Device, array: Array, stream: Stream) -> None:
+        """Start the copy to the host; `finish` completes it."""
+        target = array.ctypes.data if self.staging is None else self.staging.address
+        device.to_host(target, self.memory.address, array.nbytes, stream)
+
+    def finish(self, array: Array) -> None:
+        if self.staging is not None and array.nbytes:
+            ctypes.memmove(array.ctypes.data, self.staging.address, array.nbytes)
+
 
 class Plan:
-    """One bound segment on the device; runs of it take turns."""
+    """One bound segment on the device, for one call at a time."""
 
-    def __init__(self, segment: Segment, bound: Bound, sizes: dict[int, int], upload: Callable[[Array], int],
-                 device: Device, kernels: list[Any], target: CudaTarget) -> None:  # fmt: skip
-        self.lock = threading.Lock()
-        self.sizes = sizes
-        self.slots = {b: device.allocate(sizes[b]) for b in segment.externals}
-        arena = device.allocate(bound.plan.arena_bytes)
-        self.temporaries = {b: arena + o for b, o in zip(segment.temporaries, bound.plan.offsets)}
-        moves = segment.moves(bound, upload, arena, [self.slots[b] for b in segment.externals])
+    def __init__(self, segment: Segment, bound: Bound, sizes: dict[int, int], shared: Shared) -> None:
+        device = shared.device
+        self.bound, self.sizes, self.stream = bound, sizes, device.stream()
+        self.slots = {b: Slot(device, sizes[b]) for b in segment.externals}
+        self.arena = device.allocate(bound.plan.arena_bytes)
+        self.temporaries = {b: self.arena.address + o for b, o in zip(segment.temporaries, bound.plan.offsets)}
+        self.contents: list[Memory] = []
+
+        def place(array: Array) -> int:
+            """The address of a constant of the program, uploaded once for all, or of a content of these sizes."""
+            if any(array is content for content in bound.contents.values()):
+                self.contents.append(shared.copy(array, self.stream))
+                return self.contents[-1].address
+            return shared.upload(array, self.stream)
+
+        externals = [self.slots[b].memory.address for b in segment.externals]
+        moves = segment.moves(bound, place, self.arena.address, externals)
         words = (bound.words + moves).tolist()
         calls = []
         for at in bound.steps.tolist():
             own = words[segment.starts[at] : segment.starts[at + 1]]
             number = segment.steps[at].kernel
-            launch = launch_of(segment.machine.kernels[number], own, target)
+            launch = launch_of(segment.machine.kernels[number], own, shared.target)
             if launch.grid[0]:
-                calls.append((kernels[number], launch, own))
-
-        def start() -> None:
-            for kernel, launch, own in calls:
-                device.launch(kernel, launch, own)
-
-        self.replay = device.record(start) if calls else start
+                calls.append((shared.kernels[number], launch, own))
+        self.calls = calls
+        self.replay = device.record(calls, self.stream)
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
     """The shape of a call's launch; a template's blocking words are filled in."""
-    if not isinstance(kernel, LoopKernel):
-        return cuda_template.bind(kernel.template, dict(kernel.constants), words, target)
-    return launch_loops(kernel, words, target)
+    if isinstance(kernel, LoopKernel):
+        return launch_loops(kernel, words, target)
+    return cuda_template.bind(kernel.template, dict(kernel.constants), words, target)
+
+
+class Shared:
+    """What a program and its bodies have in common on a device: loaded kernels, uploaded constants, plans."""
+
+    def __init__(self, device: Device, kernels: Sequence[Any], target: CudaTarget, number: int = 0) -> None:
+        self.device, self.kernels, self.target, self.number = device, kernels, target, number
+        self._lock = threading.Lock()
+        self._uploaded: dict[int, tuple[Array, Memory]] = {}
+        self._plans: OrderedDict[tuple[Any, ...], list[Plan]] = OrderedDict()
+
+    def copy(self, array: Array, stream: Stream) -> Memory:
+        """A copy of an array of the host on the device, there when this returns."""
+        memory, array = self.device.allocate(array.nbytes), np.ascontiguousarray(array)
+        self.device.to_device(memory.address, array.ctypes.data, array.nbytes, stream)
+        self.device.wait(stream)
+        return memory
+
+    def upload(self, array: Array, stream: Stream) -> int:
+        """The device address of a constant."""
+        found = self._uploaded.get(id(array))
+        if found is None:
+            found = self._uploaded[id(array)] = (array, self.copy(array, stream))  # the array lives as long as its key
+        return found[1].address
+
+    def acquire(self, segment: Segment, bound: Bound, sizes: dict[int, int]) -> Plan:
+        """A plan that nobody else runs; made when there is no idle one."""
+        key = (id(bound), *sizes.items())
+        with self._lock:
+            idle = self._plans.setdefault(key, [])
+            self._plans.move_to_end(key)
+            while len(self._plans) > KEPT_SHAPES:
+                self._plans.popitem(last=False)
+            if idle:
+                return idle.pop()
+            try:
+                return Plan(segment, bound, sizes, self)  # it holds `bound`, whose identity is part of the key
+            except ResourceLimitError:
+                if not any(self._plans.values()):
+                    raise
+                self._plans.clear()  # idle plans of other sizes may be what fills the memory
+                return Plan(segment, bound, sizes, self)
+
+    def release(self, plan: Plan) -> None:
+        key = (id(plan.bound), *plan.sizes.items())
+        with self._lock:
+            idle = self._plans.get(key)
+            if idle is not None and len(idle) < KEPT_PLANS:
+                idle.append(plan)
+
+    def plans(self) -> list[Plan]:
+        """The idle plans, those used last at the end."""
+        with self._lock:
+            return [plan for idle in self._plans.values() for plan in idle]
 
 
 class DeviceRunner(Runner):
     """A program whose segments run on a device."""
 
-    def __init__(self, program: Program, machine: Machine, device: Device, kernels: list[Any], make_step: MakeStep) -> None:
-        self.device, self.kernels = device, kernels
+    def __init__(self, program: Program, machine: Machine, shared: Shared, make_step: MakeStep) -> None:
+        self.shared, self._streams = shared, list[Stream]()
         super().__init__(program, machine, None, make_step)  # type: ignore[arg-type]
-        self.plans: dict[int, Plan] = {}
-        self.uploaded: dict[int, tuple[Array, int]] = {}
 
     def for_body(self, body: Program) -> Runner:
-        return DeviceRunner(body, self.machine, self.device, self.kernels, self.make_step)
-
-    def upload(self, array: Array) -> int:
-        """The device address of a constant; uploaded once."""
-        found = self.uploaded.get(id(array))
-        if found is None:
-            address = self.device.allocate(array.nbytes)
-            self.device.to_device(address, np.ascontiguousarray(array))
-            found = self.uploaded[id(array)] = (array, address)  # the array lives as long as its key
-        return found[1]
+        return DeviceRunner(body, self.machine, self.shared, self.make_step)
 
     def _run_segment(self, segment: Segment, frame: Frame, held: Held) -> None:  # noqa: ARG002
-        bound, values = segment.bound(frame.sizes), frame.values
+        bound, values, device = segment.bound(frame.sizes), frame.values, self.shared.device
         outputs = {b: np.empty(shape, dtype) for b, shape, dtype in bound.outputs}
         given = {b: values[b] for b in segment.externals if values[b] is not None}
+        plan = self._plan(segment, bound, given, outputs)
+        try:
+            for b, array in given.items():
+                plan.slots[b].fill(device, array, plan.stream)
+            plan.replay()
+            for b, array in outputs.items():
+                plan.slots[b].drain(device, array, plan.stream)
+            for b in segment.exports:
+                values[b] = np.empty(bound.shapes[b], numpy_dtype(self.program.buffers[b]))
+                device.to_host(values[b].ctypes.data, plan.temporaries[b], values[b].nbytes, plan.stream)
+            device.wait(plan.stream)
+            for b, array in outputs.items():
+                plan.slots[b].finish(array)
+                values[b] = array
+        finally:
+            self.shared.release(plan)
+
+    def _plan(self, segment: Segment, bound: Bound, given: dict[int, Any], outputs: dict[int, Array]) -> Plan:
         for b in segment.externals:
             if b not in given and b not in outputs:
                 raise VerifyError("a kernel reads a buffer that nothing has computed", where=self.program.buffers[b].name)
         sizes = {b: (given[b] if b in given else outputs[b]).nbytes for b in segment.externals}
-        plan = self.plans.get(id(bound))
-        if plan is None or plan.sizes != sizes:
-            assert isinstance(self.machine.target, CudaTarget)
-            plan = Plan(segment, bound, sizes, self.upload, self.device, self.kernels, self.machine.target)
-            self.plans[id(bound)] = plan
-        with plan.lock:
-            for b, array in given.items():
-                self.device.to_device(plan.slots[b], array)
-            plan.replay()
-            for b, array in outputs.items():
-                self.device.to_host(array, plan.slots[b])
-                values[b] = array
-            for b in segment.exports:
-                array = np.empty(bound.shapes[b], numpy_dtype(self.program.buffers[b]))
-                self.device.to_host(array, plan.temporaries[b])
-                values[b] = array
+        return self.shared.acquire(segment, bound, sizes)
+
+    # -- arrays that stay on the device
+
+    @property
+    def stays(self) -> bool:
+        """Whether a run is one replay, so that inputs and results need never come to the host."""
+        return len(self.parts) == 1 and bool(self.segments) and set(self.program.outputs) <= set(self.segments[0].outputs)
+
+    def run_on_device(self, items: Sequence[Any], names: Sequence[str], dtypes: Sequence[Any],
+                      check: Callable[[Sequence[Any]], None]) -> list[DeviceArray]:  # fmt: skip
+        """As `run`, for a program that `stays`, without waiting for the device; items may also be arrays of the host."""
+        device, segment, program = self.shared.device, self.segments[0], self.program
+        try:
+            stream = self._streams.pop()
+        except IndexError:
+            stream = device.stream()
+        try:
+            arrays = [foreign(i, d, n, stream) if on_gpu(i) else i for i, n, d in zip(items, names, dtypes)]
+            # Checks look at shapes and types only: arrays of the host that have them and no memory stand for the others.
+            shown = [np.broadcast_to(np.empty((), a.dtype), a.shape) if isinstance(a, Foreign) else a for a in arrays]
+            check(shown)
+            sizes: dict[str, int] = {}
+            self.shapes.learn(shown, sizes)
+            bound = segment.bound(sizes)
+            outside = {b: a for b, a in zip(program.inputs, shown) if b in segment.externals}
+            specs = {b: np.broadcast_to(np.empty((), dtype), shape) for b, shape, dtype in bound.outputs}
+            plan = self._plan(segment, bound, outside, specs)
+            try:
+                device.follow(plan.stream, stream)
+                for b, array in zip(program.inputs, arrays):
+                    if b not in plan.slots:
+                        continue
+                    if isinstance(array, Foreign):
+                        device.on_device(plan.slots[b].memory.address, array.address, plan.sizes[b], plan.stream)
+                    else:
+                        plan.slots[b].fill(device, array, plan.stream)
+                        device.wait(plan.stream)  # the next call may use the same staging memory
+                # Owners of inputs may overwrite or free them in their own order, which mostly is this stream's.
+                device.follow(LEGACY, plan.stream)
+                plan.replay()
+                results = []
+                for b in program.outputs:
+                    memory = device.allocate(plan.sizes[b], plan.stream)
+                    device.on_device(memory.address, plan.slots[b].memory.address, plan.sizes[b], plan.stream)
+                    results.append(DeviceArray(memory, specs[b].shape, specs[b].dtype, device, plan.stream, self.shared.number))
+                return results
+            finally:
+                self.shared.release(plan)
+        finally:
+            self._streams.append(stream)
