@@ -61,6 +61,16 @@ def test_arrays_that_begin_anywhere(shift: int, count: int) -> None:
     np.testing.assert_array_equal(memory.read(places["out"], x.shape, np.float32), -x)
 
 
+@settings(max_examples=8, deadline=None)
+@given(name=st.sampled_from(sorted(KINDS)), shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40)))
+def test_transposed_arrays_pass_through_tiles(name: str, shape: tuple[int, int, int]) -> None:
+    batch, rows, columns = shape
+    x = numbers((batch, columns, rows), KINDS[name])
+    value = element("x", BY_NAME[name], (iteration(0), iteration(2), iteration(1)), x.shape)
+    found = run(value, shape, {"x": x}, "warps")
+    np.testing.assert_array_equal(found.view(x.dtype) if name == "bf16" else found, x.transpose(0, 2, 1))
+
+
 def normalised(shape: tuple[int, int], name: str = "f32") -> Expr:
     """Rows less their mean, over the root of the mean of their squares."""
     i, j = iteration(0), iteration(1)

@@ -42,7 +42,8 @@ def compile_cubin(source: str, symbol: str, target: CudaTarget) -> Cubin:
     """Compile the function `kernel(args)` of a module text to a cubin whose entry is `symbol`.
 
     source: module text with the numbers WORDS (parameters) and THREADS (most threads of a block), and with
-        CONTRACT = False where every operation must be rounded by itself.
+        CONTRACT = False where every operation must be rounded by itself, BLOCKS where registers are to leave room for
+        so many blocks on a multiprocessor.
     Raises CodegenError naming the kernel when it does not compile or a tool is missing.
     """
     ptx = compile_ptx(source, symbol, target)
@@ -73,7 +74,7 @@ def _fact(pattern: str, text: str) -> int:
 
 def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     """The PTX of the function `kernel(args)` of a module text, its entry named `symbol`. Raises CodegenError."""
-    function, words, threads = _load_kernel(source, symbol)
+    function, words, bounds = _load_kernel(source, symbol)
     cuda, dispatcher, types = _numba_cuda()
     signature = types.void(types.UniTuple(types.int64, words))
     # Numba asks the device for its capability when it compiles functions that a kernel calls.
@@ -91,7 +92,7 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
             patch.object(compiler, "compile_cuda", compile_cuda),  # compile_ptx has no parameter for these options
         ):
             capability = (*target.capability, target.arch.lstrip("sm_0123456789"))  # with the "a" of sm_90a
-            ptx, _ = cuda.compile_ptx(function, signature, cc=capability, launch_bounds=(threads, 1))
+            ptx, _ = cuda.compile_ptx(function, signature, cc=capability, launch_bounds=bounds)
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""
@@ -105,15 +106,15 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     return str(ptx).replace(entry[1], symbol)
 
 
-def _load_kernel(source: str, symbol: str) -> tuple[Any, int, int]:
-    """(function, number of words, most threads of a block) of a module text."""
+def _load_kernel(source: str, symbol: str) -> tuple[Any, int, tuple[int, int]]:
+    """(function, number of words, (most threads of a block, least blocks of a multiprocessor)) of a module text."""
     _numba_cuda()  # before the text imports kernels/cuda
     file = f"<kernel {symbol}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {"__name__": f"minicc.generated.{symbol}"}
     try:
         exec(compile(source, file, "exec"), namespace)
-        return namespace["kernel"], int(namespace["WORDS"]), int(namespace["THREADS"])
+        return namespace["kernel"], int(namespace["WORDS"]), (int(namespace["THREADS"]), int(namespace.get("BLOCKS", 1)))
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error

@@ -1,10 +1,10 @@
 """The loop frame of generated CUDA kernels around the body that `printer` prints, and how it is launched.
 
-Three frames. "elements": a thread per element, or per vector of neighbours that are loaded and stored together;
-whatever is reduced is reduced by that thread. "rows": a team of threads per row, for kernels that reduce once per row
-(softmax, normalisation): its threads share the reductions and then the row. "blocks": a team per element, whose
-threads share its reductions, where these walk memory contiguously and neighbouring elements do not. A team is a warp
-or a block, as the launch says.
+Three frames. "elements": a thread per element, or per vector of neighbours that are loaded and stored together, or a
+block per tile where a load walks memory along another axis; whatever is reduced is reduced by one thread. "rows": a
+team of threads per row, for kernels that reduce once per row (softmax, normalisation): its threads share the
+reductions and then the row. "blocks": a team per element, whose threads share its reductions, where these walk memory
+contiguously and neighbouring elements do not. A team is a warp or a block, as the launch says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, longest, rounds_each, strip
 from minicc.ir.expr import Expr, binary, const, reduction, walk
 from minicc.ir.types import bf16, boolean, compute_dtype_name, f16, f32
-from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS, Launch, launch_elements, launch_rows
+from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS, Launch, launch_elements, launch_rows, launch_tiles
 from minicc.lower.kernel import Body, LoopKernel, Operand, Store
 from minicc.targets.cuda import CudaTarget
 
@@ -25,6 +25,8 @@ _SHARED_TYPES = ("f32", "f64", "i32", "i64")
 _SHARED_KINDS = ("sum", "prod", "max", "min")
 # The widest access, and the most elements in one: each is a copy of the body.
 ACCESS_BYTES, MOST_LANES = 16, 8
+# Loads that a kernel passes through shared memory, and the extent from which on that pays.
+MOST_TILES, LEAST_TILE = 4, 8
 
 
 class CudaPrinter(BodyPrinter):
@@ -234,6 +236,9 @@ def launch_loops(kernel: LoopKernel, words: Sequence[int], target: CudaTarget) -
     chosen, extents = frame(kernel), words[: kernel.rank]
     count = prod(extents)
     if chosen == "elements":
+        tiles = bool(transposed_loads(kernel)) and min(extents[-2:]) >= LEAST_TILE
+        if tiles and words[_inner_stride(_printer(kernel), kernel)] == 1:
+            return launch_tiles(count // (extents[-1] * extents[-2]), extents[-2], extents[-1], target)
         return launch_elements(-(-count // vector_lanes(kernel)), target)
     if chosen == "rows":
         return launch_rows(count // extents[-1] if count else 0, extents[-1], target)
@@ -273,16 +278,8 @@ def _print_vectors(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[st
     """A function of one element, a loop over whole vectors where memory is aligned, and a loop over the other elements."""
     body, rank = kernel.body, kernel.rank
     loads, axes = vector_loads(kernel), range(rank)
-    inputs = {load: f"x{number}" for number, load in enumerate(loads)}
-    element = _printer(kernel)
-    scope = element.open(axes)
-    element.blocked |= {e: f"({name} != 0)" if e.dtype == boolean else name for e, name in inputs.items()}
-    scope.line(f"return {', '.join(_stored(element, store) for store in body.stores)}")
-    element.imports.add("helper")
-    names = ["args", *(f"i{axis}" for axis in axes), *inputs.values()]
-    function = ["@helper", f"def element({', '.join(names)}):", *scope.lines, "", ""]
-
     printer, last = _printer(kernel), rank - 1
+    inputs, function = _element(printer, kernel, loads)
     top = printer.open([])
     for axis in axes:
         top.line(f"n{axis} = arg(args, {axis})")
@@ -309,27 +306,110 @@ def _print_vectors(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[st
         inner.line(printer.access("st_vector", store.operand, f"({values})"))
     printer.close_loop("at", printer.word("first_element"), "vectors", printer.word("all_threads"))
 
-    inner = printer.open(axes)
-    _decode(inner, [f"n{axis}" for axis in axes], [f"i{axis}" for axis in axes])
-    given = []
-    for load in loads:
-        number = int(load.arg)  # type: ignore[call-overload]
-        given.append(printer.access("ld_out" if body.operands[number].shared else "ld", number))
-    inner.line(f"y = element({', '.join(['args', *(f'i{axis}' for axis in axes), *given])})")
-    for number, store in enumerate(body.stores):
-        inner.line(printer.access("st", store.operand, f"y[{number}]" if len(body.stores) > 1 else "y"))
-    total = " * ".join(f"n{axis}" for axis in axes)
-    printer.close_loop("at", f"vectors * {lanes} + first_element()", total, "all_threads()")
-    printer.imports |= element.imports
+    _print_singles(printer, kernel, loads, f"vectors * {lanes} + first_element()")
+    return printer, [*_head(kernel, ELEMENT_THREADS), *function, "def kernel(args):", *top.lines]
+
+
+def _element(printer: CudaPrinter, kernel: LoopKernel, loads: Sequence[Expr]) -> tuple[dict[Expr, str], list[str]]:
+    """(the parameters that stand for loads, the lines of `def element`, the function of one element)."""
+    axes = range(kernel.rank)
+    inputs = {load: f"x{number}" for number, load in enumerate(loads)}
+    element = _printer(kernel)
+    scope = element.open(axes)
+    element.blocked |= {e: f"({name} != 0)" if e.dtype == boolean else name for e, name in inputs.items()}
+    scope.line(f"return {', '.join(_stored(element, store) for store in kernel.body.stores)}")
+    names = ["args", *(f"i{axis}" for axis in axes), *inputs.values()]
+    printer.imports |= {*element.imports, "helper"}
     printer.scalar |= element.scalar
     printer.math |= element.math
-    return printer, [*_head(kernel, ELEMENT_THREADS), *function, "def kernel(args):", *top.lines]
+    return inputs, ["@helper", f"def element({', '.join(names)}):", *scope.lines, "", ""]
+
+
+def _store_element(printer: CudaPrinter, kernel: LoopKernel, given: Sequence[str]) -> None:
+    """The lines that compute and store one element."""
+    scope, stores = printer.scopes[-1], kernel.body.stores
+    scope.line(f"y = element({', '.join(['args', *(f'i{axis}' for axis in range(kernel.rank)), *given])})")
+    for number, store in enumerate(stores):
+        scope.line(printer.access("st", store.operand, f"y[{number}]" if len(stores) > 1 else "y"))
+
+
+def _print_singles(printer: CudaPrinter, kernel: LoopKernel, loads: Sequence[Expr], first: str) -> None:
+    """The loop over single elements from `first` on."""
+    axes = range(kernel.rank)
+    _decode(printer.open(axes), [f"n{axis}" for axis in axes], [f"i{axis}" for axis in axes])
+    verbs = ["ld_out" if _operand(kernel, load).shared else "ld" for load in loads]
+    _store_element(printer, kernel, [printer.access(v, int(e.arg)) for v, e in zip(verbs, loads)])  # type: ignore[call-overload]
+    total = " * ".join(f"n{axis}" for axis in axes)
+    printer.close_loop("at", first, total, printer.word("all_threads"))
 
 
 def _stored(printer: CudaPrinter, store: Store) -> str:
     """The text of a stored value, in the type that memory holds."""
     text = strip(printer.emit(store.value))
     return f"u8({text})" if printer.body.operands[store.operand].dtype == boolean else text
+
+
+# ------------------------------------------------------------------------------------------------- tiles
+
+
+def transposed_loads(kernel: LoopKernel) -> list[Expr]:
+    """The loads whose stride along the last axis is not known, of a kernel that stores contiguously; none of another."""
+    last, body = kernel.rank - 1, kernel.body
+    exprs = dict.fromkeys(e for s in body.stores for e in walk(s.value))
+    if last < 1 or any(e.op == "reduce" for e in exprs) or any(body.operands[s.operand].strides[last] != 1 for s in body.stores):
+        return []
+    found = [e for e in exprs if e.op == "load" and not e.args and _operand(kernel, e).strides[last] is None]
+    return found if len(found) <= MOST_TILES else []
+
+
+def _inner_stride(printer: BodyPrinter, kernel: LoopKernel) -> int:
+    """The word of the first transposed load's stride along the last axis but one: tiles are for 1."""
+    return printer.stride_words[int(transposed_loads(kernel)[0].arg), kernel.rank - 2]  # type: ignore[call-overload]
+
+
+def _print_tiles(kernel: LoopKernel) -> tuple[BodyPrinter, list[str]]:
+    """A block per tile of 32 x 32: read along the last axis but one into shared memory, computed along the last one."""
+    loads, axes = transposed_loads(kernel), range(kernel.rank)
+    last, line = kernel.rank - 1, kernel.rank - 2
+    printer = _printer(kernel)
+    inputs, function = _element(printer, kernel, loads)
+    top = printer.open([])
+    for axis in axes:
+        top.line(f"n{axis} = arg(args, {axis})")
+    printer.imports |= {"divide", "barrier", "thread", "block", "blocks"}
+    printer.scalar |= {"ld_tile", "st_tile"} | {f"tile_{compute_dtype_name(e.dtype)}" for e in loads}
+    for load, name in inputs.items():
+        top.line(f"tile_{name} = tile_{compute_dtype_name(load.dtype)}()")
+    top.line("row = thread() >> 5")
+    top.line("lane = thread() & 31")
+    top.line(f"lines = divide(n{line} + 31, 32)")
+    top.line(f"columns = divide(n{last} + 31, 32)")
+    printer.open([])
+    outer = printer.open(axes[:line])
+    _decode(outer, [*(f"n{axis}" for axis in axes[:line]), "lines", "columns"], [*(f"i{axis}" for axis in axes[:line]), "i", "j"])
+    for reading in (True, False):
+        inner = printer.open([line, last])
+        along, across = (line, last) if reading else (last, line)
+        starts = {line: "i * 32", last: "j * 32"}
+        inner.line(f"i{along} = {starts[along]} + lane")
+        inner.line(f"i{across} = {starts[across]} + k")
+        printer.open([]).depth = inner.depth + 1
+        if reading:
+            for load, name in inputs.items():
+                value = printer.access("ld", int(load.arg))  # type: ignore[call-overload]
+                printer.scopes[-1].line(f"st_tile(tile_{name}, k * 33 + lane, {value})")
+        else:
+            _store_element(printer, kernel, [f"ld_tile(tile_{name}, lane * 33 + k)" for name in inputs.values()])
+        printer.close(f"if (i{line} < n{line}) & (i{last} < n{last}):")
+        printer.close_loop("k", "row", "32", "8")
+        outer.line("barrier()")
+    total = " * ".join([*(f"n{axis}" for axis in axes[:line]), "lines", "columns"])
+    printer.close_loop("at", "block()", total, "blocks()")
+    printer.close(f"if (arg(args, {_inner_stride(printer, kernel)}) == 1) & (min(n{line}, n{last}) >= {LEAST_TILE}):")
+    printer.open([])
+    _print_singles(printer, kernel, loads, printer.word("first_element"))
+    printer.close("else:")
+    return printer, [*_head(kernel, ELEMENT_THREADS), *function, "def kernel(args):", *top.lines]
 
 
 # ------------------------------------------------------------------------------------------------ frames
@@ -339,12 +419,14 @@ def print_cuda_loops(kernel: LoopKernel) -> tuple[BodyPrinter, list[str]]:
     """The lines of `def kernel(args)` for generated loops, with what the compiler must know of it."""
     chosen, lanes = frame(kernel), vector_lanes(kernel)
     if chosen == "elements":
+        if transposed_loads(kernel):
+            return _print_tiles(kernel)
         return _print_vectors(kernel, lanes) if lanes > 1 else _print_elements(kernel)
     return _print_teams(kernel, rows=chosen == "rows")
 
 
-def _head(kernel: LoopKernel, threads: int) -> list[str]:
-    return [f"WORDS = {kernel.rank + kernel.body.n_words}", f"THREADS = {threads}", "", ""]
+def _head(kernel: LoopKernel, threads: int, blocks: int = 1) -> list[str]:
+    return [f"WORDS = {kernel.rank + kernel.body.n_words}", f"THREADS = {threads}", f"BLOCKS = {blocks}", "", ""]
 
 
 def _decode(scope: Scope, extents: Sequence[str], names: Sequence[str]) -> None:
@@ -394,7 +476,7 @@ def _print_teams(kernel: LoopKernel, rows: bool) -> tuple[BodyPrinter, list[str]
     total = " * ".join(f"n{axis}" for axis in outer) or "1"
     printer.close_loop("at", "first_team(team)", total, "all_teams(team)")
     printer.imports |= {"divide"} if len(outer) > 1 else set()
-    return printer, [*_head(kernel, REDUCTION_THREADS), "def kernel(args):", *top.lines]
+    return printer, [*_head(kernel, REDUCTION_THREADS, 3), "def kernel(args):", *top.lines]
 
 
 def _print_row(printer: CudaPrinter, kernel: LoopKernel) -> None:

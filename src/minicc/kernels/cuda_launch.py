@@ -44,6 +44,12 @@ def launch_elements(elements: int, target: CudaTarget) -> Launch:
     return Launch((min(ceil_divide(elements, ELEMENT_THREADS), most), 1, 1), ELEMENT_THREADS)
 
 
+def launch_tiles(matrices: int, rows: int, columns: int, target: CudaTarget) -> Launch:
+    """A block per tile of 32 x 32 of some matrices, or per several tiles."""
+    tiles = matrices * ceil_divide(rows, 32) * ceil_divide(columns, 32)
+    return Launch((min(tiles, target.multiprocessors * WAVES), 1, 1), ELEMENT_THREADS)
+
+
 def launch_rows(rows: int, columns: int, target: CudaTarget) -> Launch:
     """A team per row of so many columns, or per several rows: a warp for short rows and many of them, else a block."""
     most = target.multiprocessors * WAVES * 8

@@ -256,7 +256,7 @@ def all_teams(team):
 def _team_reduction(step, dtype):
     """A function of one value per thread, and the size of the team, that gives each of its threads the reduced value.
 
-    All threads of the team must call it; their number is a multiple of 32.
+    All threads of the team must call it; their number is 32 times a power of two.
     """
 
     @helper
@@ -269,9 +269,11 @@ def _team_reduction(step, dtype):
             if lane == 0:
                 kept[warp] = value
             cuda.syncthreads()
-            value = kept[0]
-            for other in range(1, cuda.blockDim.x >> 5):
-                value = step(value, kept[other])
+            distance = cuda.blockDim.x >> 6
+            value = kept[lane & (2 * distance - 1)]
+            while distance > 0:
+                value = step(value, cuda.shfl_xor_sync(FULL_WARP, value, distance))
+                distance >>= 1
             cuda.syncthreads()  # before the next reduction reuses the memory
         return value
 
@@ -294,3 +296,62 @@ team_min_f32 = _team_reduction(minimum, types.float32)
 team_min_f64 = _team_reduction(minimum, types.float64)
 team_min_i32 = _team_reduction(minimum, types.int32)
 team_min_i64 = _team_reduction(minimum, types.int64)
+
+
+# --------------------------------------------------------------------------------- tiles in shared memory
+
+
+_SHARED = 3  # the address space
+
+
+def _tile(dtype):
+    """A word that gives the block's memory of 32 rows of 33 elements: no two of a column share a bank."""
+    pointer = types.CPointer(dtype)
+
+    @intrinsic
+    def tile(typing_context):
+        def emit(context, builder, signature, values):
+            kind = ir.ArrayType(context.get_data_type(dtype), 32 * 33)
+            name = builder.module.get_unique_name("tile")
+            memory = cgutils.add_global_variable(builder.module, kind, name, _SHARED)
+            memory.linkage, memory.align = "internal", 16
+            memory.initializer = ir.Constant(kind, ir.Undefined)
+            return builder.addrspacecast(memory, context.get_value_type(pointer))
+
+        return pointer(), emit
+
+    return tile
+
+
+@intrinsic
+def ld_tile(typing_context, tile, index):
+    """An element of a tile."""
+
+    def emit(context, builder, signature, values):
+        return builder.load(builder.gep(values[0], [values[1]]))
+
+    return tile.dtype(tile, types.int64), emit
+
+
+@intrinsic
+def st_tile(typing_context, tile, index, value):
+    """Stores an element of a tile."""
+
+    def emit(context, builder, signature, values):
+        builder.store(values[2], builder.gep(values[0], [values[1]]))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, tile.dtype), emit
+
+
+tile_f32 = _tile(types.float32)
+tile_f64 = _tile(types.float64)
+tile_i8 = _tile(types.int8)
+tile_i16 = _tile(types.int16)
+tile_i32 = _tile(types.int32)
+tile_i64 = _tile(types.int64)
+tile_u8 = _tile(types.uint8)
+tile_u16 = _tile(types.uint16)
+tile_u32 = _tile(types.uint32)
+tile_u64 = _tile(types.uint64)
+tile_bool = tile_u8
