@@ -22,7 +22,9 @@ from minicc.lower.body import BodyWord, Write, normalise
 from minicc.lower.compose import RESHAPES, VIEWS, Composer, broadcast_index
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Buffer, KernelStep, Step, Word
+from minicc.lower.split import split_reductions
 from minicc.targets.cpu import CpuTarget
+from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
 # Rough costs of one element on one core, in nanoseconds, for cutting work into chunks; not for choosing kernels.
@@ -179,6 +181,15 @@ class Lowering:
     def emit_writes(self, writes: Sequence[Write], shape: Sequence[Dim], origin: tuple[str, ...], name: str,
                     allocate: Sequence[Value] = (), note: str = "") -> None:  # fmt: skip
         """A generated kernel for explicit writes over a parallel space of the given shape."""
+        if isinstance(self.target, CudaTarget):
+
+            def emit_parts(dtype: DType, extents: Sequence[Dim], value: Expr) -> int:
+                array = self.temporary(f"{name}_parts", dtype, extents)
+                place = linearise([iteration(axis) for axis in range(len(extents))], extents)
+                self.emit_writes([Write(array, dtype, place, value)], extents, origin, f"{name}_parts")
+                return array
+
+            writes = split_reductions(writes, shape, emit_parts)
         normal = normalise(writes, shape)
         kernel = LoopKernel(len(normal.extents), normal.body, name[:60])
         for value in allocate:
