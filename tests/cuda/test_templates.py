@@ -23,16 +23,23 @@ def numbers(*shape: int) -> Array:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize(("axis", "exclusive", "reverse"), [(1, 0, 0), (1, 1, 1), (2, 0, 1), (0, 1, 0)])
+@pytest.mark.parametrize(("axis", "exclusive", "reverse"), [(1, 0, 0), (2, 1, 1)])
 def test_running_sums(axis: int, exclusive: int, reverse: int) -> None:
     feeds = {"x": RNG.integers(-9, 9, (3, 7, 5)).astype(np.float32), "axis": np.array(axis)}
     proto = node_model("CumSum", feeds, ["y"], ("axis",), exclusive=exclusive, reverse=reverse)
     np.testing.assert_array_equal(run_model(proto, feeds)[0], reference(proto, feeds)[0])
 
 
-@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
-@pytest.mark.parametrize("kind", [np.float32, np.int32, np.float16])
-def test_scatter_of_elements_that_meet(reduction: str, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reduction"),
+    [
+        (np.float32, "none"),
+        (np.int32, "add"),
+        (np.float16, "max"),
+        *(pytest.param(k, r, marks=pytest.mark.slow) for k in (np.float32, np.float16) for r in ("add", "mul", "min")),
+    ],
+)
+def test_scatter_of_elements_that_meet(kind: Any, reduction: str) -> None:
     """Rows of updates that meet are done in order; small whole numbers, so that the order of a sum is not seen."""
     feeds = {
         "data": RNG.integers(-3, 4, (6, 4, 5)).astype(kind),
@@ -48,7 +55,7 @@ def test_scatter_of_elements_that_meet(reduction: str, kind: Any) -> None:
     np.testing.assert_array_equal(run_model(proto, feeds)[0], expected)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_scatter_of_slices_that_meet(depth: int) -> None:
     shape = (4, 3, 5)
     places = np.stack([RNG.integers(-n, n, 20) for n in shape[:depth]], 1)
@@ -61,7 +68,7 @@ def test_scatter_of_slices_that_meet(depth: int) -> None:
 
 
 @pytest.mark.parametrize("largest", [0, 1])
-@pytest.mark.parametrize(("axis", "k"), [(1, 4), (1, 21), (0, 2)])
+@pytest.mark.parametrize(("axis", "k"), [(1, 21), (0, 2)])
 def test_topk_orders_equal_elements_by_position(axis: int, k: int, largest: int) -> None:
     x = RNG.integers(-3, 4, (3, 21)).astype(np.float32)
     feeds = {"x": x, "k": np.array([k])}
@@ -95,10 +102,10 @@ def test_boxes_are_suppressed(center: int) -> None:
     ("op", "direction", "attributes"),
     [
         ("LSTM", "bidirectional", {}),
-        ("LSTM", "forward", {"clip": 1.0, "input_forget": 1}),
         ("GRU", "reverse", {"linear_before_reset": 1}),
-        ("GRU", "bidirectional", {}),
         ("RNN", "reverse", {"activations": ["Softplus"]}),
+        pytest.param("LSTM", "forward", {"clip": 1.0, "input_forget": 1}, marks=pytest.mark.slow),
+        pytest.param("GRU", "bidirectional", {}, marks=pytest.mark.slow),
     ],
 )
 def test_recurrent_layers(op: str, direction: str, attributes: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def moved(shape: tuple[int, ...], name: str) -> Expr:
     return element("x", BY_NAME[name], (shape[0] - 1 - i, j), shape)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(name=st.sampled_from(sorted(KINDS)), rows=st.integers(1, 5), columns=st.integers(1, 40), step=st.sampled_from([1, 4, 8]))
 def test_rows_of_every_type_and_length(name: str, rows: int, columns: int, step: int) -> None:
     shape = (rows, columns * step)
@@ -61,7 +61,7 @@ def test_arrays_that_begin_anywhere(shift: int, count: int) -> None:
     np.testing.assert_array_equal(memory.read(places["out"], x.shape, np.float32), -x)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(name=st.sampled_from(sorted(KINDS)), shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40)))
 def test_transposed_arrays_pass_through_tiles(name: str, shape: tuple[int, int, int]) -> None:
     batch, rows, columns = shape
@@ -86,7 +86,7 @@ def normalised(shape: tuple[int, int], name: str = "f32") -> Expr:
     return (x(j) - centre) / unary("sqrt", mean(101, deviation * deviation) + 1e-5)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (3, 64), (3, 301), (2, 5001)])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (3, 301), (2, 5001)])
 @pytest.mark.parametrize("schedule", ["together", "warps"])
 def test_rows_reduced_by_warps_and_by_blocks(rows: int, columns: int, schedule: str) -> None:
     x = np.random.default_rng(5).standard_normal((rows, columns)).astype(np.float32)

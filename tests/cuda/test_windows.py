@@ -32,7 +32,7 @@ def check(proto: Any, feeds: dict[str, Array | None], template: str) -> None:
     np.testing.assert_allclose(run_module(module, feeds)[0], reference(proto, feeds)[0], rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_depthwise(data: st.DataObject) -> None:
     channels, kernel = data.draw(st.sampled_from([2, 5, 40])), data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
@@ -49,7 +49,7 @@ def test_depthwise(data: st.DataObject) -> None:
     check(followed_by_relu(proto), feeds, "depthwise")
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_pools(data: st.DataObject) -> None:
     op, rank = data.draw(st.sampled_from(["MaxPool", "AveragePool"])), data.draw(st.integers(1, 3))
@@ -63,7 +63,7 @@ def test_pools(data: st.DataObject) -> None:
     check(followed_by_relu(node_model(op, feeds, ["y"], **attributes)), feeds, "pool")
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_transposed_convolutions(data: st.DataObject) -> None:
     groups, rank = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
