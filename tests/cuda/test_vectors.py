@@ -95,6 +95,21 @@ def test_rows_reduced_by_warps_and_by_blocks(rows: int, columns: int, schedule: 
     np.testing.assert_allclose(run(normalised(x.shape), x.shape, {"x": x}, schedule), expected, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("columns", [5, 64])
+def test_a_sum_inside_a_sum(columns: int) -> None:
+    """Sums over the middle axis, over the root of the sum of their squares: the inner sum of the divisor depends on its axis."""
+    x = np.random.default_rng(6).standard_normal((3, 7, columns)).astype(np.float32)
+
+    def total(axis: int, place: Expr) -> Expr:
+        return reduce("sum", (axis,), (7,), element("x", f32, (iteration(0), iteration(axis), place), x.shape))
+
+    inner = total(101, iteration(102))
+    value = total(100, iteration(1)) / unary("sqrt", reduce("sum", (102,), (columns,), inner * inner))
+    wide = x.astype(np.float64).sum(1)
+    expected = wide / np.sqrt((wide**2).sum(1, keepdims=True))
+    np.testing.assert_allclose(run(value, (3, columns), {"x": x}), expected, rtol=2e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("columns", [1, 129, 4096])
 def test_rows_summed_to_one_number(columns: int) -> None:
     x = numbers((3, columns), np.float32)

@@ -64,7 +64,7 @@ class CudaPrinter(BodyPrinter):
         if len(self.scopes) > self.together or not shareable(expr):
             return super().emit_reduce(expr)
         for inner in walk(body):  # reductions that this one needs come before its loops
-            if inner.op == "reduce" and not self.free_axes(inner) & set(axes):
+            if inner.op == "reduce" and self.free_axes(inner) <= self.bound():
                 self.emit(inner)
         acc, scope = self.fresh("r"), self.scopes[-1]
         scope.line(f"{acc} = {identity(kind, body.dtype)}")
@@ -101,7 +101,9 @@ class CudaPrinter(BodyPrinter):
         each position of a vector, or for a single one.
         """
         name, operands = self.variables[axis], self.body.operands
-        found = dict.fromkeys(e for e in loads if not e.args and operands[int(e.arg)].strides[axis] == 1)  # type: ignore[call-overload]
+        known = self.bound() | {axis}
+        direct = [e for e in loads if not e.args and self.free_axes(e) <= known]
+        found = dict.fromkeys(e for e in direct if operands[int(e.arg)].strides[axis] == 1)  # type: ignore[call-overload]
         touched = list(dict.fromkeys(self.place(n) for n in (*(int(e.arg) for e in found), *stores)))  # type: ignore[call-overload]
         lanes = min([MOST_LANES, *(ACCESS_BYTES // operands[n].dtype.bytes for n in touched)])
         strided = any(operands[int(e.arg)].strides[axis] is None for e in loads)  # type: ignore[call-overload]
@@ -160,6 +162,10 @@ class CudaPrinter(BodyPrinter):
         scope.line(f"{whole} = {head} + ({vectors}" + (f" if ({other}) & {lanes - 1} == 0 else 0)" if other else ")"))
         self.imports.add("divide")
         return head, whole
+
+    def bound(self) -> frozenset[int]:
+        """The axes whose variables are known here."""
+        return frozenset().union(*(scope.axes for scope in self.scopes))
 
     def part(self, axis: int) -> None:
         """Open a scope that knows an axis and stands as deep as the innermost one."""
@@ -482,8 +488,9 @@ def _print_teams(kernel: LoopKernel, rows: bool) -> tuple[BodyPrinter, list[str]
 def _print_row(printer: CudaPrinter, kernel: LoopKernel) -> None:
     """The row itself, after its reductions."""
     stores, last = kernel.body.stores, kernel.rank - 1
-    for expr in dict.fromkeys(e for s in stores for e in walk(s.value) if e.op == "reduce" and last not in printer.free_axes(e)):
-        printer.emit(expr)
+    for expr in dict.fromkeys(e for s in stores for e in walk(s.value)):
+        if expr.op == "reduce" and printer.free_axes(expr) <= printer.bound():
+            printer.emit(expr)
 
     def step() -> list[str]:
         names = []
