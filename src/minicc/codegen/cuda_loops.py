@@ -25,6 +25,8 @@ _SHARED_TYPES = ("f32", "f64", "i32", "i64")
 _SHARED_KINDS = ("sum", "prod", "max", "min")
 # The widest access, and the most elements in one: each is a copy of the body.
 ACCESS_BYTES, MOST_LANES = 16, 8
+# Row kernels with so few words have the registers for three blocks on a multiprocessor.
+FEW_WORDS = 20
 # Loads that a kernel passes through shared memory, and the extent from which on that pays.
 MOST_TILES, LEAST_TILE = 4, 8
 
@@ -482,7 +484,8 @@ def _print_teams(kernel: LoopKernel, rows: bool) -> tuple[BodyPrinter, list[str]
     total = " * ".join(f"n{axis}" for axis in outer) or "1"
     printer.close_loop("at", "first_team(team)", total, "all_teams(team)")
     printer.imports |= {"divide"} if len(outer) > 1 else set()
-    return printer, [*_head(kernel, REDUCTION_THREADS, 3), "def kernel(args):", *top.lines]
+    few = rows and kernel.rank + kernel.body.n_words <= FEW_WORDS
+    return printer, [*_head(kernel, REDUCTION_THREADS, 3 if few else 1), "def kernel(args):", *top.lines]
 
 
 def _print_row(printer: CudaPrinter, kernel: LoopKernel) -> None:
