@@ -39,6 +39,16 @@ def test_reductions_that_need_each_other() -> None:
     np.testing.assert_allclose(run_module(module, {"x": x})[0], expected, rtol=2e-5, atol=2e-6)
 
 
+def test_sums_of_columns() -> None:
+    """Neighbouring results lie side by side, as of a global pool over channels last; the batch is not known."""
+    x = np.random.default_rng(3).integers(-9, 9, (2, 14, 12, 20)).astype(np.float32)
+    proto = node_model("ReduceSum", {"x": x, "axes": np.array([1, 2])}, ["y"], ("axes",), keepdims=0)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    module = minicc.compile(proto, target=TARGET.name, strict=True)
+    assert len(module.program.steps) == 2
+    np.testing.assert_array_equal(run_module(module, {"x": x})[0], x.sum((1, 2)))
+
+
 @pytest.mark.parametrize(("results", "length"), [(1, 1000), (100000, 65536), (1, 65537)])
 def test_others_stay_whole(results: int, length: int) -> None:
     """Short ones, ones with many results, and lengths that have no divisor."""
@@ -46,3 +56,9 @@ def test_others_stay_whole(results: int, length: int) -> None:
     value = reduce("sum", (100,), (length,), load("x", f32, (i * length + k,)))
     writes = split_reductions([Write("y", f32, i, value)], (results,), lambda *_: pytest.fail("split"))
     assert [e.op for e in walk(writes[0].value)] == [e.op for e in walk(value)]
+
+
+def test_products_stay_whole() -> None:
+    i, j, k = iteration(0), iteration(1), iteration(100)
+    value = reduce("sum", (100,), (65536,), load("a", f32, (i * 65536 + k,)) * load("b", f32, (k * 8 + j,)))
+    split_reductions([Write("y", f32, i * 8 + j, value)], (4, 8), lambda *_: pytest.fail("split"))

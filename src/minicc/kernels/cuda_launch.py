@@ -53,7 +53,7 @@ def launch_tiles(matrices: int, rows: int, columns: int, target: CudaTarget) -> 
 def launch_rows(rows: int, columns: int, target: CudaTarget) -> Launch:
     """A team per row of so many columns, or per several rows: a warp for short rows and many of them, else a block."""
     most = target.multiprocessors * WAVES * 8
-    if columns <= 8 * WARP or (columns <= 32 * WARP and rows >= 8 * target.multiprocessors):
+    if columns <= 8 * WARP or (columns <= 64 * WARP and rows >= 8 * target.multiprocessors):
         return Launch((min(ceil_divide(rows, WARP_TEAMS // WARP), most), 1, 1), WARP_TEAMS)
     return launch_blocks(rows, columns, target)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minicc.ir.expr import Expr
-from minicc.ir.types import DType
+from minicc.ir.expr import Expr, walk
+from minicc.ir.types import DType, i8, i16, i32, u8, u16
+
+QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +91,16 @@ class TemplateKernel:
 
 
 Kernel = LoopKernel | TemplateKernel
+
+
+def rounds_each(body: Body) -> bool:
+    """Whether every operation of a body must be rounded by itself: where values are quantised or dequantised.
+
+    What is quantised next must be rounded as the model says: a last bit that differs there moves a quantised value by
+    a whole step.
+    """
+    for expr in (e for store in body.stores for e in walk(store.value)):
+        dequantises = expr.op == "cast" and expr.dtype.is_float and expr.args[0].dtype in QUANTISED
+        if dequantises or expr.op == "round":
+            return True
+    return False

@@ -1,7 +1,7 @@
 """Long reductions to few results in two levels, for targets whose parallelism that would leave idle.
 
-A reduction becomes a kernel that reduces equal parts of its longest axis, and a reduction of the parts. Sizes must be
-known at compile time; nothing is split into unequal parts.
+A reduction becomes a kernel that reduces equal parts of its longest axis, and a reduction of the parts. Its extents must
+be known at compile time; nothing is split into unequal parts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from math import prod
 from minicc.ir.dims import Dim
 from minicc.ir.expr import Expr, iteration, reduce, reduction, rewrite, walk
 from minicc.ir.types import DType
-from minicc.lower.affine import linearise
+from minicc.lower.affine import affine, linearise
 from minicc.lower.body import Write
 
-# Split are reductions of at least so many elements, for at most so many results, into at most so many parts.
-LEAST_LENGTH, MOST_RESULTS, MOST_PARTS = 1 << 15, 256, 1024
-# A part has at least so many elements.
-LEAST_PART = 2048
+# (least elements of a reduction that is split, most results, least elements of a part) of reductions that walk memory
+# contiguously, where the threads of a block share one, and of those whose neighbours lie side by side, where a thread
+# does one alone.
+SHARED, ALONE = (1 << 15, 256, 2048), (128, 8192, 8)
+MOST_PARTS = 1024
 _KINDS = ("sum", "prod", "max", "min")
 _TYPES = ("f32", "f64", "i32", "i64")
 
@@ -37,8 +38,12 @@ def split_reductions(writes: Sequence[Write], shape: Sequence[Dim], emit: Emit) 
         if any(axis >= len(shape) for axis in free):  # inside another reduction
             return None
         results = [shape[axis] for axis in free]
-        parts = _parts(kind, expr.dtype, results, extents)
-        if parts is None:
+        walks = [affine(e.args[0]).strides for e in walk(expr.args[0]) if e.op == "load"]
+        if not any(all(strides.get(axis, 0) != 0 for axis in (*free, *axes)) for strides in walks):
+            return None  # a product: parts would take more memory than its operands
+        side_by_side = bool(free) and any(strides.get(free[-1]) == 1 for strides in walks)
+        parts = _parts(results, extents, ALONE if side_by_side else SHARED)
+        if parts is None or kind not in _KINDS or expr.dtype.name not in _TYPES:
             return None
         place, count = parts
         axis, size = axes[place], extents[place] // count
@@ -52,17 +57,19 @@ def split_reductions(writes: Sequence[Write], shape: Sequence[Dim], emit: Emit) 
     return [Write(w.array, w.dtype, w.offset, rewrite(w.value, change)) for w in writes]
 
 
-def _parts(kind: str, dtype: DType, results: Sequence[Dim], extents: Sequence[Dim]) -> tuple[int, int] | None:
-    """(number of the axis to be cut, parts), or None where a reduction stays whole."""
-    known = [n for n in (*results, *extents) if isinstance(n, int)]
-    if kind not in _KINDS or dtype.name not in _TYPES or len(known) < len(results) + len(extents):
-        return None
-    lengths = known[len(results) :]
+def _parts(results: Sequence[Dim], extents: Sequence[Dim], limits: tuple[int, int, int]) -> tuple[int, int] | None:
+    """(number of the axis to be cut, parts), or None where a reduction stays whole.
+
+    Sizes of results that are not known are taken for 1: a part too many costs little.
+    """
+    least_length, most_results, least_part = limits
+    lengths = [n for n in extents if isinstance(n, int)]
     length = prod(lengths)
-    if length < LEAST_LENGTH or not 0 < prod(known[: len(results)]) <= MOST_RESULTS:
+    known = prod(n for n in results if isinstance(n, int))
+    if len(lengths) < len(extents) or length < least_length or not 0 < known <= most_results:
         return None
     place = lengths.index(max(lengths))
-    most = min(MOST_PARTS, length // LEAST_PART)
+    most = min(MOST_PARTS, length // least_part)
     count = max(n for n in range(1, most + 1) if lengths[place] % n == 0)
     return (place, count) if count > 1 else None
 
