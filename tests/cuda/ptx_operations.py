@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.cuda import ptx_cluster
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, to_bf16, unpack
 
 if TYPE_CHECKING:
@@ -231,6 +232,9 @@ def _vector(parts: Parts) -> int:
 
 
 def _ld(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
+    if "shared::cluster" in parts:
+        ptx_cluster.load(block, parts, operands, mask)
+        return
     type_, space, count = parts[-1], _space(parts), _vector(parts)
     targets = _list(operands[0])
     if space == "param":

@@ -519,18 +519,71 @@ def _place(tensor, width, number):
 
 
 @intrinsic
-def load_sum(typing_context, element, shared, index):
-    """One element of a matrix that `store_sums` stored."""
-    if not known(element):
+def cluster_barrier(typing_context, blocks):
+    """Waits for all threads of the cluster of so many blocks (a literal), which then see each other's shared memory."""
+    if not known(blocks):
         return None
-    name = element.literal_value
-    type_, llvm = (types.int32, I32) if ELEMENTS[name].integer else (types.float32, F32)
 
     def emit(context, builder, signature, values):
-        where = builder.add(values[1], builder.shl(values[2], I32(2)))
-        return builder.load(builder.inttoptr(where, llvm.as_pointer(SHARED)))
+        if blocks.literal_value == 1:
+            assembly(builder, "bar.sync 0;", "", ir.VoidType(), [])
+        else:
+            assembly(builder, "barrier.cluster.arrive.release.aligned;", "", ir.VoidType(), [])
+            assembly(builder, "barrier.cluster.wait.acquire.aligned;", "", ir.VoidType(), [])
+        return context.get_dummy_value()
 
-    return type_(types.literal(name), types.int32, types.int32), emit
+    return types.void(types.literal(blocks.literal_value)), emit
+
+
+@intrinsic
+def cluster_memory(typing_context, blocks, shared):
+    """The addresses of this place in the shared memory of each block of the cluster; of one block (a literal) its own."""
+    if not known(blocks):
+        return None
+    count = blocks.literal_value
+    tuple_ = types.UniTuple(types.int32, count)
+
+    def emit(context, builder, signature, values):
+        found = [values[1]]
+        if count > 1:
+            text = "mapa.shared::cluster.u32 $0, $1, $2;"
+            found = [assembly(builder, text, "=r,r,r", I32, [values[1], I32(rank)], effects=False) for rank in range(count)]
+        return context.make_tuple(builder, tuple_, found)
+
+    return tuple_(types.literal(count), types.int32), emit
+
+
+@intrinsic
+def load_sum(typing_context, element, blocks, parts, index):
+    """One element of a matrix that `store_sums` stored, those of all blocks of a cluster added.
+
+    element, blocks: literals. parts: `cluster_memory`.
+    """
+    if not known(element, blocks):
+        return None
+    name, count = element.literal_value, blocks.literal_value
+    integer = ELEMENTS[name].integer
+    type_, llvm = (types.int32, I32) if integer else (types.float32, F32)
+
+    def emit(context, builder, signature, values):
+        _, _, parts, index = values
+        offset = builder.shl(index, I32(2))
+        if count == 1:
+            where = builder.add(builder.extract_value(parts, 0), offset)
+            return builder.load(builder.inttoptr(where, llvm.as_pointer(SHARED)))
+        kind, letter = ("u32", "=r") if integer else ("f32", "=f")
+        text = f"ld.shared::cluster.{kind} $0, [$1];"
+        found = [
+            assembly(builder, text, f"{letter},r", llvm, [builder.add(builder.extract_value(parts, i), offset)])
+            for i in range(count)
+        ]
+        total = found[0]
+        for other in found[1:]:
+            total = builder.add(total, other) if integer else builder.fadd(total, other)
+        return total
+
+    literals = (types.literal(name), types.literal(count))
+    return type_(*literals, types.UniTuple(types.int32, count), types.int32), emit
 
 
 @intrinsic
