@@ -1,4 +1,4 @@
-"""CUDA's depthwise convolutions and pools, with what is fused behind them, in the interpreter against ONNX Runtime."""
+"""CUDA's depthwise and transposed convolutions and pools, with a fused Relu, in the interpreter against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -61,6 +61,24 @@ def test_pools(data: st.DataObject) -> None:
     shape = (2, 3, *[7, 5, 6][:rank])
     feeds: dict[str, Array | None] = {"x": np.random.default_rng(rank).standard_normal(shape).astype(np.float32)}
     check(followed_by_relu(node_model(op, feeds, ["y"], **attributes)), feeds, "pool")
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_transposed_convolutions(data: st.DataObject) -> None:
+    groups, rank = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    kernel = data.draw(st.lists(st.integers(1, 4), min_size=rank, max_size=rank))
+    stride, dilation = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    rng = np.random.default_rng(rank)
+    feeds: dict[str, Array | None] = {
+        "x": rng.standard_normal((2, 4 * groups, *[5, 4, 6][:rank])).astype(np.float32),
+        "w": rng.standard_normal((4 * groups, 3, *kernel)).astype(np.float32),
+        "b": rng.standard_normal(3 * groups).astype(np.float32),
+    }
+    pads = [data.draw(st.integers(0, (k - 1) * dilation // 2)) for k in (*kernel, *kernel)]
+    proto = node_model("ConvTranspose", feeds, ["y"], ("w", "b"), group=groups, strides=[stride] * rank,
+                       dilations=[dilation] * rank, pads=pads)  # fmt: skip
+    check(followed_by_relu(proto), feeds, "conv_transpose")
 
 
 def test_a_maximum_keeps_a_nan() -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, longest, strip
-from minicc.ir.expr import Expr, reduction, walk
-from minicc.ir.types import bf16, boolean, compute_dtype_name, f16
+from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, longest, rounds_each, strip
+from minicc.ir.expr import Expr, binary, const, reduction, walk
+from minicc.ir.types import bf16, boolean, compute_dtype_name, f16, f32
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS, Launch, launch_elements, launch_rows
 from minicc.lower.kernel import Body, LoopKernel, Operand, Store
 from minicc.targets.cuda import CudaTarget
@@ -28,11 +28,15 @@ ACCESS_BYTES, MOST_LANES = 16, 8
 
 
 class CudaPrinter(BodyPrinter):
-    """Prints a body for CUDA. together: the scopes that all threads of a team run in step."""
+    """Prints a body for CUDA.
+
+    together: how many scopes, from the outermost on, all threads of a team run in step.
+    exact: whether every operation is rounded as it stands.
+    """
 
     def __init__(self, body: Body, base: int, variables: dict[int, str]) -> None:
         super().__init__(body, base, variables)
-        self.together = 0  # of the innermost scopes, how many from the outside
+        self.together, self.exact = 0, rounds_each(body)
 
     def call_text(self, expr: Expr, args: list[str]) -> str:
         """As for the CPU, but with functions that CUDA has."""
@@ -42,6 +46,14 @@ class CudaPrinter(BodyPrinter):
         if expr.op in ("min", "max") and is_float:  # CUDA's own drop a NaN
             return self.scalar_call(f"{expr.op}imum", args)
         return super().call_text(expr, args)
+
+    def text_of(self, expr: Expr) -> str:
+        """As for the CPU; what a whole row is divided by is divided by once."""
+        if expr.op == "div" and expr.dtype == f32 and not self.exact:
+            a, b = expr.args
+            if a.op != "const" and self.free_axes(b) < self.free_axes(a) and any(e.op == "reduce" for e in walk(b)):
+                return self.emit(a * binary("div", const(1.0, f32), b))
+        return super().text_of(expr)
 
     def emit_reduce(self, expr: Expr) -> str:
         """As for the CPU; shared by the threads of a team where all of them come by."""
@@ -92,13 +104,8 @@ class CudaPrinter(BodyPrinter):
         lanes = min([MOST_LANES, *(ACCESS_BYTES // operands[n].dtype.bytes for n in touched)])
         strided = any(operands[int(e.arg)].strides[axis] is None for e in loads)  # type: ignore[call-overload]
         vectors = bool(touched) and lanes > 1 and not strided and all(operands[n].strides[axis] == 1 for n in stores)
-        start = "lane"
         if vectors:
-            whole = self.fresh("whole")
-            strides = [w for n in touched for (o, _), w in self.stride_words.items() if o == n]
-            text = aligned(self, touched, strides, lanes)
-            self.scopes[0].line(f"{whole} = divide({limit}, {lanes}) * {lanes} if {text} else 0")
-            self.imports.add("divide")
+            head, whole = self.heads(touched, lanes, limit)
             self.open([])
             self.part(axis)
             inputs = {e: self.fresh("x") for e in found}
@@ -118,13 +125,39 @@ class CudaPrinter(BodyPrinter):
                 self.part(axis)
                 finish(results)
                 self.close()
-            self.close_loop(name, f"lane * {lanes}", whole, f"team * {lanes}")
-            start = f"{whole} + lane"
-        self.open([axis])
+            self.close_loop(name, f"{head} + lane * {lanes}", whole, f"team * {lanes}")
+        loop = self.open([])
+        self.part(axis)
+        if vectors:
+            loop.line(f"{name} = left if left < {head} else left - {head} + {whole}")
         single = step()
         if finish is not None:
             finish([single])
-        self.close_loop(name, start, limit, "team")
+        self.close()
+        if vectors:
+            self.close_loop("left", "lane", f"{limit} - {whole} + {head}", "team")
+        else:
+            self.close_loop(name, "lane", limit, "team")
+
+    def heads(self, operands: Sequence[int], lanes: int, limit: str) -> tuple[str, str]:
+        """Names of two positions of an axis: whole vectors lie from the first to the second one.
+
+        Before the first vector come the elements up to a multiple of its size. Where operands reach that at different
+        positions there are no vectors.
+        """
+        scope, head, whole = self.scopes[-1], self.fresh("head"), self.fresh("whole")
+        places = []
+        for number in operands:
+            size = self.body.operands[number].dtype.bytes
+            place, offset = self.fresh("e"), self.offset(number)
+            scope.line(f"{place} = divide(arg(args, {self.addresses[number]}), {size}) + {offset}")
+            places.append(place)
+        scope.line(f"{head} = min(-{places[0]} & {lanes - 1}, {limit})")
+        other = " | ".join(f"({places[0]} ^ {place})" for place in places[1:])
+        vectors = f"divide({limit} - {head}, {lanes}) * {lanes}"
+        scope.line(f"{whole} = {head} + ({vectors}" + (f" if ({other}) & {lanes - 1} == 0 else 0)" if other else ")"))
+        self.imports.add("divide")
+        return head, whole
 
     def part(self, axis: int) -> None:
         """Open a scope that knows an axis and stands as deep as the innermost one."""

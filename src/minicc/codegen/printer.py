@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from minicc.ir.expr import Expr, reduction, walk
-from minicc.ir.types import DType, bf16, boolean, compute_dtype_name, f16
+from minicc.ir.types import DType, bf16, boolean, compute_dtype_name, f16, i8, i16, i32, u8, u16
 from minicc.lower.kernel import SHORT, Body, LoopKernel
 
 INDENT = "    "
@@ -21,6 +21,7 @@ BLOCK = 256  # accumulators of a blocked reduction; shorter runs of memory are r
 # lane adds its terms one by one, more where the vector's lanes (and unrolled vectors) share them.
 LANE_TERMS, SHARED_TERMS = 64, SHORT
 LINE = 96
+QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -479,6 +480,19 @@ def longest(extents: tuple[tuple[str, int], ...]) -> int:
         if found:
             return found[-1]
     return max(range(len(extents)), key=lambda place: extents[place][1])
+
+
+def rounds_each(body: Body) -> bool:
+    """Whether every operation of a body must be rounded by itself: where values are quantised or dequantised.
+
+    What is quantised next must be rounded as the model says: a last bit that differs there moves a quantised value by
+    a whole step.
+    """
+    for expr in (e for store in body.stores for e in walk(store.value)):
+        dequantises = expr.op == "cast" and expr.dtype.is_float and expr.args[0].dtype in QUANTISED
+        if dequantises or expr.op == "round":
+            return True
+    return False
 
 
 def identity(kind: str, dtype: DType) -> str:

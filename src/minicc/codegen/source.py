@@ -12,10 +12,8 @@ import re
 from collections.abc import Sequence
 
 from minicc.codegen.cuda_loops import CudaPrinter, print_cuda_loops
-from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops
+from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops, rounds_each
 from minicc.errors import CodegenError
-from minicc.ir.expr import walk
-from minicc.ir.types import i8, i16, i32, u8, u16
 from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
@@ -24,7 +22,6 @@ from minicc.targets.parse import Target
 
 _NUMPY = {"f32": "float32", "f64": "float64", "u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64",
           "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64"}  # fmt: skip
-QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
 
 
 def kernel_source(kernel: Kernel, target: Target) -> str:
@@ -69,15 +66,9 @@ def kernel_symbol(kernel: Kernel, source: str) -> str:
 
 
 def _rounding(body: Body) -> list[str]:
-    """The line that forbids fused multiply-adds where values are quantised or dequantised.
-
-    What is quantised next must be rounded operation by operation, as the model says: a last bit that differs there
-    moves a quantised value by a whole step.
-    """
-    for expr in (e for store in body.stores for e in walk(store.value)):
-        dequantises = expr.op == "cast" and expr.dtype.is_float and expr.args[0].dtype in QUANTISED
-        if dequantises or expr.op == "round":
-            return ["", "CONTRACT = False  # round every operation: a quantised value depends on the last bit"]
+    """The line that forbids fused multiply-adds where every operation is rounded by itself."""
+    if rounds_each(body):
+        return ["", "CONTRACT = False  # round every operation: a quantised value depends on the last bit"]
     return []
 
 

@@ -100,3 +100,9 @@ def launch_windows(w: Words, constants: Constants, target: CudaTarget) -> Launch
     """A thread per channel of four neighbouring output pixels."""
     pieces = w["OD"] * w["OH"] * ceil_divide(w["OW"], 4)
     return launch_elements(w["IMAGES"] * pieces * w["N"], target)
+
+
+def launch_conv_transpose(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A thread per channel of four outputs that lie a stride apart."""
+    pieces = w["OD"] * w["OH"] * w["SW"] * ceil_divide(ceil_divide(w["OW"], w["SW"]), 4)
+    return launch_elements(w["IMAGES"] * w["GROUPS"] * pieces * w["N"], target)

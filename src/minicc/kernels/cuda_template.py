@@ -38,6 +38,7 @@ class CudaTemplate:
 CUDA_TEMPLATES: dict[str, CudaTemplate] = {
     "gemm": CudaTemplate(cuda_tiles.launch_gemm, cuda_tiles.TILE_CONSTANTS, None, cuda_tiles.gemm_constants),
     "conv": CudaTemplate(cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants),
+    "conv_transpose": CudaTemplate(launches.launch_conv_transpose),
     "depthwise": CudaTemplate(launches.launch_windows),
     "pool": CudaTemplate(launches.launch_windows),
     "scan": CudaTemplate(launches.launch_scan),

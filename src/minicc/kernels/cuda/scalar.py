@@ -81,18 +81,33 @@ def mul_reassoc(a, b):
     return a * b
 
 
-@helper
-def maximum(a, b):
-    """The larger of two floats; NaN when either is."""
-    return a if (a > b) or (a != a) else b
+def _extreme(name, relation):
+    """The larger or smaller of two numbers of one type; NaN when either is. One instruction for float32."""
+
+    @intrinsic
+    def extreme(typing_context, a, b):
+        if a != b or not isinstance(a, types.Float | types.Integer):
+            return None
+
+        def emit(context, builder, signature, values):
+            x, y = values
+            if a == types.float32:
+                assembly = ir.InlineAsm(ir.FunctionType(F32, [F32, F32]), f"{name}.NaN.f32 $0, $1, $2;", "=f,f,f")
+                return builder.call(assembly, values)
+            if isinstance(a, types.Float):
+                first = builder.or_(builder.fcmp_ordered(relation, x, y), builder.fcmp_unordered("uno", x, x))
+            else:
+                compare = builder.icmp_signed if a.signed else builder.icmp_unsigned
+                first = compare(relation, x, y)
+            return builder.select(first, x, y)
+
+        return a(a, b), emit
+
+    return extreme
 
 
-@helper
-def minimum(a, b):
-    """The smaller of two floats; NaN when either is."""
-    return a if (a < b) or (a != a) else b
-
-
+maximum = _extreme("max", ">")
+minimum = _extreme("min", "<")
 reduce_max = maximum
 reduce_min = minimum
 

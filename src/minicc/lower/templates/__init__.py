@@ -54,6 +54,7 @@ FUSED = frozenset((
 
 # Those with a CUDA form.
 CUDA_TABLE: dict[tuple[str, str], Lower] = {
+    ("", "ConvTranspose"): lower_conv_transpose,
     ("", "MaxPool"): lower_pool,
     ("", "AveragePool"): lower_pool,
     ("", "Conv"): lower_cuda_conv,

@@ -14,6 +14,7 @@ from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.lower.templates.conv import bias_adder, channels_last, image_index, spatial_words
 from minicc.ops.spatial import channel_axis, spatial_axes, transposed_window
+from minicc.targets.cpu import CpuTarget
 
 
 def lower_conv_transpose(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -44,12 +45,14 @@ def lower_conv_transpose(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     buffer, offset, strides = channels_last(low, x, layout)
-    nr = panel_columns(low.cpu, per_group)
-    key = ("pack_conv_transpose", id(w.data), nr, groups, geometry.strides, geometry.dilations, geometry.begin)
+    nr = panel_columns(low.target, per_group)
+    # On CUDA taps keep their order, as if all were of one phase.
+    phases = geometry.strides if isinstance(low.target, CpuTarget) else (1,) * rank
+    key = ("pack_conv_transpose", id(w.data), nr, groups, phases, geometry.dilations, geometry.begin)
     if key not in low.constants:
         data = w.data.astype(np.float32, copy=False)
         begin = [int(p) for p in geometry.begin]  # type: ignore[arg-type]
-        packed = packing.pack_conv_transpose(data, groups, geometry.strides, geometry.dilations, begin, nr)
+        packed = packing.pack_conv_transpose(data, groups, phases, geometry.dilations, begin, nr)
         low.constant(packed, f"{w.name}_packed", key)
     weights = low.constants[key]
     common.emit(
