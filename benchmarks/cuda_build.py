@@ -29,7 +29,7 @@ def render(name: str, constants: Mapping[str, object], changes: Mapping[str, str
 
 def gemm_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
     """The text of a product. piece: bytes that divide A and its strides. splits: blocks that share out the depth."""
-    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece, "B_PIECE": 16}
+    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece, "B_PIECE": 16, "B_ROUNDS": 1}
     return render("gemm", gemm_constants(given), _changes(element))
 
 

@@ -258,8 +258,7 @@ def _st(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     if len(raw) != _vector(parts):
         raise PtxError("a vector store of another length")
     content = np.ascontiguousarray(np.stack(raw, 1)).view(np.uint8).reshape(block.threads, -1)
-    if content.shape[1] >= 4:
-        block.products.stored(np.flatnonzero(mask))
+    block.products.stored(np.flatnonzero(mask), _list(operands[1]))
     block.scatter(_space(parts), block.address(operands[0]), content, mask)
 
 

@@ -56,15 +56,22 @@ def ptx(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...], left: bool) -> Array:
-    """Numbers that the element type represents; bf16 and tf32 as float32 with 8 and 11 significant bits."""
+    """Numbers that the element type represents; bf16 as float32 with 8 significant bits, tf32 with all of them."""
     if element in INTEGERS:
         signed = element == "s8" or not left
         return rng.integers(-128, 128, shape).astype(np.int8) if signed else rng.integers(0, 256, shape).astype(np.uint8)
     numbers = rng.standard_normal(shape, np.float32)
     if element == "f16":
         return numbers.astype(np.float16)
-    bits = {"f32": 0, "tf32": 13, "bf16": 16}[element]
+    bits = 16 if element == "bf16" else 0
     return (numbers.view(np.uint32) >> np.uint32(bits) << np.uint32(bits)).view(np.float32)
+
+
+def multiplied(element: str, numbers: Array) -> Array:
+    """What products see of numbers: those of tf32 rounded to 11 significant bits, halves away from zero."""
+    if element == "tf32":
+        numbers = ((numbers.view(np.uint32) + np.uint32(0x1000)) >> np.uint32(13) << np.uint32(13)).view(np.float32)
+    return numbers.astype(np.float64)
 
 
 def stored(element: str, numbers: Array) -> Array:
@@ -95,7 +102,7 @@ def difference(
     row, batch = packed.shape[-1], packed[0].size
     words = [*places[:2], m, n, k, k + extra, m * (k + extra), 0, row, batch, 0, batches, 1, rows, columns, places[2]]
     run(text, "kernel", (rows * columns * batches * splits, 1, 1), tile.threads, tile.shared_bytes, words, memory, schedule)
-    expected = a[..., :k].astype(np.float64) @ b.astype(np.float64)
+    expected = multiplied(element, a)[..., :k] @ multiplied(element, b)
     return float(np.abs(memory.read(places[2], result.shape, result.dtype) - expected).max() / np.abs(expected).max())
 
 

@@ -67,8 +67,6 @@ TENSOR_TILES = (
     Tile(64, 64, 32, 32, 4),
     Tile(16, 128, 16, 32, 4),
 )
-# Rounding left fragments takes registers, so a warp's part is smaller.
-ROUNDED_TILES = tuple(t for t in TENSOR_TILES if t.warp_rows * t.warp_columns < 64 * 64)
 FMA_TILES = (
     Tile(128, 128, 64, 32, 3, "fma"),
     Tile(64, 64, 32, 32, 4, "fma"),
@@ -87,7 +85,7 @@ GROUP_TILES = (
 ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES)
 # Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
 # bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
-TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE")
+TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
 CONV_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE")
 # What one multiprocessor of an H200 was seen to do at most, per microsecond: millions of operations by unit and element,
 # and kilobytes copied into shared memory.
@@ -106,7 +104,7 @@ SPLITS = (1, 2, 4, 8)
 
 def tiles_of(element: str, target: CudaTarget) -> tuple[Tile, ...]:
     """The shapes that are built for an element type, from large to small."""
-    warps = {"f32": FMA_TILES, "tf32": ROUNDED_TILES}.get(element, TENSOR_TILES)
+    warps = FMA_TILES if element == "f32" else TENSOR_TILES
     return (*GROUP_TILES, *warps) if target.arch == "sm_90a" and element != "f32" else warps
 
 
@@ -151,6 +149,7 @@ def gemm_constants(given: Constants) -> dict[str, object]:
         "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
         "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
         "SPLITS": splits, "STEP": tile.threads // tile.columns, "HOP": tile.threads // tile.columns * splits, **pieces,
+        **({"B_ROUNDS": int(bool(given["B_ROUNDS"]))} if "B_ROUNDS" in given else {}),
     }  # fmt: skip
 
 

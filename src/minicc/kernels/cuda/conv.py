@@ -6,21 +6,19 @@ outside the input becomes 0. The rest is as in kernels/cuda/gemm.py.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
+from minicc.kernels.cuda.sums import cluster_barrier, cluster_memory, load_sum, store_sums
 from minicc.kernels.cuda.tiles import (
     barrier,
     block,
-    cluster_barrier,
-    cluster_memory,
     copies_commit,
     copies_wait,
     copy_tile,
     int32,
-    load_sum,
     next_tile,
     product,
     products_wait,
+    round_tile,
     shared_memory,
-    store_sums,
     thread,
     tile_rows,
     tiles_ready,
@@ -184,6 +182,7 @@ def kernel(args):
     reading = int32(0)
     while step < end:
         copies_wait(IN_FLIGHT)
+        round_tile(ELEMENT, BM, THREADS, shared + reading, tid)
         tiles_ready(UNIT)
         tile = shared + writing
         if ahead < end:

@@ -7,21 +7,19 @@ the epilogue. Where tiles are few, the SPLITS blocks of a cluster share out K an
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
+from minicc.kernels.cuda.sums import cluster_barrier, cluster_memory, load_sum, store_sums
 from minicc.kernels.cuda.tiles import (
     barrier,
     block,
-    cluster_barrier,
-    cluster_memory,
     copies_commit,
     copies_wait,
     copy_tile,
     int32,
-    load_sum,
     next_tile,
     product,
     products_wait,
+    round_tile,
     shared_memory,
-    store_sums,
     thread,
     tile_rows,
     tiles_ready,
@@ -34,6 +32,7 @@ ELEMENT = "f16"
 SIZE = 2
 PIECE = 16
 B_PIECE = 16  # the same of B
+B_ROUNDS = 0  # whether B has not been rounded to the precision of products when it was packed
 BM = 128
 BN = 128
 WM = 64
@@ -121,6 +120,9 @@ def kernel(args):
     reading = int32(0)
     while step < end:
         copies_wait(IN_FLIGHT)
+        round_tile(ELEMENT, BM, THREADS, shared + reading, tid)
+        if B_ROUNDS:
+            round_tile(ELEMENT, BN, THREADS, shared + reading + int32(A_BYTES), tid)
         tiles_ready(UNIT)
         tile = shared + writing
         if ahead < end:

@@ -72,6 +72,7 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     constants: dict[str, int | str] = {
         "ELEMENT": element, **_tile(low, element, em, en, k, product((e0, e1))), "PIECE": _piece(size, left[1], a0, a1, a_row),
         "B_PIECE": _piece(size, right[1], b0, b1, right[2]),
+        "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
     }  # fmt: skip
     common.emit(
         low, node, "gemm", constants,
