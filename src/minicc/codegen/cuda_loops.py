@@ -8,7 +8,8 @@ memory contiguously and neighbouring elements do not.
 
 from __future__ import annotations
 
-from minicc.codegen.printer import NUMPY_CALLS, BodyPrinter, identity, longest, strip
+from minicc.codegen.literals import identity, strip
+from minicc.codegen.printer import NUMPY_CALLS, BodyPrinter, longest
 from minicc.ir.expr import Expr, reduction, walk
 from minicc.ir.types import compute_dtype_name
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS
