@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, longest, rounds_each, strip
+from minicc.codegen.literals import identity, strip
+from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, longest, rounds_each
 from minicc.ir.expr import Expr, binary, const, reduction, walk
 from minicc.ir.types import bf16, boolean, compute_dtype_name, f16, f32
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS, Launch, launch_elements, launch_rows

@@ -179,7 +179,7 @@ class Lowering:
     def emit_writes(self, writes: Sequence[Write], shape: Sequence[Dim], origin: tuple[str, ...], name: str,
                     allocate: Sequence[Value] = (), note: str = "") -> None:  # fmt: skip
         """A generated kernel for explicit writes over a parallel space of the given shape."""
-        normal = normalise(writes, shape)
+        normal = normalise(writes, shape, keep=isinstance(self.target, CpuTarget))
         kernel = LoopKernel(len(normal.extents), normal.body, name[:60])
         for value in allocate:
             self.allocate(value)

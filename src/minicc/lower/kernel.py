@@ -46,7 +46,8 @@ class Body:
 
     Leaves: `iter` k is loop axis k; `load` with arg = operand number reads at the affine position of the operand's strides,
     plus the i64 element offset `args[0]` where there is one; `dim` with arg = number of a size word; `acc` is the
-    template's accumulator.
+    template's accumulator; `kept` with arg = operand number reads what a `keep` of that memory stored.
+    keep: the value of its argument, which is also stored to operand `arg`.
     reduce: arg = (kind, axes, extents); an extent is ("literal", n), ("word", number of a size word), or ("short", such a
     number) where it is known to be at most SHORT.
 
