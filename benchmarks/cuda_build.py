@@ -27,15 +27,15 @@ def render(name: str, constants: Mapping[str, object], changes: Mapping[str, str
     return text
 
 
-def gemm_text(element: str, tile: Tile, piece: int = 16) -> str:
-    """The text of a product. piece: bytes that divide A and its strides."""
-    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "PIECE": piece, "B_PIECE": 16}
+def gemm_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
+    """The text of a product. piece: bytes that divide A and its strides. splits: blocks that share out the depth."""
+    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece, "B_PIECE": 16, "B_ROUNDS": 1}
     return render("gemm", gemm_constants(given), _changes(element))
 
 
-def conv_text(element: str, tile: Tile, piece: int = 16) -> str:
+def conv_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
     """The text of a convolution. piece: bytes that divide X, its strides and its channels."""
-    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "PIECE": piece}
+    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece}
     return render("conv", conv_constants(given), _changes(element))
 
 

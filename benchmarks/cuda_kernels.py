@@ -60,7 +60,7 @@ def _is_chosen(case: Gemm | Conv, element: str, number: int, target: CudaTarget)
     from minicc.kernels.cuda_tiles import choose_tile, tiles_of
 
     columns = case.result[1] // (case.repeats if case.template == "conv" else 1)
-    chosen = choose_tile(element, case.rows, columns, case.depth, case.repeats, target)
+    chosen, _ = choose_tile(element, case.rows, columns, case.depth, case.repeats, target)
     return tiles_of(element, target).index(chosen) == number
 
 

@@ -14,14 +14,14 @@ What it does not model: time, bank conflicts, memory ordering between blocks, an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tests.cuda import ptx_matrix, ptx_operations, ptx_wgmma
+from tests.cuda import ptx_cluster, ptx_matrix, ptx_operations, ptx_wgmma
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, unpack
 
 WARP = 32
@@ -78,7 +78,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A parsed entry: parameter names, instructions, places of labels, and sizes of named memory."""
+    """A parsed entry: parameter names, instructions, places of labels, sizes of named memory, blocks of a cluster."""
 
     parameters: tuple[str, ...]
     instructions: tuple[Instruction, ...]
@@ -86,6 +86,7 @@ class Program:
     shared: Mapping[str, int]
     static_shared: int
     local: Mapping[str, int]
+    cluster: int
 
 
 @lru_cache(maxsize=16)
@@ -119,7 +120,8 @@ def parse(text: str, entry: str = "") -> Program:
         if rest and not rest.startswith("."):
             instructions.append(_instruction(rest))
     names = tuple(re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.\w+\s+([$\w]+)", found[2]))
-    return Program(names, tuple(instructions), labels, shared, used, local)
+    together = re.search(r"\.reqnctapercluster\s+(\d+)", found[3])
+    return Program(names, tuple(instructions), labels, shared, used, local, int(together[1]) if together else 1)
 
 
 def _closing(text: str, start: int) -> int:
@@ -155,6 +157,8 @@ class Block:
     registers: dict[str, Array] = field(default_factory=dict)
     local: dict[str, Array] = field(default_factory=dict)
     copies: list[dict[str, Any]] = field(default_factory=list)
+    cluster: Sequence[Block] = ()
+    ended: bool = False
 
     def __post_init__(self) -> None:
         self.lanes = np.arange(self.threads)
@@ -298,19 +302,28 @@ class Block:
 
     # --------------------------------------------------------------------------------------- control
 
-    def run(self, schedule: str) -> None:
-        """Runs all threads to their end. Raises PtxError for a deadlock and for what the kernel does wrong."""
+    def run(self, schedule: str) -> Iterator[None]:
+        """Runs all threads to their end, yielding where they wait for the other blocks of their cluster.
+
+        Raises PtxError for a deadlock and for what the kernel does wrong.
+        """
         instructions, labels = self.program.instructions, self.program.labels
         counter = np.zeros(self.threads, np.int64)
         done = np.zeros(self.threads, bool)
         waiting = np.zeros(self.threads, bool)
+        arrived, meeting = np.zeros(self.threads, bool), np.zeros(self.threads, bool)
         together = ptx_wgmma.GROUP if any(i.parts[0] == "wgmma" for i in instructions) else WARP
         warp = self.lanes // together
         for _ in range(NEXT_PC_LIMIT):
-            live = ~done & ~waiting
+            live = ~done & ~waiting & ~meeting
             if not live.any():
                 if done.all():
                     return
+                if meeting.any():
+                    if (waiting & ~done).any():
+                        raise PtxError("some threads wait for their block, others for the cluster")
+                    yield
+                    meeting[:] = False
                 waiting[:] = False
                 continue
             if schedule == "warps":
@@ -331,6 +344,12 @@ class Block:
                     counter[active] = labels[instruction.operands[0]]
                 case "ret" | "exit":
                     done |= active
+                case "barrier" if instruction.parts[1] == "cluster":
+                    if instruction.parts[2] == "wait":
+                        if (active & ~arrived).any():
+                            raise PtxError("a thread waits for the cluster without having arrived")
+                        meeting |= active
+                    arrived[active] = instruction.parts[2] == "arrive"
                 case "bar" | "barrier" if instruction.parts[1] == "sync" or instruction.parts[1:3] == ("cta", "sync"):
                     waiting |= active
                 case _ if active.any():
@@ -348,7 +367,7 @@ class Block:
             raise PtxError(f"{error}, in: {instruction.text}") from None
 
 
-HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS, **ptx_wgmma.HANDLERS}
+HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS, **ptx_wgmma.HANDLERS, "mapa": ptx_cluster.mapa}
 
 
 def run(
@@ -370,9 +389,12 @@ def run(
     with np.errstate(all="ignore"):
         for z in range(grid[2]):
             for y in range(grid[1]):
-                for x in range(grid[0]):
-                    shared = np.full(program.static_shared + shared_bytes, POISON, np.uint8)
-                    Block(program, memory, words, (x, y, z), grid, block, shared).run(schedule)
+                for first in range(0, grid[0], program.cluster):
+                    blocks = []
+                    for x in range(first, first + program.cluster):
+                        shared = np.full(program.static_shared + shared_bytes, POISON, np.uint8)
+                        blocks.append(Block(program, memory, words, (x, y, z), grid, block, shared))
+                    ptx_cluster.run_together(blocks, schedule)
 
 
 __all__ = ["WIDTH", "Memory", "PtxError", "parse", "run"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.cuda import ptx_cluster
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, to_bf16, unpack
 
 if TYPE_CHECKING:
@@ -231,6 +232,9 @@ def _vector(parts: Parts) -> int:
 
 
 def _ld(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
+    if "shared::cluster" in parts:
+        ptx_cluster.load(block, parts, operands, mask)
+        return
     type_, space, count = parts[-1], _space(parts), _vector(parts)
     targets = _list(operands[0])
     if space == "param":
@@ -254,8 +258,7 @@ def _st(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     if len(raw) != _vector(parts):
         raise PtxError("a vector store of another length")
     content = np.ascontiguousarray(np.stack(raw, 1)).view(np.uint8).reshape(block.threads, -1)
-    if content.shape[1] >= 4:
-        block.products.stored(np.flatnonzero(mask))
+    block.products.stored(np.flatnonzero(mask), _list(operands[1]))
     block.scatter(_space(parts), block.address(operands[0]), content, mask)
 
 

@@ -8,6 +8,7 @@ published to the asynchronous proxy by the thread that wrote them, and registers
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class Products:
     open:    per group of threads, bytes that products read which are not committed.
     groups:  per group of threads, bytes that committed products read, oldest first.
     fenced:  per group, whether `wgmma.fence` came after the last commit.
+    sums:    registers that products add to.
     writer:  per byte of shared memory, the thread that wrote it and has not published it; -1.
     """
 
@@ -38,6 +40,7 @@ class Products:
     open: dict[int, list[Array]] = field(default_factory=dict)
     groups: dict[int, list[list[Array]]] = field(default_factory=dict)
     fenced: set[int] = field(default_factory=set)
+    sums: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.writer = np.full(self.shared, -1, np.int64)
@@ -54,8 +57,10 @@ class Products:
             if read[places].any():
                 raise PtxError("shared memory is written while a product reads it")
 
-    def stored(self, threads: Array) -> None:
+    def stored(self, threads: Array, registers: Sequence[str]) -> None:
         """Raises PtxError when threads store registers whose sums are on their way."""
+        if self.sums.isdisjoint(registers):
+            return
         for group in np.unique(threads // GROUP):
             if self.groups.get(int(group)) or self.open.get(int(group)):
                 raise PtxError("sums are stored before their products were waited for")
@@ -136,6 +141,7 @@ def _multiply(block: Block, parts: Parts, operands: Parts, group: int) -> None:
     if int(shape[2]) * TYPES[a_type] != 32 or any(o != "1" for o in operands[3:6]) or any(o != "0" for o in operands[6:]):
         raise PtxError("unknown form of wgmma")
     registers = [o.strip() for o in operands[0].strip("{}").split(",")]
+    block.products.sums.update(registers)
     left, left_bytes = _rows(block, operands[1], group, 64)
     right, right_bytes = _rows(block, operands[2], group, width)
     reads = left_bytes | right_bytes

@@ -34,8 +34,8 @@ axis = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2), st.int
 
 
 @lru_cache(maxsize=32)
-def ptx(element: str, tile: Tile, piece: int) -> str:
-    return compile_ptx(conv_text(element, tile, piece), "kernel", TARGET)
+def ptx(element: str, tile: Tile, piece: int, splits: int) -> str:
+    return compile_ptx(conv_text(element, tile, piece, splits), "kernel", TARGET)
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...]) -> Array:
@@ -62,11 +62,12 @@ def convolve(x: Array, w: Array, groups: int, strides: list[int], dilations: lis
 @pytest.mark.parametrize("element", TYPES)
 @given(
     images=st.integers(1, 2), groups=st.integers(1, 2), channels=st.sampled_from([1, 3, 4, 16]), filters=st.integers(1, 70),
-    axes=st.lists(axis, min_size=1, max_size=3), seed=st.integers(0, 99),
+    axes=st.lists(axis, min_size=1, max_size=3), seed=st.integers(0, 99), splits=st.sampled_from([1, 1, 2]),
 )  # fmt: skip
 @settings(max_examples=3, deadline=None)
 def test_convolutions(
-    element: str, unit: str, images: int, groups: int, channels: int, filters: int, axes: list[tuple[int, ...]], seed: int
+    element: str, unit: str, images: int, groups: int, channels: int, filters: int, axes: list[tuple[int, ...]], seed: int,
+    splits: int,
 ) -> None:
     axes = [(1, 1, 1, 1, 0)] * (3 - len(axes)) + [(max(n, d * (k - 1) + 1 - 2 * p), k, s, d, p) for n, k, s, d, p in axes]
     extents, kernel, strides, dilations, pads = (list(column) for column in zip(*axes, strict=True))
@@ -89,8 +90,8 @@ def test_convolutions(
         *places[:2], images, groups, pixels, filters, channels, extents[0] * plane, plane, row, step,
         *extents, *out, *kernel, *strides, *dilations, *pads, 0, *tiles, places[2],
     ]  # fmt: skip
-    text = ptx(element, tile, piece_of(size * channels))
-    run(text, "kernel", (tiles[0] * tiles[1] * groups, 1, 1), tile.threads, conv_shared_bytes(tile), words, memory)
+    text = ptx(element, tile, piece_of(size * channels), splits)
+    run(text, "kernel", (tiles[0] * tiles[1] * groups * splits, 1, 1), tile.threads, conv_shared_bytes(tile), words, memory)
     found = memory.read(places[2], expected.shape, result.dtype)
     scale = max(np.abs(expected).max(), 1e-3)
     assert np.abs(found - expected).max() <= (0 if element == "s8" else 2e-6 * scale)

@@ -20,6 +20,7 @@ from minicc.kernels.cuda_tiles import (
     ALL_TILES,
     GROUP_TILES,
     SIZES,
+    SPLITS,
     Tile,
     choose_tile,
     launch_conv,
@@ -50,20 +51,27 @@ GROUP_INSTRUCTIONS = {
 
 
 @lru_cache(maxsize=64)
-def ptx(element: str, tile: Tile, piece: int = 16) -> str:
-    return compile_ptx(gemm_text(element, tile, piece), "kernel", HOPPER)
+def ptx(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
+    return compile_ptx(gemm_text(element, tile, piece, splits), "kernel", HOPPER)
 
 
 def draw(rng: np.random.Generator, element: str, shape: tuple[int, ...], left: bool) -> Array:
-    """Numbers that the element type represents; bf16 and tf32 as float32 with 8 and 11 significant bits."""
+    """Numbers that the element type represents; bf16 as float32 with 8 significant bits, tf32 with all of them."""
     if element in INTEGERS:
         signed = element == "s8" or not left
         return rng.integers(-128, 128, shape).astype(np.int8) if signed else rng.integers(0, 256, shape).astype(np.uint8)
     numbers = rng.standard_normal(shape, np.float32)
     if element == "f16":
         return numbers.astype(np.float16)
-    bits = {"f32": 0, "tf32": 13, "bf16": 16}[element]
+    bits = 16 if element == "bf16" else 0
     return (numbers.view(np.uint32) >> np.uint32(bits) << np.uint32(bits)).view(np.float32)
+
+
+def multiplied(element: str, numbers: Array) -> Array:
+    """What products see of numbers: those of tf32 rounded to 11 significant bits, halves away from zero."""
+    if element == "tf32":
+        numbers = ((numbers.view(np.uint32) + np.uint32(0x1000)) >> np.uint32(13) << np.uint32(13)).view(np.float32)
+    return numbers.astype(np.float64)
 
 
 def stored(element: str, numbers: Array) -> Array:
@@ -79,6 +87,7 @@ def difference(
     batches: int = 1,
     schedule: str = "together",
     piece: int = 16,
+    splits: int = 1,
 ) -> float:
     """Largest difference from numpy, relative to the largest result, over random operands; rows of A lie K + extra apart."""
     m, n, k = sizes
@@ -92,8 +101,8 @@ def difference(
     rows, columns = -(-m // tile.rows), -(-n // tile.columns)
     row, batch = packed.shape[-1], packed[0].size
     words = [*places[:2], m, n, k, k + extra, m * (k + extra), 0, row, batch, 0, batches, 1, rows, columns, places[2]]
-    run(text, "kernel", (rows * columns * batches, 1, 1), tile.threads, tile.shared_bytes, words, memory, schedule)
-    expected = a[..., :k].astype(np.float64) @ b.astype(np.float64)
+    run(text, "kernel", (rows * columns * batches * splits, 1, 1), tile.threads, tile.shared_bytes, words, memory, schedule)
+    expected = multiplied(element, a)[..., :k] @ multiplied(element, b)
     return float(np.abs(memory.read(places[2], result.shape, result.dtype) - expected).max() / np.abs(expected).max())
 
 
@@ -109,6 +118,29 @@ def test_ragged_shapes(element: str, tile: Tile, m: int, n: int, k: int, extra: 
     piece = piece_of(size * (k + extra))
     found = difference(ptx(element, tile, piece), element, tile, (m, n, k), extra, batches, piece=piece)
     assert found <= limit(element)
+
+
+@pytest.mark.parametrize(("element", "tile"), [("f16", GROUP), ("s8", SMALL["s8"]), ("f32", SMALL["f32"])])
+@given(m=st.integers(1, 70), n=st.integers(1, 70), k=st.integers(1, 300), splits=st.sampled_from(SPLITS[1:]))
+@settings(max_examples=3, deadline=None)
+def test_shared_depths(element: str, tile: Tile, m: int, n: int, k: int, splits: int) -> None:
+    piece = piece_of(SIZES[element] * k)
+    found = difference(ptx(element, tile, piece, splits), element, tile, (m, n, k), piece=piece, splits=splits)
+    assert found <= limit(element)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_cluster_without_one_of_its_barriers_is_noticed(which: int) -> None:
+    """Each of two barriers is an arrival and a wait."""
+    start = ("barrier.cluster.arrive", "barrier.cluster.wait")[which % 2]
+    text = ptx("f16", GROUP, 16, 2)
+    changed = _without(text, start, which // 2)
+    assert difference(text, "f16", GROUP, (67, 70, 264), splits=2) <= limit("f16")
+    try:
+        found = difference(changed, "f16", GROUP, (67, 70, 264), splits=2)
+    except PtxError:
+        return
+    assert not found <= limit("f16")
 
 
 @pytest.mark.slow
@@ -189,21 +221,23 @@ def test_mutations_are_noticed(tile: Tile, mutation: str) -> None:
 
 def test_the_choice_of_a_tile_follows_the_work() -> None:
     for target in (AMPERE, HOPPER):
-        assert choose_tile("f16", 4096, 4096, 4096, 1, target).rows >= 128
-        assert choose_tile("f16", 256, 256, 512, 1, target).rows <= 64
-    assert choose_tile("f32", 1, 4096, 4096, 1, HOPPER).rows == 16
-    assert choose_tile("f16", 4096, 4096, 4096, 1, HOPPER).unit == "wgmma"
+        tile, splits = choose_tile("f16", 4096, 4096, 4096, 1, target)
+        assert tile.rows >= 128 and splits == 1
+        assert choose_tile("f16", 256, 256, 512, 1, target)[0].rows <= 64
+        assert (choose_tile("f16", 49, 512, 4608, 1, target)[1] > 1) == (target is HOPPER)
+    assert choose_tile("f32", 1, 4096, 4096, 1, HOPPER)[0].rows == 16
+    assert choose_tile("f16", 4096, 4096, 4096, 1, HOPPER)[0].unit == "wgmma"
 
 
 @given(m=st.integers(1, 1000), n=st.integers(1, 1000), batches=st.integers(1, 5))
 def test_launches_cover_the_result_once(m: int, n: int, batches: int) -> None:
-    tile = choose_tile("f16", m, n, 256, batches, HOPPER)
+    tile, splits = choose_tile("f16", m, n, 256, batches, HOPPER)
     gemm = {"M": m, "N": n, "B0": batches, "B1": 1}
     conv = {"IMAGES": 1, "M": m, "N": n, "GROUPS": batches}
-    given = {"TILE": ALL_TILES.index(tile)}
+    given = {"TILE": ALL_TILES.index(tile), "SPLITS": splits}
     for words, launch in ((gemm, launch_gemm(gemm, given, HOPPER)), (conv, launch_conv(conv, given, HOPPER))):
         assert 0 <= words["ROW_TILES"] * tile.rows - m < tile.rows
         assert 0 <= words["PANELS"] * tile.columns - n < tile.columns
-        assert launch.grid == (words["ROW_TILES"] * words["PANELS"] * batches, 1, 1)
+        assert launch.grid == (words["ROW_TILES"] * words["PANELS"] * batches * splits, 1, 1)
         assert launch.block == tile.threads
         assert launch.shared_bytes <= 227 << 10

@@ -74,7 +74,7 @@ def _fact(pattern: str, text: str) -> int:
 
 def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     """The PTX of the function `kernel(args)` of a module text, its entry named `symbol`. Raises CodegenError."""
-    function, words, bounds = _load_kernel(source, symbol)
+    function, words, bounds, blocks = _load_kernel(source, symbol)
     cuda, dispatcher, types = _numba_cuda()
     signature = types.void(types.UniTuple(types.int64, words))
     # Numba asks the device for its capability when it compiles functions that a kernel calls.
@@ -103,18 +103,21 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     entry = re.search(r"\.visible \.entry (\w+)", ptx)
     if entry is None:
         raise CodegenError("the PTX of a kernel has no entry", where=symbol)
-    return str(ptx).replace(entry[1], symbol)
+    text = str(ptx).replace(entry[1], symbol)
+    # Numba knows no clusters: blocks that see each other's shared memory.
+    return text.replace(".maxntid", f".reqnctapercluster {blocks}, 1, 1\n.maxntid", 1) if blocks > 1 else text
 
 
-def _load_kernel(source: str, symbol: str) -> tuple[Any, int, tuple[int, int]]:
-    """(function, number of words, (most threads of a block, least blocks of a multiprocessor)) of a module text."""
+def _load_kernel(source: str, symbol: str) -> tuple[Any, int, tuple[int, int], int]:
+    """(function, number of words, (most threads of a block, least blocks of a multiprocessor), blocks of a cluster)."""
     _numba_cuda()  # before the text imports kernels/cuda
     file = f"<kernel {symbol}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     namespace: dict[str, Any] = {"__name__": f"minicc.generated.{symbol}"}
     try:
         exec(compile(source, file, "exec"), namespace)
-        return namespace["kernel"], int(namespace["WORDS"]), (int(namespace["THREADS"]), int(namespace.get("BLOCKS", 1)))
+        bounds = int(namespace["THREADS"]), int(namespace.get("BLOCKS", 1))
+        return namespace["kernel"], int(namespace["WORDS"]), bounds, int(namespace.get("SPLITS", 1))
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error

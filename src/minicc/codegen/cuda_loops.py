@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, identity, longest, strip
+from minicc.codegen.literals import identity, strip
+from minicc.codegen.printer import INDENT, NUMPY_CALLS, BodyPrinter, Scope, longest, rounds_each
 from minicc.ir.expr import Expr, binary, const, reduction, walk
 from minicc.ir.types import bf16, boolean, compute_dtype_name, f16, f32
 from minicc.kernels.cuda_launch import ELEMENT_THREADS, REDUCTION_THREADS, Launch, launch_elements, launch_rows, launch_tiles
-from minicc.lower.kernel import Body, LoopKernel, Operand, Store, rounds_each
+from minicc.lower.kernel import Body, LoopKernel, Operand, Store
 from minicc.targets.cuda import CudaTarget
 
 # Types a team can reduce together (by shuffles), and how.

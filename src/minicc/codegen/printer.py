@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from minicc.codegen.literals import identity, literal, strip
 from minicc.ir.expr import Expr, reduction, walk
-from minicc.ir.types import DType, bf16, boolean, compute_dtype_name, f16
+from minicc.ir.types import DType, bf16, boolean, compute_dtype_name, f16, i8, i16, i32, u8, u16
 from minicc.lower.kernel import SHORT, Body, LoopKernel
 
 INDENT = "    "
@@ -21,6 +22,7 @@ BLOCK = 256  # accumulators of a blocked reduction; shorter runs of memory are r
 # lane adds its terms one by one, more where the vector's lanes (and unrolled vectors) share them.
 LANE_TERMS, SHARED_TERMS = 64, SHORT
 LINE = 96
+QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
@@ -124,7 +126,7 @@ class BodyPrinter:
             axes: frozenset[int] = frozenset().union(*(self.free[a] for a in e.args))
             if e.op == "iter":
                 axes |= {int(e.arg)}  # type: ignore[call-overload]
-            elif e.op == "load":
+            elif e.op in ("load", "keep", "kept"):
                 operand = self.body.operands[int(e.arg)]  # type: ignore[call-overload]
                 axes |= {axis for axis, s in enumerate(operand.strides) if s != 0}
             elif e.op == "acc":
@@ -172,6 +174,8 @@ class BodyPrinter:
             return f"arg(args, {self.size_base + int(expr.arg)})"  # type: ignore[call-overload]
         if expr.op == "load":
             return self.load_text(expr)
+        if expr.op in ("keep", "kept"):
+            return self.kept_text(expr)
         args = [self.emit(a) for a in expr.args]
         if expr.op == "cast":
             return self.cast_text(args[0], expr.args[0].dtype, expr.dtype)
@@ -297,6 +301,18 @@ class BodyPrinter:
         self.imports.add(verb)
         text = f"{verb}({pointer}, {offset})"
         return f"({text} != 0)" if operand.dtype == boolean else text
+
+    def kept_text(self, expr: Expr) -> str:
+        """A term of a sum, stored to the output on the way; or read from there."""
+        number = int(expr.arg)  # type: ignore[call-overload]
+        if expr.op == "kept":
+            self.imports.add("ld_out")
+            return f"ld_out({self.pointer(number)}, {self.offset(number)})"
+        self.imports.add("st")
+        name, text = self.fresh("v"), strip(self.emit(expr.args[0]))
+        self.scopes[-1].line(f"{name} = {text}")
+        self.scopes[-1].line(f"st({self.pointer(number)}, {self.offset(number)}, {name})")
+        return name
 
     def store(self, number: int, value: Expr) -> None:
         operand = self.body.operands[number]
@@ -481,46 +497,17 @@ def longest(extents: tuple[tuple[str, int], ...]) -> int:
     return max(range(len(extents)), key=lambda place: extents[place][1])
 
 
-def identity(kind: str, dtype: DType) -> str:
-    """The neutral element of a reduction, as a typed literal."""
-    if kind in ("sum", "prod"):
-        return literal(0 if kind == "sum" else 1, dtype)
-    if dtype.is_float:
-        return literal(float("-inf") if kind == "max" else float("inf"), dtype)
-    if dtype == boolean:
-        return "False" if kind == "max" else "True"
-    low = -(1 << (dtype.bits - 1)) if dtype.kind == "i" else 0
-    high = (1 << (dtype.bits - (1 if dtype.kind == "i" else 0))) - 1
-    return literal(low if kind == "max" else high, dtype)
+def rounds_each(body: Body) -> bool:
+    """Whether every operation of a body must be rounded by itself: where values are quantised or dequantised.
 
-
-def literal(value: object, dtype: DType) -> str:
-    """A number with its type; half types compute in f32."""
-    name = compute_dtype_name(dtype)
-    if dtype == boolean:
-        return "True" if value else "False"
-    if dtype.is_float:
-        number = float(value)  # type: ignore[arg-type]
-        if number != number:
-            return f"{name}(np.nan)"
-        if number in (float("inf"), float("-inf")):
-            return f"{name}({'-' if number < 0 else ''}np.inf)"
-        return f"{name}({number!r})"
-    if name == "i64":
-        return str(value) if int(value) >= 0 else f"({value})"  # type: ignore[call-overload]
-    return f"{name}({value})"
-
-
-def strip(text: str) -> str:
-    """Text without the parentheses that enclose all of it."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0 and position < len(text) - 1:
-            return text
-    return text[1:-1]
+    What is quantised next must be rounded as the model says: a last bit that differs there moves a quantised value by
+    a whole step.
+    """
+    for expr in (e for store in body.stores for e in walk(store.value)):
+        dequantises = expr.op == "cast" and expr.dtype.is_float and expr.args[0].dtype in QUANTISED
+        if dequantises or expr.op == "round":
+            return True
+    return False
 
 
 def print_loops(kernel: LoopKernel) -> tuple[BodyPrinter, list[str]]:

@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 
 from minicc.codegen.cuda_loops import CudaPrinter, print_cuda_loops
-from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops
+from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops, rounds_each
 from minicc.errors import CodegenError
 from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
-from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel, rounds_each
+from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 

@@ -67,8 +67,6 @@ TENSOR_TILES = (
     Tile(64, 64, 32, 32, 4),
     Tile(16, 128, 16, 32, 4),
 )
-# Rounding left fragments takes registers, so a warp's part is smaller.
-ROUNDED_TILES = tuple(t for t in TENSOR_TILES if t.warp_rows * t.warp_columns < 64 * 64)
 FMA_TILES = (
     Tile(128, 128, 64, 32, 3, "fma"),
     Tile(64, 64, 32, 32, 4, "fma"),
@@ -85,10 +83,10 @@ GROUP_TILES = (
 )
 # By number, as kernels name them; only to be added to.
 ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES)
-# Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. PIECE, B_PIECE: bytes that divide addresses and strides
-# of A and of B, for a convolution also its channels; see `piece_of`.
-TILE_CONSTANTS = ("ELEMENT", "TILE", "PIECE", "B_PIECE")
-CONV_CONSTANTS = ("ELEMENT", "TILE", "PIECE")
+# Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
+# bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
+TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
+CONV_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE")
 # What one multiprocessor of an H200 was seen to do at most, per microsecond: millions of operations by unit and element,
 # and kilobytes copied into shared memory.
 OPERATIONS = {
@@ -97,22 +95,25 @@ OPERATIONS = {
     ("fma", "f32"): 0.41,
 }  # fmt: skip
 KILOBYTES = 85.0
-# Microseconds: a step of k of a block alone, what a block takes beside its steps, and per thousand results of it.
-STEP, BLOCK, RESULTS = 0.22, 2.0, 0.09
+# Microseconds: a step of k of a block alone, what a block takes beside its steps, per thousand results of it, and what
+# a cluster takes to meet.
+STEP, BLOCK, RESULTS, MEET = 0.22, 2.0, 0.09, 1.0
+# Blocks that may share out the depth of a tile: a cluster of any Hopper GPU has at most 8.
+SPLITS = (1, 2, 4, 8)
 
 
 def tiles_of(element: str, target: CudaTarget) -> tuple[Tile, ...]:
     """The shapes that are built for an element type, from large to small."""
-    warps = {"f32": FMA_TILES, "tf32": ROUNDED_TILES}.get(element, TENSOR_TILES)
+    warps = FMA_TILES if element == "f32" else TENSOR_TILES
     return (*GROUP_TILES, *warps) if target.arch == "sm_90a" and element != "f32" else warps
 
 
-def estimate(tile: Tile, element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> float:
-    """Microseconds that a product of batches of m x n x k is expected to take with a tile.
+def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> float:
+    """Microseconds that a product of batches of m x n x k is expected to take with a tile, its depth shared by `splits` blocks.
 
     Blocks of one multiprocessor share its arithmetic and its copies, and hide each other's latency.
     """
-    blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches
+    blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches * splits
     here = -(-blocks // target.multiprocessors)
     sums = tile.rows * tile.columns // tile.threads
     at_once = min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads), here) or 1
@@ -120,21 +121,24 @@ def estimate(tile: Tile, element: str, m: int, n: int, k: int, batches: int, tar
     if tile.unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
         work *= 0.6 + 0.4 * 32 * (1 / tile.warp_rows + 1 / tile.warp_columns)
     copies = 1e-3 * ROW * (tile.rows + tile.columns) / KILOBYTES
-    results = RESULTS * 1e-3 * tile.rows * tile.columns
-    steps = -(-k * SIZES[element] // ROW)
+    results = RESULTS * 1e-3 * tile.rows * tile.columns / splits
+    steps = -(-k * SIZES[element] // ROW // splits)
     alone = max(STEP, work) if tile.pending else STEP + work
-    return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results)
+    meet = MEET if splits > 1 else 0.0
+    return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
 
 
-def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> Tile:
-    """The tile expected to finish first."""
-    return min(tiles_of(element, target), key=lambda tile: estimate(tile, element, m, n, k, batches, target))
+def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Tile, int]:
+    """The tile, and the number of blocks that share out its depth, expected to finish first."""
+    splits = SPLITS if target.arch == "sm_90a" else (1,)
+    choices = [(tile, split) for tile in tiles_of(element, target) for split in splits]
+    return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
 
 
 def gemm_constants(given: Constants) -> dict[str, object]:
     """Constants in the text of a product, from those of its kernel; see TILE_CONSTANTS. KeyError, IndexError for others."""
-    element, tile = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])]
-    if (tile.unit, element) not in OPERATIONS:
+    element, tile, splits = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
+    if (tile.unit, element) not in OPERATIONS or splits not in SPLITS:
         raise KeyError(element)
     pieces = {name: int(value) for name, value in given.items() if name.endswith("PIECE")}
     if not set(pieces.values()) <= {SIZES[element] << shift for shift in range(5)} & {1, 2, 4, 8, 16}:
@@ -144,7 +148,8 @@ def gemm_constants(given: Constants) -> dict[str, object]:
         "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
         "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
         "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
-        "STEP": tile.threads // tile.columns, **pieces,
+        "SPLITS": splits, "STEP": tile.threads // tile.columns, "HOP": tile.threads // tile.columns * splits, **pieces,
+        **({"B_ROUNDS": int(bool(given["B_ROUNDS"]))} if "B_ROUNDS" in given else {}),
     }  # fmt: skip
 
 
@@ -163,7 +168,7 @@ def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:  
     tile = ALL_TILES[int(given["TILE"])]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
-    return Launch((blocks, 1, 1), tile.threads, tile.shared_bytes)
+    return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, tile.shared_bytes)
 
 
 def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
@@ -172,7 +177,7 @@ def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  
     rows = words["IMAGES"] * words["M"]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
-    return Launch((blocks, 1, 1), tile.threads, conv_shared_bytes(tile))
+    return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, conv_shared_bytes(tile))
 
 
 def piece_of(*byte_counts: int) -> int:

@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from minicc.ir.dims import Dim
-from minicc.ir.expr import Expr, const, iteration, reduction, rewrite, walk
-from minicc.ir.types import DType, i64
+from minicc.ir.expr import EXPENSIVE, Expr, const, iteration, reduction, rewrite, walk
+from minicc.ir.types import DType, f32, f64, i64
 from minicc.lower.affine import Affine, affine, as_dim
 from minicc.lower.kernel import SHORT, Body, Operand, Store
 
@@ -49,12 +49,55 @@ class Normalised:
     extents: tuple[Dim, ...]
 
 
-def normalise(writes: Sequence[Write], extents: Sequence[Dim]) -> Normalised:
-    """The normal form of some writes over parallel axes 0..len(extents)-1; reductions use higher axis numbers."""
+def normalise(writes: Sequence[Write], extents: Sequence[Dim], keep: bool = False) -> Normalised:
+    """The normal form of some writes over parallel axes 0..len(extents)-1; reductions use higher axis numbers.
+
+    keep: whether terms of a row's sum may be kept in the output until they are used again (see `keep_terms`).
+    """
     state = _State(list(writes), list(extents))
     state.drop_unit_axes()
     state.collapse([])
+    if keep and len(state.axes) > 1 and len(writes) == 1:
+        state.writes = [keep_terms(state.writes[0], state.axes[-1], state.extents[state.axes[-1]])]
     return state.finish({axis: i for i, axis in enumerate(state.axes)}, len(state.axes))
+
+
+def keep_terms(write: Write, axis: int, extent: Dim) -> Write:
+    """The write, with the terms of a sum over a row stored to the output as they are summed, to be read when the row is.
+
+    So a softmax computes each exponential once. It takes a value made of such a term and its sum, and nothing else
+    that is loaded; terms must be of the output's type. axis: the row's own, its elements one after the other.
+    """
+    if affine(write.offset).strides.get(axis) != 1 or affine(write.offset).rest is not None:
+        return write
+    for total in (e for e in walk(write.value) if e.op == "reduce" and reduction(e)[0] == "sum"):
+        _, axes, sizes = reduction(total)
+        term = total.args[0]
+        if len(axes) != 1 or sizes[0] != extent or term.dtype != write.dtype or term.dtype not in (f32, f64):
+            continue
+        own = _renamed(term, axes[0], axis)
+        inside = list(walk(own))
+        pays = any(e.op in EXPENSIVE and _varies(e, axis) for e in inside)
+        if not pays or any(e.op == "reduce" and _varies(e, axis) for e in inside):
+            continue
+        kept = Expr("kept", term.dtype, (write.offset,), write.array)
+        keep = Expr("keep", term.dtype, (term, _renamed(write.offset, axis, axes[0])), write.array)
+        summed = Expr("reduce", total.dtype, (keep,), total.arg)
+        hidden = rewrite(write.value, lambda e, own=own, kept=kept: kept if e == own else None)  # type: ignore[misc]
+        rest = rewrite(hidden, lambda e, total=total: const(0, e.dtype) if e == total else None)  # type: ignore[misc]
+        if kept in walk(rest) and not any(e.op in ("load", "reduce") for e in walk(rest)):
+            value = rewrite(hidden, lambda e, total=total, summed=summed: summed if e == total else None)  # type: ignore[misc]
+            return Write(write.array, write.dtype, write.offset, value)
+    return write
+
+
+def _renamed(expr: Expr, old: int, new: int) -> Expr:
+    """The expression with one loop variable in the place of another."""
+    return rewrite(expr, lambda e: iteration(new) if e.op == "iter" and e.arg == old else None)
+
+
+def _varies(expr: Expr, axis: int) -> bool:
+    return any(e.op == "iter" and e.arg == axis for e in walk(expr))
 
 
 @dataclass(frozen=True)
@@ -287,6 +330,9 @@ class _Table:
         elif expr.op == "load":
             operand, rest = self.operand(expr.arg, expr.dtype, affine(expr.args[0]))  # type: ignore[arg-type]
             out = Expr("load", expr.dtype, () if rest is None else (self.convert(rest),), operand)
+        elif expr.op in ("keep", "kept"):
+            operand, _ = self.operand(expr.arg, expr.dtype, affine(expr.args[-1]), output=True)  # type: ignore[arg-type]
+            out = Expr(expr.op, expr.dtype, tuple(self.convert(a) for a in expr.args[:-1]), operand)
         elif expr.op == "reduce":
             kind, axes, sizes = reduction(expr)
             body = self.convert(expr.args[0])

@@ -190,7 +190,7 @@ class Lowering:
                 return array
 
             writes = split_reductions(writes, shape, emit_parts)
-        normal = normalise(writes, shape)
+        normal = normalise(writes, shape, keep=isinstance(self.target, CpuTarget))
         kernel = LoopKernel(len(normal.extents), normal.body, name[:60])
         for value in allocate:
             self.allocate(value)

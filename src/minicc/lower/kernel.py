@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minicc.ir.expr import Expr, walk
-from minicc.ir.types import DType, i8, i16, i32, u8, u16
-
-QUANTISED = (i8, u8, i16, u16, i32)  # types of quantised values and of their sums
+from minicc.ir.expr import Expr
+from minicc.ir.types import DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,8 @@ class Body:
 
     Leaves: `iter` k is loop axis k; `load` with arg = operand number reads at the affine position of the operand's strides,
     plus the i64 element offset `args[0]` where there is one; `dim` with arg = number of a size word; `acc` is the
-    template's accumulator.
+    template's accumulator; `kept` with arg = operand number reads what a `keep` of that memory stored.
+    keep: the value of its argument, which is also stored to operand `arg`.
     reduce: arg = (kind, axes, extents); an extent is ("literal", n), ("word", number of a size word), or ("short", such a
     number) where it is known to be at most SHORT.
 
@@ -91,16 +90,3 @@ class TemplateKernel:
 
 
 Kernel = LoopKernel | TemplateKernel
-
-
-def rounds_each(body: Body) -> bool:
-    """Whether every operation of a body must be rounded by itself: where values are quantised or dequantised.
-
-    What is quantised next must be rounded as the model says: a last bit that differs there moves a quantised value by
-    a whole step.
-    """
-    for expr in (e for store in body.stores for e in walk(store.value)):
-        dequantises = expr.op == "cast" and expr.dtype.is_float and expr.args[0].dtype in QUANTISED
-        if dequantises or expr.op == "round":
-            return True
-    return False

@@ -30,6 +30,7 @@ KINDS = ("input", "output", "constant", "content", "temporary", "host")
 MAX_DEPTH = 32
 MAX_ITEMS = 1 << 24
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,128}")
+_MEMORY_OPS = ("load", "keep", "kept")
 _SYMBOL_OPS = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY | COMPARE, 2), "cast": 1, "select": 3}
 Array = np.ndarray[Any, Any]
 
@@ -362,11 +363,12 @@ class _Reader:
         op, type_name, references, arg = _list(data)
         dtype = self.dtype(type_name)
         args = tuple(earlier[_integer(r, 0, len(earlier) - 1)] for r in _list(references))
-        counts = {"const": 0, "iter": 0, "dim": 0, "acc": 0, "reduce": 1, **_SYMBOL_OPS}
-        if op == "load":
-            _need(len(args) <= 1, "a load has at most one offset")
+        counts = {"const": 0, "iter": 0, "dim": 0, "acc": 0, "reduce": 1, "keep": 1, "kept": 0, **_SYMBOL_OPS}
+        if op in _MEMORY_OPS:
+            _need(len(args) == counts[op] if op != "load" else len(args) <= 1, f"a {op} has too many arguments")
             operand = operands[_integer(arg, 0, len(operands) - 1)]
-            _need(operand.dtype == dtype, "a load has another type than its operand")
+            _need(operand.dtype == dtype, f"a {op} has another type than its operand")
+            _need(op == "load" or operand.output, "a term is kept in an input")
         else:
             _need(counts.get(op) == len(args), f"unknown expression {op!r} of {len(args)} arguments")
         if op == "const":
@@ -384,7 +386,7 @@ class _Reader:
             arg = _integer(arg, 0, sizes - 1)
         elif op == "reduce":
             arg = _reduction(arg, sizes)
-        elif op != "load":
+        elif op not in _MEMORY_OPS:
             arg = None
         return Expr(op, dtype, args, arg)
 

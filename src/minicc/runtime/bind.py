@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicc.errors import ResourceLimitError, ShapeError, VerifyError
-from minicc.ir.dims import Dim, SymbolicDim, evaluate, symbols_of
+from minicc.ir.dims import SymbolicDim, evaluate
 from minicc.ir.types import DType
 from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
@@ -28,6 +28,7 @@ from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
 from minicc.runtime.executor import ROW_WORDS, chunking
 from minicc.runtime.memory import ALIGNMENT, Interval, Layout, MemoryPlan, layout, place
+from minicc.runtime.sizes import DimTable
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.parse import Target
 
@@ -38,6 +39,8 @@ Sizes = Mapping[str, int]
 # Bound shapes kept per segment, and idle contexts kept per bound shape.
 KEPT_SHAPES = 16
 KEPT_CONTEXTS = 8
+# Chosen blocks of template calls kept per segment.
+KEPT_BLOCKINGS = 1024
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -188,12 +191,13 @@ class Segment:
         self.externals = tuple(b for b in touched if b not in inside)
         written = {b for step in steps for b in step.writes}
         self.outputs = tuple(b for b in touched if buffers[b].kind == "output" and b in written)
-        self._dims = _DimTable()
+        self._dims = DimTable()
         self._index_words(constants)
         self._index_shapes()
         self.layout = self._layout()
         self.symbols = self._dims.symbols({v for b in self.contents for v in buffers[b].content})
         self.recent: Recent[tuple[int, ...], Bound] = Recent(KEPT_SHAPES)
+        self.plans: Recent[tuple[int, ...], MemoryPlan] = Recent(KEPT_SHAPES)
 
     def _index_words(self, constants: Sequence[int]) -> None:
         """Number every word's dimension and base, and find the words to patch."""
@@ -202,11 +206,21 @@ class Segment:
         order = [*constants, *self.contents, *self.temporaries, *self.externals]
         base_of = {b: i + 1 for i, b in enumerate(order)}  # base 0 is no buffer
         value, scale, base, starts = [], [], [], [0]
-        for step in self.steps:
+        alike: dict[tuple[int, ...], int] = {}  # the first step of each template with these sizes
+        templates_at: list[int] = []
+        copies: list[tuple[int, int]] = []
+        for at, step in enumerate(self.steps):
             for word in step.words:
                 value.append(self._dims.number(word.value))
                 scale.append(1 if word.buffer is None else itemsize(buffers[word.buffer]))
                 base.append(0 if word.buffer is None else base_of[word.buffer])
+            if isinstance(self.machine.kernels[step.kernel], TemplateKernel):
+                own = zip(value[starts[-1] :], base[starts[-1] :])
+                first = alike.setdefault((step.kernel, *(-1 if b else v for v, b in own)), at)
+                if first == at:
+                    templates_at.append(at)
+                else:
+                    copies.append((first, at))
             starts.append(len(value))
             for required in step.requires:
                 self._dims.number(required)
@@ -214,6 +228,7 @@ class Segment:
         self._word_scale = np.array(scale, np.int64)
         self._word_base = np.array(base, np.int64)
         self.starts = np.array(starts, np.int64)
+        self._index_templates(templates_at, copies)
         self._units = np.array([self._dims.number(s.units) for s in self.steps], np.int64)
         self._costs = np.array([self._dims.number(s.cost) for s in self.steps], np.int64)
         self._functions = self.machine.functions[[s.kernel for s in self.steps]]
@@ -228,6 +243,24 @@ class Segment:
         self.temporary_at = np.flatnonzero(is_temporary)
         self.external_at = np.flatnonzero(self._word_base >= first_external)
         self.external_base = self._word_base[self.external_at] - first_external
+
+    def _index_templates(self, templates_at: Sequence[int], copies: Sequence[tuple[int, int]]) -> None:
+        """Where the sizes of template calls lie, and of which (earlier, later) steps the later has the same."""
+        places: list[int] = []
+        self._templates: list[tuple[int, int, int]] = []  # step, the range of its sizes among all templates' sizes
+        for at in templates_at:
+            first = len(places)
+            places += self._sizes_of(at)
+            self._templates.append((at, first, len(places)))
+        self._template_words = np.array(places, np.intp)
+        pairs = [pair for first, later in copies for pair in zip(self._sizes_of(first), self._sizes_of(later))]
+        self._copied = np.array(copies, np.intp).reshape(-1, 2)
+        self._copied_words = np.array(pairs, np.intp).reshape(-1, 2)
+        self._blockings: dict[tuple[int, ...], tuple[list[int], int]] = {}
+
+    def _sizes_of(self, at: int) -> list[int]:
+        """The numbers of a step's words that are no addresses."""
+        return [int(self.starts[at]) + i for i, word in enumerate(self.steps[at].words) if word.buffer is None]
 
     def _index_shapes(self) -> None:
         """Dimensions of the buffers made here, flat, each shape led by a 1 so that none is empty."""
@@ -287,7 +320,7 @@ class Segment:
                 why=f"{error.why}, with {given}",
                 hint="the inputs may be too small, or not fit each other",
             ) from error
-        plan = place(self.layout, nbytes[: len(self.temporaries)])
+        plan = self._plan(nbytes[: len(self.temporaries)])
         if plan.arena_bytes > machine.max_bytes:
             raise ResourceLimitError(
                 f"intermediate results need {plan.arena_bytes} bytes",
@@ -306,6 +339,17 @@ class Segment:
         self._bind_templates(words, units)
         rows, kept = self._rows(units, values[self._costs])
         return Bound(self, words, rows, kept, plan, contents, shapes, {s: sizes[s] for s in self.symbols})
+
+    def _plan(self, nbytes: Sequence[int]) -> MemoryPlan:
+        """Places of the temporaries: exact ones for the first sizes; later sizes share those of similar sizes.
+
+        So a cache that grows by one token at a time is not laid out anew at each token.
+        """
+        if not self.plans.values():
+            return self.plans.get(tuple(nbytes), lambda: place(self.layout, nbytes))
+        rounded = [_rounded(size) for size in nbytes]
+        plan = self.plans.get(tuple(rounded), lambda: place(self.layout, rounded))
+        return plan if plan.arena_bytes <= self.machine.max_bytes else place(self.layout, nbytes)
 
     def moves(self, bound: Bound, place: Callable[[Array], int], arena: int, externals: Sequence[int]) -> Words:
         """What to add to `bound.words` where constants, contents, the arena and the externals lie elsewhere.
@@ -352,18 +396,33 @@ class Segment:
         return nbytes, shapes
 
     def _bind_templates(self, words: Words, units: Words) -> None:
-        machine = self.machine
-        for at, step in enumerate(self.steps):
-            kernel = machine.kernels[step.kernel]
-            if not isinstance(kernel, TemplateKernel):
-                continue
-            own = words[self.starts[at] : self.starts[at + 1]].tolist()
-            constants = dict(kernel.constants)
-            if isinstance(machine.target, CpuTarget):
-                units[at] = templates.bind(kernel.template, constants, own, machine.target, machine.threads)
-            else:
-                units[at] = prod(cuda_template.bind(kernel.template, constants, own, machine.target).grid)
-            words[self.starts[at] : self.starts[at + 1]] = own
+        """Fill the blocking words of template calls; of those with the same sizes (the layers of a model) once."""
+        sizes = words[self._template_words].tolist()
+        blocked: list[int] = []
+        if len(self._blockings) > KEPT_BLOCKINGS:
+            self._blockings = {}
+        known = self._blockings
+        for at, first, last in self._templates:
+            key = (at, *sizes[first:last])
+            if key not in known:
+                known[key] = self._blocking(at, words)
+            filled, units[at] = known[key]
+            blocked += filled
+        words[self._template_words] = blocked
+        words[self._copied_words[:, 1]] = words[self._copied_words[:, 0]]
+        units[self._copied[:, 1]] = units[self._copied[:, 0]]
+
+    def _blocking(self, at: int, words: Words) -> tuple[list[int], int]:
+        """The words of a template call, without its addresses, with blocks chosen; and the number of units."""
+        machine, step = self.machine, self.steps[at]
+        kernel = machine.kernels[step.kernel]
+        assert isinstance(kernel, TemplateKernel)
+        own, constants = words[self.starts[at] : self.starts[at + 1]].tolist(), dict(kernel.constants)
+        if isinstance(machine.target, CpuTarget):
+            units = templates.bind(kernel.template, constants, own, machine.target, machine.threads)
+        else:
+            units = prod(cuda_template.bind(kernel.template, constants, own, machine.target).grid)
+        return [value for value, word in zip(own, step.words) if word.buffer is None], units
 
     def _rows(self, units: Words, costs: Words) -> tuple[Words, NDArray[np.intp]]:
         """Rows of the steps with work to do, with addresses relative to the words; and which steps."""
@@ -373,43 +432,12 @@ class Segment:
         rows[:, 1] = self.starts[kept] * 8
         rows[:, 2] = units[kept]
         threads = self.machine.threads
-        rows[:, 3:] = [
-            chunking(n, cost, threads) for n, cost in zip(units[kept].tolist(), costs[kept].tolist())
-        ] or 0
+        if threads == 1:
+            rows[:, 3], rows[:, 4] = rows[:, 2], 1  # alone, every row stays whole
+        elif len(kept):
+            pairs = zip(units[kept].tolist(), costs[kept].tolist())
+            rows[:, 3:] = [chunking(n, cost, threads) for n, cost in pairs]
         return rows, kept
-
-
-class _DimTable:
-    """Distinct dimensions, numbered; integers are known beforehand, the rest is evaluated at each bind."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Dim, int] = {}
-        self._known: list[int] = []
-        self._symbolic: list[tuple[int, SymbolicDim]] = []
-
-    def number(self, dim: Dim) -> int:
-        found = self._numbers.get(dim)
-        if found is None:
-            found = self._numbers[dim] = len(self._known)
-            self._known.append(dim if isinstance(dim, int) else 0)
-            if isinstance(dim, SymbolicDim):
-                self._symbolic.append((found, dim))
-        return found
-
-    def symbols(self, more: set[Any]) -> tuple[str, ...]:
-        dims = [d for _, d in self._symbolic] + [d for d in more if isinstance(d, SymbolicDim)]
-        return tuple(sorted(set().union(*map(symbols_of, dims))))
-
-    def evaluate(self, sizes: Sizes) -> Words:
-        values = list(self._known)
-        for at, dim in self._symbolic:
-            values[at] = evaluate(dim, sizes)
-        try:
-            return np.array(values, np.int64)
-        except OverflowError:
-            raise ResourceLimitError(
-                "a size of the program does not fit 64 bits", why=f"sizes {dict(sizes)}"
-            ) from None
 
 
 def address_of(array: Array) -> int:
@@ -465,6 +493,12 @@ def _constant(buffer: Buffer) -> Array:
     if data is None or not data.flags.c_contiguous or not data.flags.aligned:
         raise VerifyError("a constant buffer needs a contiguous array", where=buffer.name)
     return data
+
+
+def _rounded(size: int) -> int:
+    """The size, rounded up to one of 16 steps between powers of two: at most 12.5 % more."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ outside the input becomes 0. The rest is as in kernels/cuda/gemm.py.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
+from minicc.kernels.cuda.sums import cluster_barrier, cluster_memory, load_sum, store_sums
 from minicc.kernels.cuda.tiles import (
     barrier,
     block,
@@ -13,12 +14,11 @@ from minicc.kernels.cuda.tiles import (
     copies_wait,
     copy_tile,
     int32,
-    load_sum,
     next_tile,
     product,
     products_wait,
+    round_tile,
     shared_memory,
-    store_sums,
     thread,
     tile_rows,
     tiles_ready,
@@ -53,7 +53,9 @@ BK = 64  # 128 / SIZE
 A_BYTES = 16384  # 128 * BM
 STAGE_BYTES = 32768  # 128 * (BM + BN)
 PITCH = 132  # BN + 4
+SPLITS = 1  # blocks of a cluster that share out the depth of a tile
 STEP = 1  # THREADS / BN: rows that the block's threads finish at once
+HOP = 1  # STEP * SPLITS: rows that the cluster's threads finish at once
 TABLE = 98304  # where the table of windows begins: behind the ring and the sums
 
 # Words. Strides count elements.
@@ -138,7 +140,8 @@ def kernel(args):
     tid = thread()
     lane = tid & int32(31)
     warp = tid >> int32(5)
-    unit = block()
+    part = block() % int32(SPLITS)
+    unit = block() // int32(SPLITS)
     rest = unit // panels
     j0 = (unit - rest * panels) * int32(BN)
     group = rest // row_tiles
@@ -163,7 +166,10 @@ def kernel(args):
     rows = window_rows(BM, THREADS, table, tid)
     inside = window_taps(BM, THREADS, table, tid)
     columns = tile_rows(BN, THREADS, w, w_stride, j0, n, tid)
-    ahead = int32(0)
+    share = (k + int32(SPLITS * BK - 1)) // int32(SPLITS * BK) * int32(BK)
+    step = int32(part * share)
+    end = int32(min(step + share, k))
+    ahead = step
     writing = int32(0)
     for _ in range(AHEAD):
         tile = shared + writing
@@ -174,12 +180,12 @@ def kernel(args):
         writing = next_tile(writing, STAGE_BYTES, STAGES)
     sums = zeros(ELEMENT, WM, WN)
     reading = int32(0)
-    step = int32(0)
-    while step < k:
+    while step < end:
         copies_wait(IN_FLIGHT)
+        round_tile(ELEMENT, BM, THREADS, shared + reading, tid)
         tiles_ready(UNIT)
         tile = shared + writing
-        if ahead < k:
+        if ahead < end:
             copy_windows(BM, THREADS, SIZE, PIECE, tile, rows, inside, ahead, sizes, inverses, strides, tid)
             copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
@@ -195,28 +201,31 @@ def kernel(args):
     copies_wait(0)
     barrier()
     store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
-    barrier()
+    cluster_barrier(SPLITS)
+    parts = cluster_memory(SPLITS, shared)
     # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
     j = tid % int32(BN)
-    r = tid // int32(BN)
+    r = int32(tid // int32(BN) + part * int32(STEP))
     if j0 + j < n:
         height = min(m - i0, int32(BM))
-        while r + int32(3 * STEP) < height:
+        while r + int32(3 * HOP) < height:
             image0, pixel0 = load_pixel(table, r)
-            image1, pixel1 = load_pixel(table, r + int32(STEP))
-            image2, pixel2 = load_pixel(table, r + int32(2 * STEP))
-            image3, pixel3 = load_pixel(table, r + int32(3 * STEP))
-            acc0 = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
-            acc1 = load_sum(ELEMENT, shared, (r + int32(STEP)) * int32(PITCH) + j)
-            acc2 = load_sum(ELEMENT, shared, (r + int32(2 * STEP)) * int32(PITCH) + j)
-            acc3 = load_sum(ELEMENT, shared, (r + int32(3 * STEP)) * int32(PITCH) + j)
+            image1, pixel1 = load_pixel(table, r + int32(HOP))
+            image2, pixel2 = load_pixel(table, r + int32(2 * HOP))
+            image3, pixel3 = load_pixel(table, r + int32(3 * HOP))
+            acc0 = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
+            acc1 = load_sum(ELEMENT, SPLITS, parts, (r + int32(HOP)) * int32(PITCH) + j)
+            acc2 = load_sum(ELEMENT, SPLITS, parts, (r + int32(2 * HOP)) * int32(PITCH) + j)
+            acc3 = load_sum(ELEMENT, SPLITS, parts, (r + int32(3 * HOP)) * int32(PITCH) + j)
             epilogue(args, image0, group, pixel0, j0 + j, acc0)
             epilogue(args, image1, group, pixel1, j0 + j, acc1)
             epilogue(args, image2, group, pixel2, j0 + j, acc2)
             epilogue(args, image3, group, pixel3, j0 + j, acc3)
-            r += int32(4 * STEP)
+            r += int32(4 * HOP)
         while r < height:
             image, pixel = load_pixel(table, r)
-            acc = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
+            acc = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
             epilogue(args, image, group, pixel, j0 + j, acc)
-            r += int32(STEP)
+            r += int32(HOP)
+    if SPLITS > 1:
+        cluster_barrier(SPLITS)  # others may still read this block's sums

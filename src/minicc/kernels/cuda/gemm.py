@@ -3,10 +3,11 @@
 Both operands hold elements of ELEMENT (see kernels/cuda/tiles.py), B as rows of k, [N][K]. A block makes one tile of
 BM x BN, each of its warps WM x WN of it, from a ring of STAGES tiles of A and of B in shared memory that asynchronous
 copies fill ahead. Sums then pass through the same memory, so that neighbouring threads give neighbouring columns to
-the epilogue. K is never cut.
+the epilogue. Where tiles are few, the SPLITS blocks of a cluster share out K and add each other's sums, in order.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
+from minicc.kernels.cuda.sums import cluster_barrier, cluster_memory, load_sum, store_sums
 from minicc.kernels.cuda.tiles import (
     barrier,
     block,
@@ -14,12 +15,11 @@ from minicc.kernels.cuda.tiles import (
     copies_wait,
     copy_tile,
     int32,
-    load_sum,
     next_tile,
     product,
     products_wait,
+    round_tile,
     shared_memory,
-    store_sums,
     thread,
     tile_rows,
     tiles_ready,
@@ -32,6 +32,7 @@ ELEMENT = "f16"
 SIZE = 2
 PIECE = 16
 B_PIECE = 16  # the same of B
+B_ROUNDS = 0  # whether B has not been rounded to the precision of products when it was packed
 BM = 128
 BN = 128
 WM = 64
@@ -45,7 +46,9 @@ BK = 64  # 128 / SIZE
 A_BYTES = 16384  # 128 * BM
 STAGE_BYTES = 32768  # 128 * (BM + BN)
 PITCH = 132  # BN + 4
+SPLITS = 1  # blocks of a cluster that share out the depth of a tile
 STEP = 1  # THREADS / BN: rows that the block's threads finish at once
+HOP = 1  # STEP * SPLITS: rows that the cluster's threads finish at once
 
 # Words. Strides count elements; those of the batch axes may be 0.
 A = 0
@@ -83,7 +86,8 @@ def kernel(args):
     tid = thread()
     lane = tid & int32(31)
     warp = tid >> int32(5)
-    unit = block()
+    part = block() % int32(SPLITS)
+    unit = block() // int32(SPLITS)
     rest = unit // panels
     j0 = (unit - rest * panels) * int32(BN)
     batch = rest // row_tiles
@@ -100,7 +104,10 @@ def kernel(args):
 
     rows = tile_rows(BM, THREADS, a, a_stride, i0, m, tid)
     columns = tile_rows(BN, THREADS, b, b_stride, j0, n, tid)
-    ahead = int32(0)
+    share = (k + int32(SPLITS * BK - 1)) // int32(SPLITS * BK) * int32(BK)
+    step = int32(part * share)
+    end = int32(min(step + share, k))
+    ahead = step
     writing = int32(0)
     for _ in range(AHEAD):
         tile = shared + writing
@@ -111,12 +118,14 @@ def kernel(args):
         writing = next_tile(writing, STAGE_BYTES, STAGES)
     sums = zeros(ELEMENT, WM, WN)
     reading = int32(0)
-    step = int32(0)
-    while step < k:
+    while step < end:
         copies_wait(IN_FLIGHT)
+        round_tile(ELEMENT, BM, THREADS, shared + reading, tid)
+        if B_ROUNDS:
+            round_tile(ELEMENT, BN, THREADS, shared + reading + int32(A_BYTES), tid)
         tiles_ready(UNIT)
         tile = shared + writing
-        if ahead < k:
+        if ahead < end:
             copy_tile(BM, THREADS, SIZE, PIECE, tile, rows, ahead, k, tid)
             copy_tile(BN, THREADS, SIZE, B_PIECE, tile + int32(A_BYTES), columns, ahead, k, tid)
         copies_commit()
@@ -132,23 +141,26 @@ def kernel(args):
     copies_wait(0)
     barrier()
     store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
-    barrier()
+    cluster_barrier(SPLITS)
+    parts = cluster_memory(SPLITS, shared)
     # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
     j = tid % int32(BN)
-    r = tid // int32(BN)
+    r = int32(tid // int32(BN) + part * int32(STEP))
     if j0 + j < n:
         height = min(m - i0, int32(BM))
-        while r + int32(3 * STEP) < height:
-            acc0 = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
-            acc1 = load_sum(ELEMENT, shared, (r + int32(STEP)) * int32(PITCH) + j)
-            acc2 = load_sum(ELEMENT, shared, (r + int32(2 * STEP)) * int32(PITCH) + j)
-            acc3 = load_sum(ELEMENT, shared, (r + int32(3 * STEP)) * int32(PITCH) + j)
+        while r + int32(3 * HOP) < height:
+            acc0 = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
+            acc1 = load_sum(ELEMENT, SPLITS, parts, (r + int32(HOP)) * int32(PITCH) + j)
+            acc2 = load_sum(ELEMENT, SPLITS, parts, (r + int32(2 * HOP)) * int32(PITCH) + j)
+            acc3 = load_sum(ELEMENT, SPLITS, parts, (r + int32(3 * HOP)) * int32(PITCH) + j)
             epilogue(args, b0, b1, i0 + r, j0 + j, acc0)
-            epilogue(args, b0, b1, i0 + r + int32(STEP), j0 + j, acc1)
-            epilogue(args, b0, b1, i0 + r + int32(2 * STEP), j0 + j, acc2)
-            epilogue(args, b0, b1, i0 + r + int32(3 * STEP), j0 + j, acc3)
-            r += int32(4 * STEP)
+            epilogue(args, b0, b1, i0 + r + int32(HOP), j0 + j, acc1)
+            epilogue(args, b0, b1, i0 + r + int32(2 * HOP), j0 + j, acc2)
+            epilogue(args, b0, b1, i0 + r + int32(3 * HOP), j0 + j, acc3)
+            r += int32(4 * HOP)
         while r < height:
-            acc = load_sum(ELEMENT, shared, r * int32(PITCH) + j)
+            acc = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
             epilogue(args, b0, b1, i0 + r, j0 + j, acc)
-            r += int32(STEP)
+            r += int32(HOP)
+    if SPLITS > 1:
+        cluster_barrier(SPLITS)  # others may still read this block's sums

@@ -11,7 +11,7 @@ k, which the hardware does at once, hit different banks.
 bits; "f16", "bf16" 16-bit floats; "s8", "u8" left operands of 8 bits times int8. Sums are float32, or int32
 for 8 bits. `unit` says what multiplies: "fma" the FMA units ("f32" only), "mma" a warp's tensor-core instruction
 (mma.sync, sm_80), "wgmma" that of four warps, which reads both operands from shared memory while the threads go
-on (sm_90a; truncates "tf32"; warp tiles of 16 rows, those of four consecutive warps one below the other).
+on (sm_90a; warp tiles of 16 rows, those of four consecutive warps one below the other).
 
 Fragments are one tuple of sums per thread. Tensor cores give a thread of a warp tile of WM x WN, with g =
 lane / 4 and t = lane % 4, the elements (16 i + g + 8 (q / 2), 8 j + 2 t + q % 2) at ((i * WN / 8) + j) * 4 + q;
@@ -45,7 +45,7 @@ class Element:
     size:     bytes of an element in memory.
     mma:      shape and types of a warp's tensor-core instruction; "" for the FMA units.
     wgmma:    depth and types of that of four warps.
-    rounded:  whether a warp's left fragments must be rounded to the instruction's precision first.
+    rounded:  whether elements in memory have more bits than are multiplied, see `round_tile`.
     integer:  whether sums are int32.
     """
 
@@ -304,6 +304,38 @@ def copy_piece(builder, step, target, source, left):
 
 
 @intrinsic
+def round_tile(typing_context, element, rows, threads, shared, tid):
+    """Rounds what this thread has copied of a tile to the precision of products, which would cut it off.
+
+    element, rows, threads: literals; nothing is done for elements that are multiplied whole. To be called when the
+    thread's own copies have ended, before `tiles_ready`.
+    """
+    if not known(element, rows, threads):
+        return None
+    name, count, width = (v.literal_value for v in (element, rows, threads))
+
+    def emit(context, builder, signature, values):
+        if ELEMENTS[name].rounded:
+            _, row, target = own_place(builder, values[3], values[4])
+            four = ir.LiteralStructType([F32] * 4)
+
+            def round_chunk(number, hop):
+                place = builder.add(target, I32(hop * ROW))
+                found = assembly(builder, f"ld.shared.v4.f32 {_registers(0, 4)}, [$4];", "=f,=f,=f,=f,r", four, [place])
+                parts = [
+                    assembly(builder, "cvt.rna.tf32.f32 $0, $1;", "=r,f", I32, [builder.extract_value(found, q)], effects=False)
+                    for q in range(4)
+                ]
+                assembly(builder, f"st.shared.v4.u32 [$0], {_registers(1, 4)};", "r,r,r,r,r", ir.VoidType(), [place, *parts])
+
+            each_row(builder, count, width, row, round_chunk)
+        return context.get_dummy_value()
+
+    literals = [types.literal(v) for v in (name, count, width)]
+    return types.void(*literals, types.int32, types.int32), emit
+
+
+@intrinsic
 def next_tile(typing_context, at, bytes_, stages):
     """The offset of the tile after the one at `at` in a ring of `stages` tiles of `bytes_` (literals)."""
     if not known(bytes_, stages):
@@ -320,7 +352,7 @@ def next_tile(typing_context, at, bytes_, stages):
 # ----------------------------------------------------------------------------------------------- products
 
 
-def _sums(element, wm, wn):
+def sums_type(element, wm, wn):
     """The tuple type of a thread's sums, their number and LLVM type."""
     kind = ELEMENTS[element]
     count = wm * wn // 32
@@ -334,7 +366,7 @@ def zeros(typing_context, element, wm, wn):
     if not known(element, wm, wn):
         return None
     name, height, width = (v.literal_value for v in (element, wm, wn))
-    tuple_, count, type_ = _sums(name, height, width)
+    tuple_, count, type_ = sums_type(name, height, width)
 
     def emit(context, builder, signature, values):
         return context.make_tuple(builder, tuple_, [ir.Constant(type_, 0)] * count)
@@ -353,7 +385,7 @@ def product(typing_context, unit, element, wm, wn, sums, a, b, row, column, lane
     if not known(unit, element, wm, wn):
         return None
     unit_name, name, height, width = (v.literal_value for v in (unit, element, wm, wn))
-    tuple_, count, _ = _sums(name, height, width)
+    tuple_, count, _ = sums_type(name, height, width)
 
     def emit(context, builder, signature, values):
         sums = [builder.extract_value(values[4], i) for i in range(count)]
@@ -434,8 +466,6 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
 
     for step in range(_CHUNKS // 2):
         lefts = [fragments(a_base, a_chunk, step, i) for i in range(height // 16)]
-        if kind.rounded:
-            lefts = [[_round(builder, register) for register in left] for left in lefts]
         rights = [fragments(b_base, b_chunk, step, j) for j in range(width // 16)]
         for i, left in enumerate(lefts):
             for j in range(width // 8):
@@ -446,11 +476,6 @@ def _emit_mma(builder, name, shape, sums, a, b, row, column, lane):
                     builder, multiply, constraints, ir.LiteralStructType([type_] * 4), operands, effects=False
                 )
                 sums[first : first + 4] = [builder.extract_value(made, q) for q in range(4)]
-
-
-def _round(builder, register):
-    value = builder.bitcast(register, F32)
-    return assembly(builder, "cvt.rna.tf32.f32 $0, $1;", "=r,f", I32, [value], effects=False)
 
 
 def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
@@ -478,59 +503,6 @@ def _emit_fma(builder, name, shape, sums, a, b, row, column, lane):
                 place = i * (width // 4) + j
                 for q in range(4):
                     sums[place] = builder.fma(left[q], right[q], sums[place])
-
-
-# ------------------------------------------------------------------------------------------------ results
-
-
-@intrinsic
-def store_sums(typing_context, element, wm, wn, pitch, shared, row, column, lane, sums):
-    """Sums of a warp tile into a matrix of 4-byte elements in shared memory, rows `pitch` (a literal) apart."""
-    if not known(element, wm, wn, pitch):
-        return None
-    name, height, width, rows_apart = (v.literal_value for v in (element, wm, wn, pitch))
-    tuple_, count, type_ = _sums(name, height, width)
-
-    def emit(context, builder, signature, values):
-        shared, row, column, lane, sums = values[4:]
-        group, member = builder.lshr(lane, I32(2)), builder.and_(lane, I32(3))
-        tensor = bool(ELEMENTS[name].mma)
-        across = builder.shl(member, I32(1)) if tensor else member
-        start = builder.add(builder.mul(builder.add(row, group), I32(rows_apart)), builder.add(column, across))
-        base = builder.add(shared, builder.shl(start, I32(2)))
-        for number in range(count):
-            r, c = _place(tensor, width, number)
-            where = builder.add(base, I32(4 * (r * rows_apart + c)))
-            builder.store(
-                builder.extract_value(sums, number), builder.inttoptr(where, type_.as_pointer(SHARED))
-            )
-        return context.get_dummy_value()
-
-    literals = [types.literal(v) for v in (name, height, width, rows_apart)]
-    return types.void(*literals, *[types.int32] * 4, tuple_), emit
-
-
-def _place(tensor, width, number):
-    """Row and column of a sum, relative to the first of its thread."""
-    if tensor:
-        tile, q = divmod(number, 4)
-        return 16 * (tile // (width // 8)) + 8 * (q // 2), 8 * (tile % (width // 8)) + q % 2
-    return 8 * (number // (width // 4)), 4 * (number % (width // 4))
-
-
-@intrinsic
-def load_sum(typing_context, element, shared, index):
-    """One element of a matrix that `store_sums` stored."""
-    if not known(element):
-        return None
-    name = element.literal_value
-    type_, llvm = (types.int32, I32) if ELEMENTS[name].integer else (types.float32, F32)
-
-    def emit(context, builder, signature, values):
-        where = builder.add(values[1], builder.shl(values[2], I32(2)))
-        return builder.load(builder.inttoptr(where, llvm.as_pointer(SHARED)))
-
-    return type_(types.literal(name), types.int32, types.int32), emit
 
 
 @intrinsic

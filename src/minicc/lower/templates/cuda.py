@@ -69,10 +69,10 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     (a0, a1, a_row), (b0, b1, _) = space.strides
     e0, e1, em, en = space.extents
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
-    tile = _tile(low, element, em, en, k, product((e0, e1)))
     constants: dict[str, int | str] = {
-        "ELEMENT": element, "TILE": tile, "PIECE": _piece(size, left[1], a0, a1, a_row),
+        "ELEMENT": element, **_tile(low, element, em, en, k, product((e0, e1))), "PIECE": _piece(size, left[1], a0, a1, a_row),
         "B_PIECE": _piece(size, right[1], b0, b1, right[2]),
+        "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
     }  # fmt: skip
     common.emit(
         low, node, "gemm", constants,
@@ -127,7 +127,7 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
         return space
     weights = _packed(low, w, data, groups, element)
     tile = _tile(low, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
-    constants: dict[str, int | str] = {"ELEMENT": element, "TILE": tile, "PIECE": _piece(size, offset, *strides[:-1], padded)}
+    constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": _piece(size, offset, *strides[:-1], padded)}
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],
@@ -146,12 +146,13 @@ def _element(low: Lowering, anchor: Node) -> str:
     return "tf32" if name == "f32" and low.precision == "tf32" else name
 
 
-def _tile(low: Lowering, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> int:
-    """The number of the tile chosen for these sizes."""
+def _tile(low: Lowering, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, int]:
+    """The tile chosen for these sizes, and into how many parts the depth is cut, as constants."""
     assert isinstance(low.target, CudaTarget)
     sizes = zip((m, n, k, batches), (UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH, 1))
     rows, columns, depth, repeats = (d if isinstance(d, int) else unknown for d, unknown in sizes)
-    return cuda_tiles.ALL_TILES.index(cuda_tiles.choose_tile(element, rows, columns, depth, repeats, low.target))
+    tile, splits = cuda_tiles.choose_tile(element, rows, columns, depth, repeats, low.target)
+    return {"TILE": cuda_tiles.ALL_TILES.index(tile), "SPLITS": splits}
 
 
 def _piece(size: int, *counts: Dim) -> int:
