@@ -17,6 +17,7 @@ from minicc.lower.affine import Affine, affine, as_dim
 from minicc.lower.kernel import SHORT, Body, Operand, Store
 
 MAX_LITERAL = 16
+SHORT_ROW = 8  # elements
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,26 @@ class Normalised:
 def normalise(writes: Sequence[Write], extents: Sequence[Dim], keep: bool = False) -> Normalised:
     """The normal form of some writes over parallel axes 0..len(extents)-1; reductions use higher axis numbers.
 
-    keep: whether terms of a row's sum may be kept in the output until they are used again (see `keep_terms`).
+    keep: whether rows are walked by one thread: then terms of a row's sum may be kept in the output until they are used again
+          (see `keep_terms`), and copies to very short rows run along the source instead.
     """
     state = _State(list(writes), list(extents))
     state.drop_unit_axes()
     state.collapse([])
     if keep and len(state.axes) > 1 and len(writes) == 1:
         state.writes = [keep_terms(state.writes[0], state.axes[-1], state.extents[state.axes[-1]])]
+        if _runs_along_source(state.writes[0], state.axes, state.extents):
+            state.axes[-2:] = state.axes[:-3:-1]
     return state.finish({axis: i for i, axis in enumerate(state.axes)}, len(state.axes))
+
+
+def _runs_along_source(write: Write, axes: Sequence[int], extents: Sequence[Dim]) -> bool:
+    """Whether a copy writes rows of a few elements, such as pixels of three channels, and reads long ones."""
+    last = extents[axes[-1]]
+    if write.value.op != "load" or not isinstance(last, int) or last > SHORT_ROW:
+        return False
+    source = affine(write.value.args[0])
+    return source.rest is None and source.strides.get(axes[-1]) != 1 and source.strides.get(axes[-2]) == 1
 
 
 def keep_terms(write: Write, axis: int, extent: Dim) -> Write:
