@@ -14,7 +14,9 @@ from minicc.errors import InputError, MiniccError
 from minicc.ir.dims import Dim, evaluate
 from minicc.lower.program import ControlStep, KernelStep, Program, Step
 from minicc.lower.text import tier_of
+from minicc.runtime.cuda.facts import kernel_facts
 from minicc.runtime.module import CompiledModule
+from minicc.targets.cuda import CudaTarget
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ def _placement(number: str, step: Step, module: CompiledModule, sizes: Mapping[s
     tier = tier_of(step, module.program.kernels)
     if isinstance(step, KernelStep):
         symbol = module.code.symbols[step.kernel]
-        return Placement(
-            number, symbol, tier, step.origin, _work(step.flops, sizes), _work(step.bytes, sizes), step.note
-        )
+        facts = kernel_facts(module.code.objects[symbol]) if isinstance(module.target, CudaTarget) else None
+        note = "; ".join(filter(None, (step.note, str(facts or ""))))
+        return Placement(number, symbol, tier, step.origin, _work(step.flops, sizes), _work(step.bytes, sizes), note)
     note = "" if isinstance(step, ControlStep) else f"{step.op}: {step.reason}"
     return Placement(number, "", tier, step.origin, 0, 0, note)
 
