@@ -110,6 +110,25 @@ def test_workers_take_part(step: LoadedObjects) -> None:
     assert (y == 2**20 - 1).all()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system tells no affinity")
+def test_workers_stay_off_the_callers_core(step: LoadedObjects) -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("there is one core")
+    executor = Executor(2, None, host_target())
+    size = 1 << 20
+    x, y = np.ones(size, np.int64), np.zeros(size, np.int64)
+    args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
+    row = np.array([[step.address("step"), args.ctypes.data, size, size // 16, 16]], np.int64)
+    time.sleep(0.005)  # lets the worker fall asleep: it is moved when it is woken
+    executor.run(np.tile(row, (20, 1)))
+    (worker,) = executor._pool._threads
+    assert worker.native_id is not None
+    kept = os.sched_getaffinity(worker.native_id)
+    assert kept < allowed and len(kept) == len(allowed) - 1
+    assert os.sched_getaffinity(0) == allowed
+
+
 def test_idle_threads_sleep(executor: Executor, step: LoadedObjects) -> None:
     executor.run(Work(np.random.default_rng(0), step.address("step"), rows=10, size=64).rows)
     time.sleep(0.02)

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from minicc.api import build
-from minicc.cli.measure import other_runtime
 from minicc.errors import InputError, MiniccError
 from minicc.frontend.model import Argument, load_model
 from minicc.ir.evaluate import evaluate
 from minicc.module import Module, Stages
 from minicc.options import Options
+from minicc.peers import peer
 
 
 def diff(
@@ -31,7 +31,7 @@ def diff(
         expected: Sequence[Any] = _evaluated(path, items)
     else:
         names = [p.name for p in module.inputs]
-        expected = other_runtime(against, path, dict(zip(names, items)), module.stats()["threads"])()
+        expected = peer(against, path, dict(zip(names, items)), module.stats()["threads"])()
     rows = []
     for port, ours, theirs in zip(module.outputs, found, expected):
         error, problem = relative_error(ours, theirs)

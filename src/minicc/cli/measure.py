@@ -7,8 +7,7 @@ meets all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from minicc.errors import InputError
 from minicc.module import Module, Progress
+from minicc.peers import Call, peer
 
-Call = Callable[[], Sequence[Any]]
 _MIN_CALLS = 5
 
 
@@ -36,7 +34,7 @@ def bench(
     names = [p.name for p in module.inputs]
     calls: dict[str, Call] = {"minicc": lambda: module.run_items(items)}
     for other in against:
-        calls[other] = other_runtime(other, path, dict(zip(names, items)), threads)
+        calls[other] = peer(other, path, dict(zip(names, items)), threads)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -77,43 +75,3 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         )
         made.add_row(r["runtime"], *numbers, f"{r['times_minicc']:.2f}")
     return made
-
-
-def other_runtime(name: str, path: Path, feeds: dict[str, Any], threads: int) -> Call:
-    """A call of the model in another runtime with as many threads. Raises InputError when it is not there."""
-    package = {"ort": "onnxruntime", "openvino": "openvino"}.get(name)
-    if package is None:
-        raise InputError(f"unknown runtime {name!r}", hint="one of ort, openvino")
-    if find_spec(package) is None:
-        raise InputError(f"{package} is not installed", hint=f"pip install {package}")
-    try:
-        return _ort(path, feeds, threads) if name == "ort" else _openvino(path, feeds, threads)
-    except Exception as error:  # theirs, of many kinds
-        raise InputError(f"{package} cannot run {path}", why=str(error)) from error
-
-
-def _ort(path: Path, feeds: dict[str, Any], threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def call() -> Sequence[Any]:
-        return session.run(None, feeds)  # type: ignore[no-any-return]
-
-    return call
-
-
-def _openvino(path: Path, feeds: dict[str, Any], threads: int) -> Call:
-    import openvino
-
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    request = core.compile_model(core.read_model(str(path)), "CPU", settings).create_infer_request()
-    return lambda: list(request.infer(feeds).values())

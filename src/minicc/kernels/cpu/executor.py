@@ -54,7 +54,7 @@ LAST_EXCESS = 129  # ns; when a chunk was last waited for too long
 REGIONS = 130  # shared rows since the last look at the preemption counter
 REGION_TIME = 131  # ns spent in them
 SWITCHES = 132  # the counter at that look
-CORE = 133  # where the caller was when it last called workers
+CORE = 133  # 1 + the core that workers are kept off; 0 when they have never been kept off one
 TICKETS = 144  # of the caller, then of the workers
 TICKET_WORDS = 16
 THREAD = 8  # behind a worker's ticket: the system's number of the thread
@@ -94,7 +94,7 @@ def keep_apart(args, threads):
     idle (a virtual machine's idle cores count as busy), and there it waits until the caller's time is up.
     """
     core = current_core()
-    if core != args[CORE]:
+    if core + 1 != args[CORE]:
         allowed = stack_i64(AFFINITY_WORDS)
         for word in range(AFFINITY_WORDS):
             st_scratch(allowed, word, 0)
@@ -104,7 +104,7 @@ def keep_apart(args, threads):
                 thread = atomic_load(args, TICKETS + number * TICKET_WORDS + THREAD)
                 if thread != 0:
                     set_affinity(thread, allowed)  # refused when no core is left
-        args[CORE] = core
+        args[CORE] = core + 1
 
 
 @helper
@@ -208,7 +208,9 @@ def share_out(args, rows, index, chunks):
 
 @helper
 def watch_preemption(args, region_time):
-    """Every few shared rows: when workers keep taking the caller's core, stop sharing for a while."""
+    """Every few shared rows: when others keep taking the caller's core, stop sharing for a while; when it has moved to
+    the workers' core, move these.
+    """
     args[REGIONS] += 1
     args[REGION_TIME] += region_time
     if args[REGIONS] < LOOK_EVERY:
@@ -216,6 +218,7 @@ def watch_preemption(args, region_time):
     switches = involuntary_switches()
     if switches - args[SWITCHES] >= 2 and args[REGION_TIME] > SLICE:
         args[ALONE_UNTIL] = clock() + PENALTY * args[REGION_TIME]
+    keep_apart(args, atomic_load(args, WORKERS) + 1)
     args[SWITCHES] = switches
     args[REGIONS] = 0
     args[REGION_TIME] = 0
