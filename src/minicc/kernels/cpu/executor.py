@@ -98,13 +98,16 @@ def keep_apart(args, threads):
         allowed = stack_i64(AFFINITY_WORDS)
         for word in range(AFFINITY_WORDS):
             st_scratch(allowed, word, 0)
+        moved = 0
         if get_affinity(0, allowed) > 0 and core >> 6 < AFFINITY_WORDS:
             st_scratch(allowed, core >> 6, ld_scratch(allowed, core >> 6) & ~(1 << (core & 63)))
             for number in range(1, threads):
                 thread = atomic_load(args, TICKETS + number * TICKET_WORDS + THREAD)
-                if thread != 0:
+                if thread != 0:  # it has begun
                     set_affinity(thread, allowed)  # refused when no core is left
-        args[CORE] = core + 1
+                    moved += 1
+        if moved == threads - 1:
+            args[CORE] = core + 1
 
 
 @helper
