@@ -154,7 +154,7 @@ def child(arguments: Sequence[str], limit: float) -> Row:
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
     """(model, batch, threads) of every row."""
-    for name in options.names or [*MODELS, *GENERATED]:
+    for name in options.names or [*(model.name for model in MODELS), *GENERATED]:
         for batch in options.batches:
             for threads in options.threads:
                 yield name, batch, threads

@@ -67,7 +67,7 @@ def rich_program() -> Program:
     a = s.buffer("input", (n, maximum(n - 3, 2), broadcast(n, symbol("m")), n * n // 2, minimum(n % 3, 5)))
     w = s.constant(np.arange(6, dtype=np.float32).reshape(2, 3))
     names = s.buffer("constant", (2,), "string", data=np.array(["a", "b"], object))
-    shape = s.buffer("content", (3,), "i64", content=(n, 7, n * 2))
+    shape = s.buffer("content", (3,), "i64", content=(n, (1 << 63) - 1, n * 2))
     out = s.buffer("host", (symbol("k"),))
     s.steps.append(
         HostStep(

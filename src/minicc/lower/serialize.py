@@ -303,7 +303,7 @@ class _Reader:
         if isinstance(data, list):
             _need(len(data) == 1, "not a dimension")
             return self.dims[_integer(data[0], 0, len(self.dims) - 1)]
-        return _integer(data, -(1 << 62), 1 << 62)
+        return _integer(data, -(1 << 63), (1 << 63) - 1)  # an element of a content may be any int64
 
     def _terms(self, data: Any) -> Dim:
         total: Dim = 0
