@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "minicc"
 # A package imports only from itself and from those before it.
 LAYERS = (
     "errors", "options", "ir", "targets", "ops", "frontend", "passes", "kernels", "lower", "codegen",
-    "runtime", "debug", "module", "api", "backend", "demo", "cli", "__main__",
+    "runtime", "debug", "module", "api", "backend", "demo", "peers", "cli", "__main__",
 )
 # Packages that are slow to import or optional: functions may import them when they need them.
 HEAVY = {

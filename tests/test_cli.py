@@ -92,6 +92,14 @@ def test_profile_and_trace(tmp_path: Path) -> None:
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+def test_roofline_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "digits.png"
+    call("profile", DIGITS, "--repeats", "1", "--roofline", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "cannot be written" in refused("profile", DIGITS, "--roofline", str(tmp_path / "no" / "digits.png"))
+
+
 def test_bench_against_onnxruntime() -> None:
     rows = call_json("bench", DIGITS, "--against", "ort", "--seconds", "0.1")["results"]
     assert [r["runtime"] for r in rows] == ["minicc", "ort"]

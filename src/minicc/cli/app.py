@@ -11,6 +11,8 @@ import typer
 import minicc
 from minicc.cli import common, doctor, measure
 from minicc.cli.common import Dims, Inputs, Json, Level, Model, Seed, Target, Threads, Trust, guarded
+from minicc.debug.peaks import measure_peaks
+from minicc.debug.roofline import draw_roofline
 from minicc.errors import InputError
 
 app = typer.Typer(
@@ -164,6 +166,7 @@ def profile(
     json: Json = False,
     repeats: Annotated[int, typer.Option(min=1, help="measured runs")] = 10,
     trace: Annotated[Path | None, typer.Option(help="write a Chrome trace to this file")] = None,
+    roofline: Annotated[Path | None, typer.Option(help="draw the kernels below the machine's peaks")] = None,
 ) -> None:
     """Show where the time of a run goes, kernel by kernel."""
 
@@ -172,6 +175,8 @@ def profile(
         found = module.profile(*common.read_inputs(module.inputs, inputs, dim, seed), repeats=repeats)
         if trace is not None:
             found.to_chrome_trace(trace)
+        if roofline is not None:
+            draw_roofline(found, measure_peaks(found.threads), roofline)
         if json:
             common.print_json(found.to_dict())
         else:
