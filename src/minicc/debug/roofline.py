@@ -1,4 +1,4 @@
-"""The roofline picture of a profile: every kernel's rate over its operations per byte, below the machine's peaks."""
+"""The roofline picture of a profile: every template kernel's rate over its operations per byte, below the machine's peaks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LABELLED = 6  # kernels with a name in the legend, those that take the longest
 def draw_roofline(found: Profile, peaks: Peaks, path: str | os.PathLike[str]) -> None:
     """Write the picture; the format is that of the file's ending.
 
-    A point's area is its share of the time. A point above the sloped line has its operands in the caches. Kernels
-    without operations (moves, host steps) have no place in it. Raises InputError for a file that cannot be written.
+    A point's area is its share of the time. A point above the sloped line has its operands in the caches. Generated
+    loops have no place in it: their operations are an estimate from above, which counts what is hoisted as often as it is used. Raises InputError for a file that cannot be written.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("matplotlib is not installed", hint="pip install minicc[bench]") from error
 
-    rows = [r for r in found.rows if r.gflops > 0 and r.gbytes > 0]
+    rows = [r for r in found.rows if r.tier not in ("loops", "host") and r.gflops > 0 and r.gbytes > 0]
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     places = [r.gflops / r.gbytes for r in rows]
