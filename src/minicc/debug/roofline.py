@@ -15,7 +15,8 @@ def draw_roofline(found: Profile, peaks: Peaks, path: str | os.PathLike[str]) ->
     """Write the picture; the format is that of the file's ending.
 
     A point's area is its share of the time. A point above the sloped line has its operands in the caches. Generated
-    loops have no place in it: their operations are an estimate from above, which counts what is hoisted as often as it is used. Raises InputError for a file that cannot be written.
+    loops have no place in it: their operations are an estimate from above, which counts a hoisted reduction as often as
+    it is used. Raises InputError for a file that cannot be written.
     """
     try:
         from matplotlib.figure import Figure
