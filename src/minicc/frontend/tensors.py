@@ -197,8 +197,7 @@ def _from_bytes(raw: bytes | memoryview, dtype: DType, shape: tuple[int, ...], c
         return np.not_equal(np.frombuffer(raw, np.uint8), 0).reshape(shape)
     if count == 0:
         return np.zeros(shape, dtype.numpy)
-    array = np.frombuffer(raw, dtype.numpy, count)
-    return (array if array.flags.aligned else array.copy()).reshape(shape)
+    return np.frombuffer(raw, dtype.numpy, count).reshape(shape)  # at any address: a copy would hold mapped weights twice
 
 
 def _unpack(packed: Array, dtype: DType, count: int) -> Array:

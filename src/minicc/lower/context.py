@@ -255,14 +255,15 @@ def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
 
 
 def _owned(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    """The array, or a copy where it lies in a mapped file or its vectors would cross cache lines."""
+    """The array, or a copy where it is a strided view, lies in a mapped file, or its vectors would cross cache lines."""
     if data.dtype.hasobject:
         return data
     owner: object = data
     while isinstance(owner, np.ndarray):
         owner = owner.base
     mapped = isinstance(owner, memoryview) and isinstance(owner.obj, mmap)
-    if not mapped and (data.nbytes < CACHE_LINE or data.ctypes.data % CACHE_LINE == 0):
+    plain = data.flags.c_contiguous and data.flags.aligned and not mapped
+    if plain and (data.nbytes < CACHE_LINE or data.ctypes.data % CACHE_LINE == 0):
         return data
     copy = aligned_empty(data.shape, data.dtype)
     copy[...] = data

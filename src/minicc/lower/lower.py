@@ -25,7 +25,6 @@ from minicc.options import Options
 from minicc.passes.fuse import has_loops
 from minicc.targets.parse import Target
 
-
 # Constants of fewer bytes are not worth releasing.
 RELEASED_BYTES = 1 << 14
 
