@@ -74,7 +74,8 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
         _stop(imported, report.stopped_after)
 
     stage("lower")
-    program = _named(prune_kernels(lower(imported.graph, machine, options)), imported)
+    notes = {"graph": print_graph(imported.graph)}
+    program = _named(prune_kernels(lower(imported.graph, machine, options, consume=True)), imported)
     dump.program(program)
     _check_placement(program, options)
 
@@ -84,7 +85,6 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
 
     stage("load")
     runs = sum(row.runs for row in report.rows)
-    notes = {"graph": print_graph(imported.graph)}
     full = CompileReport(report.rows, stage.seconds, imported.warnings)
     module = Module(program, code, machine, options, pass_runs=runs, notes=notes, report=full)
     if not machine.missing_features():

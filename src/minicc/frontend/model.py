@@ -18,7 +18,7 @@ import minicc.ops  # noqa: F401  registers the operators
 from minicc.errors import InvalidModelError, MiniccError, ResourceLimitError
 from minicc.frontend.functions import FunctionTable
 from minicc.frontend.importer import Frame, Importer, Scope
-from minicc.frontend.reader import check_opsets, opset_versions, read_model
+from minicc.frontend.reader import check_opsets, open_model, opset_versions
 from minicc.frontend.tensors import TensorReader
 from minicc.ir.dims import Dim, symbol
 from minicc.ir.graph import Graph, Value
@@ -75,8 +75,9 @@ def load_model(
     """
     options = options or Options()
     try:
-        file = read_model(source, base_dir)
-        return _import(file.proto, TensorReader(file.base_dir, options.max_bytes), file.name, options)
+        with open_model(source, base_dir) as file:
+            tensors = TensorReader(file.base_dir, options.max_bytes, file.own)
+            return _import(file.proto, tensors, file.name, options)
     except MiniccError:
         raise
     except MemoryError as error:

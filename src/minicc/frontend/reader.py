@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from minicc.errors import InvalidModelError
+from minicc.frontend.weights import OwnFile, without_weights
 from minicc.ops.host import newest_opset
 
 OLDEST_OPSET = 1
@@ -32,35 +35,45 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A parsed model, the folder of its external data (None: it may have none), and its name for messages."""
+    """A parsed model, the folder of its external data (None: it may have none), and its name for messages.
+
+    own: where its larger weights are, which `proto` then refers to as external data; None where it holds them itself.
+    """
 
     proto: onnx.ModelProto
     base_dir: Path | None
     name: str
+    own: OwnFile | None = None
 
 
-def read_model(
+@contextmanager
+def open_model(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,
     base_dir: str | os.PathLike[str] | None = None,
-) -> ModelFile:
-    """Parse a model and check its IR version and opsets. Raises InvalidModelError."""
+) -> Iterator[ModelFile]:
+    """Parse a model and check its IR version and opsets; its file stays open inside. Raises InvalidModelError."""
     folder = Path(base_dir) if base_dir is not None else None
     if isinstance(source, onnx.ModelProto):
-        proto, name = source, "ModelProto"
-    elif isinstance(source, bytes | bytearray | memoryview):
-        proto, name = _parse(bytes(source), "bytes"), "bytes"
+        _check_versions(source, "ModelProto")
+        yield ModelFile(source, folder, "ModelProto")
+        return
+    if isinstance(source, bytes | bytearray | memoryview):
+        data, name = bytes(source), "bytes"
+        own = OwnFile(data, len(data))
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = path.name or str(path)
-        proto = _parse(_read(path), name)
+        own = _open(path)
         folder = folder if folder is not None else path.absolute().parent
     else:
         raise InvalidModelError(f"a model is a path, bytes or onnx.ModelProto, not {type(source).__name__}")
-    _check_versions(proto, name)
-    return ModelFile(proto, folder, name)
+    with closing(own):
+        proto = _parse(own, name)
+        _check_versions(proto, name)
+        yield ModelFile(proto, folder, name, own)
 
 
-def _read(path: Path) -> bytes:
+def _open(path: Path) -> OwnFile:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -69,21 +82,24 @@ def _read(path: Path) -> bytes:
             raise InvalidModelError(
                 f"{path} is larger than the 2 GiB of an ONNX file", hint="save the weights as external data"
             )
-        return path.read_bytes()
+        file = path.open("rb")
+        return OwnFile(file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
         raise InvalidModelError(f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise InvalidModelError(f"{path} cannot be read", why=str(error)) from error
 
 
-def _parse(data: bytes, name: str) -> onnx.ModelProto:
-    if not data:
+def _parse(own: OwnFile, name: str) -> onnx.ModelProto:
+    if not own.size:
         raise InvalidModelError(f"{name} is empty")
-    for offset, magic, what in _MAGIC:
-        if data[offset : offset + len(magic)] == magic:
-            raise InvalidModelError(f"{name} is {what}, not an ONNX model")
+    with own.whole() as data:
+        for offset, magic, what in _MAGIC:
+            if data[offset : offset + len(magic)] == magic:
+                raise InvalidModelError(f"{name} is {what}, not an ONNX model")
+        rest = without_weights(data, own.location)
     try:
-        return onnx.ModelProto.FromString(data)
+        return onnx.ModelProto.FromString(rest)
     except Exception as error:  # protobuf raises its own kinds
         raise InvalidModelError(
             f"{name} is not an ONNX model, or is damaged",

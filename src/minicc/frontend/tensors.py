@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from minicc.errors import InvalidModelError, ResourceLimitError
+from minicc.frontend.weights import OwnFile
 from minicc.ir.types import DType, boolean, string
 from minicc.ops.host import dtype_of_number
 
@@ -36,10 +37,14 @@ _FIELDS = {
 
 @dataclass
 class TensorReader:
-    """Reads tensors of one model; `folder` is where its external data may lie (None: nowhere)."""
+    """Reads tensors of one model; `folder` is where its external data may lie (None: nowhere).
+
+    own: the model's own file, where its tensors have been left there.
+    """
 
     folder: Path | None
     max_bytes: int
+    own: OwnFile | None = None
     files: dict[str, memoryview] = field(default_factory=dict)
 
     def read(self, proto: onnx.TensorProto, name: str = "") -> Array:
@@ -104,8 +109,12 @@ class TensorReader:
         location = entries.get("location", "")
         offset = _integer(entries.get("offset", "0"), name)
         length = _integer(entries.get("length", str(stored)), name)
+        mine = self.own is not None and location == self.own.location
         if length != stored:
-            raise InvalidModelError(f"tensor {name!r} needs {stored} bytes, its external data has {length}")
+            has = "it has" if mine else "its external data has"
+            raise InvalidModelError(f"tensor {name!r} needs {stored} bytes, {has} {length}")
+        if self.own is not None and mine:
+            return self.own[offset : offset + length]
         if location not in self.files:
             self.files[location] = _map(self.folder, location, name)
         data = self.files[location]
@@ -188,8 +197,7 @@ def _from_bytes(raw: bytes | memoryview, dtype: DType, shape: tuple[int, ...], c
         return np.not_equal(np.frombuffer(raw, np.uint8), 0).reshape(shape)
     if count == 0:
         return np.zeros(shape, dtype.numpy)
-    array = np.frombuffer(raw, dtype.numpy, count)
-    return (array if array.flags.aligned else array.copy()).reshape(shape)
+    return np.frombuffer(raw, dtype.numpy, count).reshape(shape)  # at any address: a copy would hold mapped weights twice
 
 
 def _unpack(packed: Array, dtype: DType, count: int) -> Array:

@@ -198,6 +198,7 @@ class Graph:
                 for position, value in enumerate(node.inputs):
                     if value is not None:
                         value.uses.remove((node, position))
+                node.inputs = (None,) * len(node.inputs)  # so that weights need not wait for the garbage collector
         self.nodes = _topological([node for node in self.nodes if node in alive])
         self._unique_names()
         return before - len(self.nodes)

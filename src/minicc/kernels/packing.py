@@ -7,27 +7,44 @@ at run time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from minicc.kernels.cpu.winograd_points import POINTS
 
 Array = np.ndarray[Any, Any]
+CACHE_LINE = 64  # bytes
 
 
-def pack_b(weights: Array, columns: int) -> Array:
-    """Right operands [..., K, N] as panels [..., ceil(N / NR), K, NR], zero-padded in N; `columns` is NR."""
+def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> Array:
+    """A new array at the start of a cache line, so that whole vectors may be loaded without crossing lines."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    skip = -memory.ctypes.data % CACHE_LINE
+    return memory[skip : skip + size].view(dtype).reshape(shape)
+
+
+def pack_b(weights: Array, columns: int, tail: int = 0) -> Array:
+    """Right operands [..., K, N] as panels [..., ceil(N / NR), K, NR], zero-padded in N; `columns` is NR.
+
+    tail: where not 0, the panels come flat and with that many zeros behind them.
+    """
     *batch, k, n = weights.shape
     panels = -(-n // columns)
-    packed = np.empty((*batch, panels, k, columns), weights.dtype)
+    shape = (*batch, panels, k, columns)
+    flat = aligned_empty((prod(shape) + tail,), weights.dtype)
+    flat[prod(shape) :] = 0
+    packed = flat[: prod(shape)].reshape(shape)
     whole = n // columns
     split = weights[..., : whole * columns].reshape(*batch, k, whole, columns)
     packed[..., :whole, :, :] = np.moveaxis(split, -2, -3)  # one pass over the weights, whatever their strides
     if whole < panels:
         packed[..., whole, :, : n - whole * columns] = weights[..., whole * columns :]
         packed[..., whole, :, n - whole * columns :] = 0
-    return packed
+    return flat if tail else packed
 
 
 def pack_conv(weights: Array, groups: int, columns: int) -> Array:
@@ -40,9 +57,7 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     matrices = (
         weights.reshape(groups, m // groups, c, taps).transpose(0, 3, 2, 1).reshape(groups, taps * c, -1)
     )
-    packed = pack_b(matrices, columns)
-    zeros = np.zeros((kernel[-1] if kernel else 1) * c, weights.dtype)
-    return np.concatenate([packed.reshape(-1), zeros])
+    return pack_b(matrices, columns, (kernel[-1] if kernel else 1) * c)
 
 
 def winograd_filter(out: int, stride: int = 1) -> Array:
@@ -70,7 +85,8 @@ def pack_winograd(weights: Array, tile: tuple[int, int], stride: int, columns: i
     both_axes = np.kron(*(winograd_filter(out, stride) for out in tile))
     positions, taps = both_axes.shape
     panels, panel = -(-m // columns), positions * c * columns
-    packed = np.zeros(panels * panel + c, np.float32)
+    packed = aligned_empty((panels * panel + c,), np.float32)
+    packed[...] = 0
     for number in range(panels):
         part = weights[number * columns : (number + 1) * columns].reshape(-1, c, taps).transpose(2, 1, 0)
         form = both_axes @ part.reshape(taps, -1).astype(np.float64)
@@ -104,8 +120,7 @@ def pack_conv_transpose(
     # Taps of one phase next to each other: stable, so that within a phase the last axis still runs fastest.
     by_phase = sorted(range(ordered.shape[-1]), key=lambda t: _phase(t, phases))
     matrices = ordered[..., by_phase].transpose(0, 3, 1, 2).reshape(groups, -1, n)
-    packed = pack_b(matrices, columns)
-    return np.concatenate([packed.reshape(-1), np.zeros(c // groups, weights.dtype)])
+    return pack_b(matrices, columns, c // groups)
 
 
 def _phase(tap: int, phases: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -138,8 +153,7 @@ def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:
 def pack_depthwise(weights: Array, columns: int) -> Array:
     """Depthwise weights [C, 1, *kernel] as flat panels [ceil(C / NR)][taps][NR], then C zeros."""
     c = weights.shape[0]
-    packed = pack_b(weights.reshape(c, -1).T, columns)
-    return np.concatenate([packed.reshape(-1), np.zeros(c, weights.dtype)])
+    return pack_b(weights.reshape(c, -1).T, columns, c)
 
 
 def pack_conv_integer(weights: Array, zero_points: Array, groups: int, columns: int) -> Array:

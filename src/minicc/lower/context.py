@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from minicc.ir.expr import EXPENSIVE, Expr, iteration, reduction, walk
 from minicc.ir.graph import Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import DType, OpaqueType, TensorType, dtype_of
+from minicc.kernels.packing import CACHE_LINE, aligned_empty
 from minicc.lower.affine import affine, linearise
 from minicc.lower.body import BodyWord, Write, normalise
 from minicc.lower.compose import RESHAPES, VIEWS, Composer, broadcast_index
@@ -28,7 +30,6 @@ from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
 # Rough costs of one element on one core, in nanoseconds, for cutting work into chunks; not for choosing kernels.
-CACHE_LINE = 64  # bytes
 NS_PER_LOAD, NS_PER_FUNCTION, NS_PER_SIMPLE = 0.15, 0.8, 0.03
 
 
@@ -70,14 +71,14 @@ class Lowering:
         """Working memory in the arena."""
         return self.new_buffer(name, dtype, shape, "temporary")
 
-    def constant(self, data: np.ndarray, name: str, key: Hashable = None, original: bool = False) -> int:  # type: ignore[type-arg]
+    def constant(self, data: np.ndarray, name: str, key: Hashable = None) -> int:  # type: ignore[type-arg]
         """A constant array, shared by `key` (the identity of the original weights and how they were packed).
 
-        It is moved to the start of a cache line, but not if `original`, of the model itself: that may be a mapped file.
+        It starts a cache line and lies in memory: what happens to the model's files later does not matter to a program.
         """
         if key is not None and key in self.constants:
             return self.constants[key]
-        data = data if original else _aligned(data)
+        data = _owned(data)
         number = self.new_buffer(name, dtype_of(data.dtype), data.shape, "constant", data)
         if key is not None:
             self.constants[key] = number
@@ -103,7 +104,7 @@ class Lowering:
         if value in self.places:
             return self.places[value]
         if value.data is not None:
-            number = self.constant(value.data, value.name, ("data", id(value.data), value.data.shape), original=True)
+            number = self.constant(value.data, value.name, ("data", id(value.data), value.data.shape))
         elif value.content is not None and value.producer is None:
             tensor = value.tensor
             number = self.new_buffer(value.name, tensor.dtype, tensor.dims, "content", content=tuple(value.content.flat))
@@ -253,12 +254,17 @@ def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
     return elements * operations, (elements * max(1, round(hundredths))) // 100
 
 
-def _aligned(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    """The array at an address that whole vectors may be loaded from without crossing cache lines."""
-    if data.nbytes < CACHE_LINE or data.ctypes.data % CACHE_LINE == 0:
+def _owned(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """The array, or a copy where it is a strided view, lies in a mapped file, or its vectors would cross cache lines."""
+    if data.dtype.hasobject:
         return data
-    memory = np.empty(data.nbytes + CACHE_LINE, np.uint8)
-    skip = -memory.ctypes.data % CACHE_LINE
-    copy = memory[skip : skip + data.nbytes].view(data.dtype).reshape(data.shape)
+    owner: object = data
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    mapped = isinstance(owner, memoryview) and isinstance(owner.obj, mmap)
+    plain = data.flags.c_contiguous and data.flags.aligned and not mapped
+    if plain and (data.nbytes < CACHE_LINE or data.ctypes.data % CACHE_LINE == 0):
+        return data
+    copy = aligned_empty(data.shape, data.dtype)
     copy[...] = data
     return copy

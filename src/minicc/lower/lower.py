@@ -25,11 +25,18 @@ from minicc.options import Options
 from minicc.passes.fuse import has_loops
 from minicc.targets.parse import Target
 
+# Constants of fewer bytes are not worth releasing.
+RELEASED_BYTES = 1 << 14
 
-def lower(graph: Graph, target: Target, options: Options) -> Program:
-    """Lower a graph (and the bodies of its control flow) to a program for a target."""
+
+def lower(graph: Graph, target: Target, options: Options, consume: bool = False) -> Program:
+    """Lower a graph (and the bodies of its control flow) to a program for a target.
+
+    consume: large constants leave the graph with the last node that reads them, so that weights are not held twice,
+    as the model has them and packed; the graph is of no use afterwards.
+    """
     table = KernelTable()
-    program = lower_graph(graph, target, options, table)
+    program = lower_graph(graph, target, options, table, consume)
     return Program(
         program.name, program.buffers, program.steps, program.inputs, program.outputs, program.input_types,
         program.output_types, tuple(table.index), tuple(v.name for v in graph.inputs),
@@ -37,8 +44,9 @@ def lower(graph: Graph, target: Target, options: Options) -> Program:
     )  # fmt: skip
 
 
-def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTable) -> Program:
+def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTable, consume: bool = False) -> Program:
     """One graph with a kernel table shared by the whole program."""
+    last_read = _last_read(graph) if consume else {}
     low = Lowering(target, table, options.winograd, options.precision)
     for value in graph.inputs:
         low.allocate(value, "input")
@@ -50,6 +58,8 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
         if len(low.steps) == before or isinstance(low.steps[-1], KernelStep):
             required += requirements(node)  # host and control steps check for themselves
         required = _attach(low.steps, before, required)
+        for value in last_read.get(node, ()):
+            value.data = None  # `Lowering.constants` may keep its id: the graph gets no new arrays from now on
     before = len(low.steps)
     outputs = [_output(low, value, graph) for value in graph.outputs]
     _attach(low.steps, before, required)
@@ -65,6 +75,20 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
         graph.name, tuple(buffers), tuple(steps), tuple(inputs), tuple(outputs),
         tuple(v.type for v in graph.inputs), tuple(v.type for v in graph.outputs),
     )  # fmt: skip
+
+
+def _last_read(graph: Graph) -> dict[Node, list[Value]]:
+    """The large constants to release after each node; what a view or the graph itself reads may be needed later."""
+    last: dict[Value, Node] = {}
+    for node in graph.nodes:
+        own = node.attrs["body"].constants() if node.op.name == "Fused" else []
+        last |= dict.fromkeys([v for v in (*node.inputs, *own) if v is not None], node)
+    found: dict[Node, list[Value]] = {}
+    for value, node in last.items():
+        large = value.data is not None and value.data.nbytes >= RELEASED_BYTES
+        if large and value not in graph.outputs and not any(map(is_view, value.consumers())):
+            found.setdefault(node, []).append(value)
+    return found
 
 
 def _attach(steps: list[Step], first: int, required: list[Dim]) -> list[Dim]:

@@ -100,7 +100,9 @@ def fold_constants(graph: Graph, context: PassContext) -> int:
                 if array.nbytes > _cap(node):
                     context.refusals["fold-constants", "the result is too large"] += 1
                     continue
-                constant = graph.constant(np.ascontiguousarray(array).reshape(array.shape))
+                if node.op.name != "Transpose":  # its result is a view, which takes no memory: packing reads any strides
+                    array = np.ascontiguousarray(array).reshape(array.shape)
+                constant = graph.constant(array)
                 if constant.type != value.type and not types_may_change:
                     context.refusals["fold-constants", "a sub-graph depends on the type"] += 1
                     continue
