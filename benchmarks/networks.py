@@ -105,7 +105,7 @@ def load_torchvision() -> Any:
     The two operators it misses are declared here, non-maximum suppression with a kernel: enough to run and
     trace the detection models.
     """
-    if "torchvision" not in sys.modules and torch.version.cuda is None:
+    if not _KEEP and "torchvision" not in sys.modules and torch.version.cuda is None:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

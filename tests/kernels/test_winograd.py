@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minicc.kernels import domain
@@ -120,6 +120,7 @@ def test_layers(out, shape, channels, images, threads):
     st.sampled_from([1, 2]),
 )
 def test_blocks_fit_the_stack_and_cover_everything(tile, sizes, channels, target, threads, stride):
+    assume(stride == 1 or tile == (2, 2))  # lowering chooses no other tile for a stride of two
     words = dict(zip(("IMAGES", "OH", "OW", "C", "N"), (*sizes, *channels)))
     constants = {"NR": 16, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride}
     units = domain.winograd_domain(words, constants, parse_target(target), threads)

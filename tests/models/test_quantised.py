@@ -123,7 +123,8 @@ def test_static_products(tmp_path: Path) -> None:
 def test_dynamic(tmp_path: Path) -> None:
     model, x = products()
     target = tmp_path / "quantised.onnx"
-    quantization.quantize_dynamic(model, target, weight_type=QuantType.QInt8)
+    # Without VNNI instructions ONNX Runtime saturates with weights of eight bits.
+    quantization.quantize_dynamic(model, target, weight_type=QuantType.QInt8, reduce_range=True)
     agrees(onnx.load(target), x, {"DynamicQuantizeLinear", "MatMulInteger"})
 
 

@@ -190,10 +190,10 @@ def check_expansion(op: str, inputs: Any, attrs: dict[str, Any], expected: Any, 
     """The smaller ops an op expands to compute the same, one level deep."""
     node, graph = make_node(op, inputs, attrs, outputs=len(expected), domain=domain)
     assert isinstance(graph, Graph)
+    feeds = [array for i, array in enumerate(inputs) if array is not None and not node.inputs[i].is_constant]
     values = list(node.op.expand(Builder(graph), node))
     graph.outputs = [v for v, array in zip(values, expected) if array is not None]
     graph.tidy()
-    feeds = [array for i, array in enumerate(inputs) if array is not None and not node.inputs[i].is_constant]
     wanted = [array for array in expected if array is not None]
     for i, (array, want) in enumerate(zip(evaluate(graph, feeds), wanted)):
         assert_same(array, want, rtol=rtol, atol=atol, what=f"expand, output {i}")

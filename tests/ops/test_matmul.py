@@ -27,6 +27,12 @@ def integers(dtype: type, *shape: int, seed: int = 0) -> np.ndarray:
     )
 
 
+def weights(*shape: int) -> np.ndarray:
+    """int8 of seven bits, as quantisers write with reduce_range: on processors without VNNI instructions ONNX Runtime
+    adds products of u8 and s8 in saturating 16 bits, exact only for these."""
+    return integers(np.int8, *shape) // np.int8(2)
+
+
 @pytest.mark.parametrize("case", cases_of("MatMul", "MatMulInteger", "Gemm", "Einsum"), ids=lambda c: c.name)
 def test_onnx_case(case: Case) -> None:
     check_case(case)
@@ -157,5 +163,5 @@ def test_matmul_nbits(bits: int, with_zero: bool) -> None:
 
 
 def test_matmul_integer_with_column_zero_points() -> None:
-    inputs = [integers(np.uint8, 3, 4), integers(np.int8, 4, 5), np.uint8(3), integers(np.int8, 5)]
+    inputs = [integers(np.uint8, 3, 4), weights(4, 5), np.uint8(3), integers(np.int8, 5)]
     check_against_onnxruntime("MatMulInteger", inputs, constants=(1, 3))

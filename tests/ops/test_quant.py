@@ -7,7 +7,7 @@ import pytest
 
 from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
 from tests.ops.runtime_oracle import check_against_onnxruntime
-from tests.ops.test_matmul import integers, normal
+from tests.ops.test_matmul import integers, normal, weights
 
 OPS = ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"]
 MICROSOFT = "com.microsoft"
@@ -102,7 +102,7 @@ def test_conv(dtype: type, last: int) -> None:
         integers(dtype, *shape),
         B,
         zero,
-        integers(np.int8, 3, 4, 3, 3),
+        weights(3, 4, 3, 3),
         scales,
         np.zeros(3, np.int8),
         np.float32(0.3),
@@ -120,7 +120,7 @@ def test_conv(dtype: type, last: int) -> None:
 
 @KINDS
 def test_products(dtype: type) -> None:
-    zero, w, scales = zero_point(dtype), integers(np.int8, 4, 5), np.abs(normal(5)) * 0.01
+    zero, w, scales = zero_point(dtype), weights(4, 5), np.abs(normal(5)) * 0.01
     zeros, bias = np.zeros(5, np.int8), (normal(5) * 500).astype(np.int32)
     left = [integers(dtype, 3, 4), B, zero]
     check_against_onnxruntime("QLinearMatMul", [*left, w, scales, zeros, A, zero], constants=range(1, 8))
@@ -133,7 +133,7 @@ def test_products(dtype: type) -> None:
 
 
 def test_products_to_float() -> None:
-    w, scales, zeros = integers(np.int8, 4, 5), np.abs(normal(5)) * 0.01, np.zeros(5, np.int8)
+    w, scales, zeros = weights(4, 5), np.abs(normal(5)) * 0.01, np.zeros(5, np.int8)
     inputs = [integers(np.uint8, 2, 3, 4), w, B, scales, np.uint8(100), zeros, normal(5)]
     check_against_onnxruntime("MatMulIntegerToFloat", inputs, domain=MICROSOFT, constants=range(1, 7))
     check_against_onnxruntime(

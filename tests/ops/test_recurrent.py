@@ -7,7 +7,7 @@ import pytest
 
 from tests.ops.onnx_cases import Case, cases_of, check_case
 from tests.ops.runtime_oracle import check_against_onnxruntime
-from tests.ops.test_matmul import integers, normal
+from tests.ops.test_matmul import normal, weights
 
 T, B, IN, H = 5, 3, 4, 6  # steps, batch, input size, hidden size
 LENGTHS = np.array([5, 2, 3], np.int32)
@@ -83,8 +83,8 @@ def test_dynamic_quantize_lstm(direction: str, per_column: bool) -> None:
     zero = np.zeros(shape, np.int8)
     inputs = [
         normal(T, B, IN),
-        integers(np.int8, d, IN, 4 * H),
-        integers(np.int8, d, H, 4 * H),
+        weights(d, IN, 4 * H),
+        weights(d, H, 4 * H),
         normal(d, 8 * H),
         None,
         normal(d, B, H),
