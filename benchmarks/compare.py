@@ -99,11 +99,16 @@ def _allowed(rule: Rule, name: str, dtype: np.dtype, largest: float) -> float:
     return TOLERANCE[rule.kind] * largest
 
 
-def session(source: Path | bytes, threads: int | None, *, plain: bool = False) -> ort.InferenceSession:
-    """An ONNX Runtime CPU session; `plain` switches its graph rewrites off, as an exact reference."""
+def session(source: Path | bytes, threads: int | None, *, plain: bool = False,
+            exact: bool = False) -> ort.InferenceSession:  # fmt: skip
+    """An ONNX Runtime CPU session; `plain` switches its graph rewrites off, `exact` rewrites u8 by s8 products to u8 by u8.
+
+    Without VNNI instructions its products of u8 and s8 saturate.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     model = source if isinstance(source, bytes) else str(source)
