@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minicc.kernels.domain import panel_columns
@@ -25,7 +25,8 @@ def window_words(x: Array, kernel, strides, dilations, pads) -> dict[str, Any]:
     return words | {"GROUPS": 1, "C": 1}
 
 
-def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, kind="none", gap=0, **options):
+def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, kind="none", gap=0, line=False,
+              **options):  # fmt: skip
     rng = np.random.default_rng(0)
     target = options.get("target", "cpu")
     x = rng.standard_normal((images, *shape, channels + gap)).astype(np.float32)[..., :channels]
@@ -33,7 +34,10 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
     nr = panel_columns(TARGETS[target], channels)
     words = window_words(x, kernel, strides, dilations, pads) | {"W": aligned(pack_depthwise(w, nr))}
     extents = (images, 1, words["M"], channels)
-    result, bias, rest = run_fused("depthwise", {"NR": nr}, words, extents, kind, 0, **options)
+    name, constants = "depthwise", {"NR": nr}
+    if line:
+        name, constants = "depthwise_line", {"NR": nr, "KW": kernel[-1], "STEP": strides[-1]}
+    result, bias, rest = run_fused(name, constants, words, extents, kind, 0, **options)
     exact = reference(x, w, strides, dilations, pads, channels).reshape(extents)
     magnitude = reference(np.abs(x), np.abs(w), strides, dilations, pads, channels).reshape(extents)
     magnitude = magnitude + np.abs(bias) + np.abs(rest)
@@ -53,6 +57,35 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
 def test_depthwise(problem, channels, images, kind, gap, threads, cuts):
     shape, _, *window = problem
     depthwise(shape, channels, *window, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    line=st.tuples(st.sampled_from([1, 2, 3, 5, 7]), st.sampled_from([1, 2])),
+    other=st.none() | st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2)),
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 34)),
+    pads=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=2),
+    channels=CHANNELS | st.just(200),
+    images=st.integers(1, 2),
+    kind=st.sampled_from(FLOAT_EPILOGUES),
+    gap=st.sampled_from([0, 3]),
+    threads=st.sampled_from([1, 2, 5]),
+    cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
+)
+def test_depthwise_along_lines(line, other, shape, pads, channels, images, kind, gap, threads, cuts):
+    (taps, step), *axes = line, *([other] if other else [])
+    kernel, strides, dilations = zip(*[(k, s, d) for k, s, d in axes], (taps, step, 1))
+    pads, shape = tuple(pads[-len(kernel):]), shape[-len(kernel):]
+    assume(all(i + a + b >= (k - 1) * d + 1 for i, (a, b), k, d in zip(shape, pads, kernel, dilations)))
+    depthwise(shape, channels, kernel, strides, dilations, pads, images=images, kind=kind, gap=gap, line=True,
+              threads=threads, cuts=cuts)  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])
+@pytest.mark.parametrize("channels", [5, 24])
+@pytest.mark.parametrize("step", [1, 2])
+def test_depthwise_along_lines_on_smaller_targets(target, channels, step):
+    depthwise((9, 17), channels, (3, 3), (2, step), (1, 1), ((1, 1), (1, 1)), kind="bias", target=target, line=True)
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])

@@ -293,6 +293,23 @@ def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, thr
     return units * row_blocks * panel_blocks
 
 
+def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill LINES and PANELS of a depthwise convolution along lines; the number of units.
+
+    Lines are cut before panels. No blocks for the caches: runs of memory as long as all channels were as fast as any
+    block of channels and pixels, whose lines of input would have stayed in L1.
+    """
+    w["LINES"] = w["PANELS"] = 1
+    if w["M"] == 0 or w["N"] == 0 or w["IMAGES"] == 0:
+        return 0
+    work = w["IMAGES"] * w["M"] * w["N"] * w["KH"] * constants["KW"]
+    wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT // 8)) if threads > 1 else 1
+    lines, panels = w["OH"], ceil_divide(w["N"], constants["NR"])
+    w["LINES"], line_blocks = _blocks(lines, lines * w["IMAGES"] // max(1, wanted))
+    w["PANELS"], panel_blocks = _blocks(panels, panels * w["IMAGES"] * line_blocks // max(1, wanted))
+    return w["IMAGES"] * line_blocks * panel_blocks
+
+
 def recurrent_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """Fill ROWS of a recurrent layer; one unit is a block of so many sequences of one direction."""
     sequences = w["B"] * w["DIRECTIONS"]

@@ -54,6 +54,10 @@ depthwise convolution with one input and one output channel per group, channels 
           `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
+depthwise_line  the same of at most two spatial axes, KW taps along the line as a constant, not dilated there, and STEP,
+          the stride along it; words as depthwise up to PW, then
+  LINES PANELS  (bind)
+
 pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average
   W               address of N floats that stand for padding: -inf for max, 0 for average
   the other words as depthwise, then
@@ -194,6 +198,12 @@ TEMPLATES: dict[str, Template] = {
             f"{_WINDOWS} ROW_TILES PANELS",
             "NR",
             domain.window_domain,
+        ),
+        _template(
+            "depthwise_line",
+            f"{_WINDOWS} LINES PANELS",
+            "NR KW STEP",
+            domain.line_domain,
         ),
         _template(
             "pool",

@@ -49,14 +49,15 @@ def _shortest(height):
     return height if height < 3 else height - 1
 
 
-def _literals(*values):
+def are_literals(*values):
+    """Whether Numba knows all these arguments of an intrinsic as integer literals."""
     return all(isinstance(value, types.IntegerLiteral) for value in values)
 
 
 @intrinsic
 def tile_height(typing_context, rows, left):
     """Height of the tile to compute next when `left` >= 1 rows remain; `rows` is the literal MR."""
-    if not _literals(rows):
+    if not are_literals(rows):
         return None
 
     def emit(context, builder, signature, values):
@@ -79,7 +80,7 @@ def product_tile(typing_context, rows, columns, width, height, addresses, panel,
     panel:     float32 [taps * depth][NR].
     tile:      float32 scratch [MR][NR]; overwritten when `first`, else added to.
     """
-    if not _literals(rows, columns, width):
+    if not are_literals(rows, columns, width):
         return None
     mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
 
@@ -166,7 +167,7 @@ def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
 _STARTS = {"sum": 0.0, "max": float("-inf"), "weighted": 0.0}
 
 
-def _masked_load(builder, pointer, width, mask):
+def masked_load(builder, pointer, width, mask):
     """Lanes whose mask is set, else 0; memory of the others is not touched."""
     type_ = vector(F32, width)
     memory = builder.bitcast(pointer, type_.as_pointer())
@@ -187,7 +188,7 @@ def _pool_tile(kind):
         addresses: int64 table [taps][MR] of the byte addresses of float32 rows.
         tile:      float32 scratch [MR][NR]; continued from when not `first`.
         """
-        if not _literals(rows, columns, width):
+        if not are_literals(rows, columns, width):
             return None
         shape = rows.literal_value, columns.literal_value, width.literal_value
 
@@ -200,7 +201,7 @@ def _pool_tile(kind):
                 with then:
                     _emit_window(builder, kind, shape, rows, operands, None)
                 with otherwise:
-                    _emit_window(builder, kind, shape, rows, operands, _masks(builder, shape, valid))
+                    _emit_window(builder, kind, shape, rows, operands, channel_masks(builder, *shape[1:], valid))
             return context.get_dummy_value()
 
         literals = [types.literal(value) for value in shape]
@@ -222,7 +223,7 @@ def depthwise_tile(typing_context, rows, columns, width, line, taps_at, valid, w
     weights:  float32 [taps][NR].
     tile:     float32 scratch [MR][NR]; continued from when not `first`.
     """
-    if not _literals(rows, columns, width) or not isinstance(line, types.BaseTuple):
+    if not are_literals(rows, columns, width) or not isinstance(line, types.BaseTuple):
         return None
     shape = rows.literal_value, columns.literal_value, width.literal_value
 
@@ -241,7 +242,7 @@ def depthwise_tile(typing_context, rows, columns, width, line, taps_at, valid, w
                     _emit_window(builder, "weighted", shape, rows, operands, None)
             with otherwise:
                 rows = _LineRows(builder, facts, taps_at, shape[0], check=True)
-                _emit_window(builder, "weighted", shape, rows, operands, _masks(builder, shape, valid))
+                _emit_window(builder, "weighted", shape, rows, operands, channel_masks(builder, *shape[1:], valid))
         return context.get_dummy_value()
 
     literals = [types.literal(value) for value in shape]
@@ -291,11 +292,11 @@ class _LineRows:
         return pointers
 
 
-def _masks(builder, shape, valid):
+def channel_masks(builder, columns, width, valid):
     """Per vector of a panel, which lanes are among its first `valid` columns."""
-    lanes = ir.Constant(vector(I64, shape[2]), [I64(lane) for lane in range(shape[2])])
-    limits = [builder.sub(valid, I64(at)) for at in range(0, shape[1], shape[2])]
-    return [builder.icmp_signed("<", lanes, splat(builder, limit, shape[2])) for limit in limits]
+    lanes = ir.Constant(vector(I64, width), [I64(lane) for lane in range(width)])
+    limits = [builder.sub(valid, I64(at)) for at in range(0, columns, width)]
+    return [builder.icmp_signed("<", lanes, splat(builder, limit, width)) for limit in limits]
 
 
 def _emit_window(builder, kind, shape, rows, operands, masks):
@@ -316,7 +317,7 @@ def _emit_window(builder, kind, shape, rows, operands, masks):
         for r, row in enumerate(rows.at_tap(t)):
             for v in vectors:
                 at = builder.gep(row, [I64(v * vw)])
-                x = load_vector(builder, at, vw) if masks is None else _masked_load(builder, at, vw, masks[v])
+                x = load_vector(builder, at, vw) if masks is None else masked_load(builder, at, vw, masks[v])
                 total = builder.load(sums[r][v])
                 if kind == "weighted":
                     total = fma(builder, x, factors[v], total)
@@ -342,7 +343,7 @@ def widen(typing_context, rows, table, x, count, channels, zero, row_size, widen
     x:     pointer that is added to the addresses: its element type, and the offset of the first channel.
     A function of its own: inside the kernel's loops LLVM would copy it for each of their conditions.
     """
-    if not _literals(rows):
+    if not are_literals(rows):
         return None
     mr, signed = rows.literal_value, x.dtype.signed
 
@@ -386,7 +387,7 @@ def integer_tile(typing_context, rows, columns, width, height, left, stride, pan
     left:   int16 scratch rows; panel: int16 [pairs][NR][2]. Their values are at most 255 in magnitude.
     tile:   int32 scratch [MR][NR]; overwritten when `first`, else added to.
     """
-    if not _literals(rows, columns, width):
+    if not are_literals(rows, columns, width):
         return None
     mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
 

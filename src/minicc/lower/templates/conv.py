@@ -22,9 +22,13 @@ from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.lower.templates.winograd import emit_winograd, takes_winograd, winograd_tile
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
+from minicc.targets.cpu import CpuTarget
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
+
+# Taps and stride along a line up to which depthwise convolutions are compiled for them: so many weights stay in registers.
+LINE_TAPS, LINE_STEP = 7, 2
 
 
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -138,7 +142,11 @@ def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int,
         "N": channels, "C": 1, "X_IMAGE": strides[0], **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
     }  # fmt: skip
     results = node.outputs if lead is not None else (anchor.output,)
-    common.emit(low, node, "depthwise", {"NR": nr}, values, space, (buffer, weights), flops, results=results)
+    name, constants = "depthwise", {"NR": nr}
+    taps, step, dilation = w.data.shape[-1], geometry.strides[-1], geometry.dilations[-1]
+    if isinstance(low.target, CpuTarget) and rank < 3 and dilation == 1 and taps <= LINE_TAPS and step <= LINE_STEP:
+        name, constants = "depthwise_line", {"NR": nr, "KW": taps, "STEP": step}
+    common.emit(low, node, name, constants, values, space, (buffer, weights), flops, results=results)
     return ""
 
 

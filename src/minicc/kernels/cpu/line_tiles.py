@@ -1,0 +1,101 @@
+"""The tile of a depthwise convolution whose taps along a line are known when it is compiled.
+
+Some neighbouring pixels of one line of output, for one vector of channels at a time: the sums of all pixels and the
+weights of one line of taps stay in registers, and every input is loaded once per line of taps for all the pixels
+that it reaches.
+"""
+
+# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from minicc.kernels.cpu.intrinsics import (
+    F32,
+    I64,
+    constant,
+    counted_loop,
+    fma,
+    load_vector,
+    stack_array,
+    store_vector,
+    vector,
+)
+from minicc.kernels.cpu.tiles import are_literals, channel_masks, masked_load
+
+_FLOATS = types.CPointer(types.float32)
+
+
+@intrinsic
+def line_tile(typing_context, pixels, columns, width, taps, step, line, valid, weights, tile, lines):
+    """tile[r, j] = sum over h < lines, t < taps of (position r * step + t of line h)[j] * weights[h][t][j].
+
+    pixels, columns, width, taps, step: literals: r < pixels, NR, VW, taps of a line, positions between pixels.
+    line:    tuple (address of position 0 of line 0; bytes between positions, between lines; position 0 counted along
+             the whole line, its extent; address of zeros; whether all positions are inside). Others read the zeros.
+    valid:   columns that may be read.
+    weights: float32 [lines][taps][NR].
+    tile:    float32 scratch [pixels][NR].
+    """
+    if not are_literals(pixels, columns, width, taps, step) or not isinstance(line, types.BaseTuple):
+        return None
+    known = [value.literal_value for value in (pixels, columns, width, taps, step)]
+
+    def emit(context, builder, signature, values):
+        line, valid, weights, tile, lines = values[5:]
+        *facts, inside = [builder.extract_value(line, i) for i in range(7)]
+        columns, width = known[1:3]
+        whole = builder.icmp_signed(">=", valid, I64(columns))
+        with builder.if_else(builder.and_(whole, builder.icmp_signed("!=", inside, I64(0)))) as (free, careful):
+            with free:
+                _emit(builder, known, facts, weights, tile, lines, False, None)
+            with careful, builder.if_else(whole) as (then, otherwise):
+                with then:
+                    _emit(builder, known, facts, weights, tile, lines, True, None)
+                with otherwise:
+                    masks = channel_masks(builder, columns, width, valid)
+                    _emit(builder, known, facts, weights, tile, lines, True, masks)
+        return context.get_dummy_value()
+
+    kinds = [types.literal(value) for value in known]
+    facts = types.UniTuple(types.int64, 7)
+    return types.void(*kinds, facts, types.int64, _FLOATS, _FLOATS, types.int64), emit
+
+
+def _emit(builder, known, facts, weights, tile, lines, check, masks):
+    pixels, columns, width, taps, step = known
+    x, position_step, line_step, first, extent, zeros = facts
+    positions = range((pixels - 1) * step + taps)
+    inside = []
+    if check:
+        # Unsigned, so that negative positions are too large.
+        inside = [builder.icmp_unsigned("<", builder.add(first, I64(p)), extent) for p in positions]
+    type_ = vector(F32, width)
+    for v in range(columns // width):
+        sums = [stack_array(builder, type_, 1) for _ in range(pixels)]
+        for place in sums:
+            builder.store(constant(type_, 0.0), place)
+        shift = I64(4 * v * width)
+        padding = builder.add(zeros, shift)
+        with counted_loop(builder, I64(0), lines) as h:
+            row = builder.gep(weights, [builder.mul(h, I64(taps * columns))])
+            at = [builder.gep(row, [I64(t * columns + v * width)]) for t in range(taps)]
+            factors = [load_vector(builder, place, width, "input") for place in at]
+            address = builder.add(builder.add(x, shift), builder.mul(h, line_step))
+            totals = [builder.load(place) for place in sums]
+            for p in positions:
+                source = builder.select(inside[p], address, padding) if check else address
+                pointer = builder.inttoptr(source, F32.as_pointer())
+                if masks is None:
+                    value = load_vector(builder, pointer, width)
+                else:
+                    value = masked_load(builder, pointer, width, masks[v])
+                for r in range(pixels):
+                    if 0 <= p - r * step < taps:
+                        totals[r] = fma(builder, value, factors[p - r * step], totals[r])
+                address = builder.add(address, position_step)
+            for place, total in zip(sums, totals):
+                builder.store(total, place)
+        for r, place in enumerate(sums):
+            at = builder.gep(tile, [I64(r * columns + v * width)])
+            store_vector(builder, builder.load(place), at, "scratch", 4 * width)
