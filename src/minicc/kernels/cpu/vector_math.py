@@ -49,8 +49,21 @@ def copysign(typing_context, x, y):
 
 
 @intrinsic
+def choose(typing_context, condition, x, y):
+    """`x if condition else y` as a select: Python's form begins as branches, which LLVM may thread into a tree of paths
+    that it then does not vectorise."""
+    if x != y:
+        return None
+
+    def emit(context, builder, signature, values):
+        return builder.select(values[0], *values[1:])
+
+    return x(types.boolean, x, x), emit
+
+
+@intrinsic
 def power_of_two(typing_context, rounded):
-    """2**k in float32 for rounded = k + ROUND_F32 and k in -126..127."""
+    """2**k in float32 for rounded = k + ROUND_F32 and k in -126..127; infinity for 128."""
 
     def emit(context, builder, signature, values):
         exponent = builder.shl(builder.bitcast(values[0], I32), I32(23))
@@ -180,8 +193,8 @@ def _expm1_reduced(x, k):
 def exp_f32(x):
     """e**x."""
     # Beyond these bounds the result is infinity or 0. NaN passes both comparisons.
-    x = f32(89.0) if x > f32(89.0) else x
-    x = f32(-104.0) if x < f32(-104.0) else x
+    x = choose(x > f32(89.0), f32(89.0), x)
+    x = choose(x < f32(-104.0), f32(-104.0), x)
     rounded = _round_exponent(x)
     return scale(_expm1_reduced(x, rounded - ROUND_F32) + f32(1.0), rounded)
 
@@ -189,8 +202,8 @@ def exp_f32(x):
 @helper
 def expm1_f32(x):
     """e**x - 1, accurate near 0."""
-    y = f32(89.0) if x > f32(89.0) else x
-    y = f32(-20.0) if y < f32(-20.0) else y
+    y = choose(x > f32(89.0), f32(89.0), x)
+    y = choose(y < f32(-20.0), f32(-20.0), y)
     rounded = _round_exponent(y)
     # Half of the power, as 2**128 is no float32.
     half = power_of_two(rounded - f32(1.0))
@@ -200,16 +213,20 @@ def expm1_f32(x):
 
 @helper
 def sigmoid_f32(x):
-    """1 / (1 + e**-x), without overflow on either side."""
-    e = exp_f32(-abs(x))
-    return (f32(1.0) if x >= f32(0.0) else e) / (f32(1.0) + e)
+    """1 / (1 + e**-x); 0 where that is below half of the smallest normal number."""
+    # Beyond these bounds e**-x is infinity or nothing beside 1. NaN passes both comparisons.
+    y = -x
+    y = choose(y > f32(89.0), f32(89.0), y)
+    y = choose(y < f32(-87.0), f32(-87.0), y)
+    rounded = _round_exponent(y)
+    return f32(1.0) / (power_of_two(rounded) * (_expm1_reduced(y, rounded - ROUND_F32) + f32(1.0)) + f32(1.0))
 
 
 @helper
 def tanh_f32(x):
     """Hyperbolic tangent: (e**2x - 1) / (e**2x + 1)."""
     y = abs(x) + abs(x)
-    y = f32(20.0) if y > f32(20.0) else y
+    y = choose(y > f32(20.0), f32(20.0), y)
     rounded = _round_exponent(y)
     power = power_of_two(rounded)
     e = power * _expm1_reduced(y, rounded - ROUND_F32) + (power - f32(1.0))
@@ -239,13 +256,13 @@ def _log_parts(x):
 def log_f32(x):
     """Natural logarithm; -infinity at 0, NaN below."""
     tiny = x < f32(1.17549435e-38)
-    y = x * f32(8388608.0) if tiny else x
+    y = choose(tiny, x * f32(8388608.0), x)
     result = _log_parts(y)
-    result = result - f32(15.942385152878742) if tiny else result
-    result = result if x < INFINITY else x
-    result = result if x > f32(0.0) else f32(np.nan)
-    result = -INFINITY if x == f32(0.0) else result
-    return result if x == x else x
+    result = choose(tiny, result - f32(15.942385152878742), result)
+    result = choose(x < INFINITY, result, x)
+    result = choose(x > f32(0.0), result, f32(np.nan))
+    result = choose(x == f32(0.0), -INFINITY, result)
+    return choose(x == x, result, x)
 
 
 @helper
@@ -265,7 +282,7 @@ def log1p_f32(x):
 @helper
 def softplus_f32(x):
     """log(1 + e**x), without overflow."""
-    positive = f32(0.0) if x < f32(0.0) else x
+    positive = choose(x < f32(0.0), f32(0.0), x)
     return positive + log1p_f32(exp_f32(-abs(x)))
 
 
@@ -282,7 +299,7 @@ def erf_f32(x):
     p = p * square + f32(1.28379166e-1)
     near = p * x + x
     # Further out: 1 - e**q(|x|).
-    b = f32(4.0) if a > f32(4.0) else a
+    b = choose(a > f32(4.0), f32(4.0), a)
     q = b * f32(-1.72853470e-5) + f32(3.83197126e-4)
     q = q * (b * b) + (b * f32(-3.88396438e-3) + f32(2.42546219e-2))
     q = q * b + f32(-1.06777877e-1)
@@ -292,7 +309,7 @@ def erf_f32(x):
     rounded = _round_exponent(q)
     power = power_of_two(rounded)
     e = power * _expm1_reduced(q, rounded - ROUND_F32) + (power - f32(1.0))
-    return copysign(-e, x) if a > f32(0.927734375) else near
+    return choose(a > f32(0.927734375), copysign(-e, x), near)
 
 
 # ---------------------------------------------------------------------------------------------- trigonometry
@@ -309,14 +326,14 @@ MEANINGLESS = f32(1e12)
 @helper
 def _quarter_turns(x):
     """k + ROUND_F64 with k the number of quarter turns nearest to the angle; NaN for infinity."""
-    y = x if abs(x) < MEANINGLESS else x - x
+    y = choose(abs(x) < MEANINGLESS, x, x - x)
     return f64(y) * TWO_OVER_PI + ROUND_F64
 
 
 @helper
 def _remaining_angle(x, k):
     """x - k * pi / 2 in float32, accurate to its last bit."""
-    y = f64(x if abs(x) < MEANINGLESS else x - x)
+    y = f64(choose(abs(x) < MEANINGLESS, x, x - x))
     return f32(((y - k * HALF_PI_1) - k * HALF_PI_2) - k * HALF_PI_3)
 
 
@@ -343,8 +360,8 @@ def sin_f32(x):
     """Sine of an angle in radians; NaN for infinity. Angles from 1e12 on count as 0."""
     turns = _quarter_turns(x)
     r = _remaining_angle(x, turns - ROUND_F64)
-    result = _cos_reduced(r) if has_bit(turns, 0) else _sin_reduced(r)
-    return -result if has_bit(turns, 1) else result
+    result = choose(has_bit(turns, 0), _cos_reduced(r), _sin_reduced(r))
+    return choose(has_bit(turns, 1), -result, result)
 
 
 @helper
@@ -352,8 +369,8 @@ def cos_f32(x):
     """Cosine of an angle in radians; NaN for infinity. Angles from 1e12 on count as 0."""
     turns = _quarter_turns(x)
     r = _remaining_angle(x, turns - ROUND_F64)
-    result = _sin_reduced(r) if has_bit(turns, 0) else _cos_reduced(r)
-    return -result if has_bit(turns + f64(1.0), 1) else result
+    result = choose(has_bit(turns, 0), _sin_reduced(r), _cos_reduced(r))
+    return choose(has_bit(turns + f64(1.0), 1), -result, result)
 
 
 @helper
@@ -408,18 +425,18 @@ def pow_f32(x, y):
     """x**y with the special cases of C's pow, computed in float64."""
     a = abs(x)
     logarithm = _log2_f64(f64(a))
-    logarithm = logarithm if a < INFINITY else f64(a)
-    logarithm = f64(-np.inf) if a == f32(0.0) else logarithm
-    exponent = f64(0.0) if a == f32(1.0) else logarithm * f64(y)
-    exponent = f64(200.0) if exponent > f64(200.0) else exponent
-    exponent = f64(-200.0) if exponent < f64(-200.0) else exponent
+    logarithm = choose(a < INFINITY, logarithm, f64(a))
+    logarithm = choose(a == f32(0.0), f64(-np.inf), logarithm)
+    exponent = choose(a == f32(1.0), f64(0.0), logarithm * f64(y))
+    exponent = choose(exponent > f64(200.0), f64(200.0), exponent)
+    exponent = choose(exponent < f64(-200.0), f64(-200.0), exponent)
     result = f32(_exp2_f64(exponent))
     half = y * f32(0.5)
     is_whole = np.rint(y) == y
     is_odd = is_whole and np.rint(half) != half
-    result = copysign(result, x) if is_odd else result
-    result = f32(np.nan) if (x < f32(0.0)) and (a < INFINITY) and not is_whole else result
-    return f32(1.0) if (y == f32(0.0)) or (x == f32(1.0)) else result
+    result = choose(is_odd, copysign(result, x), result)
+    result = choose((x < f32(0.0)) and (a < INFINITY) and not is_whole, f32(np.nan), result)
+    return choose((y == f32(0.0)) or (x == f32(1.0)), f32(1.0), result)
 
 
 # ---------------------------------------------------------------------- by the C library, once per element
