@@ -36,7 +36,7 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
     extents = (images, 1, words["M"], channels)
     name, constants = "depthwise", {"NR": nr}
     if line:
-        name, constants = "depthwise_line", {"NR": nr, "KW": kernel[-1], "STEP": strides[-1]}
+        name, constants = "depthwise_line", {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1]}
     result, bias, rest = run_fused(name, constants, words, extents, kind, 0, **options)
     exact = reference(x, w, strides, dilations, pads, channels).reshape(extents)
     magnitude = reference(np.abs(x), np.abs(w), strides, dilations, pads, channels).reshape(extents)

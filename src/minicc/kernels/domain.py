@@ -302,7 +302,7 @@ def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     w["LINES"] = w["PANELS"] = 1
     if w["M"] == 0 or w["N"] == 0 or w["IMAGES"] == 0:
         return 0
-    work = w["IMAGES"] * w["M"] * w["N"] * w["KH"] * constants["KW"]
+    work = w["IMAGES"] * w["M"] * w["N"] * w["KH"] * constants["LINE_TAPS"]
     wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT // 8)) if threads > 1 else 1
     lines, panels = w["OH"], ceil_divide(w["N"], constants["NR"])
     w["LINES"], line_blocks = _blocks(lines, lines * w["IMAGES"] // max(1, wanted))

@@ -54,8 +54,8 @@ depthwise convolution with one input and one output channel per group, channels 
           `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
-depthwise_line  the same of at most two spatial axes, KW taps along the line as a constant, not dilated there, and STEP,
-          the stride along it; words as depthwise up to PW, then
+depthwise_line  the same of at most two spatial axes, not dilated along the line; constants LINE_TAPS, its taps, and STEP,
+          its stride; words as depthwise up to PW, then
   LINES PANELS  (bind)
 
 pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average
@@ -202,7 +202,7 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "depthwise_line",
             f"{_WINDOWS} LINES PANELS",
-            "NR KW STEP",
+            "NR LINE_TAPS STEP",
             domain.line_domain,
         ),
         _template(

@@ -16,7 +16,7 @@ from minicc.kernels.cpu.windows import DH, IH, IW, KH, OH, OW, PH, PW, SH, X_H, 
 # Constants: tiles of NR channels, vector width; taps and positions between pixels along a line.
 NR = 16
 VW = 8
-KW = 3
+LINE_TAPS = 3
 STEP = 1
 # Pixels of a tile: with as many sums as this, the latency of a multiply-add is hidden, the sums, seven weights and an input
 # fit 16 registers, and lines of 7, 14, 28, 56 and 112 pixels have no remainder. Remainders have a smaller tile.
@@ -66,7 +66,7 @@ def kernel(args, begin, end):
     panel_blocks = (panels + block_panels - 1) // block_panels
     line_blocks = (oh + lines - 1) // lines
     weights = ptr_f32(arg(args, W))
-    zeros = arg(args, W) + 4 * panels * kh * KW * NR  # packing ends in a row of zeros
+    zeros = arg(args, W) + 4 * panels * kh * LINE_TAPS * NR  # packing ends in a row of zeros
     tile = stack_f32(FLOATS)
     for unit in range(begin, end):
         block = unit // panel_blocks
@@ -85,15 +85,15 @@ def kernel(args, begin, end):
                 rows = min(ow - pixel, PIXELS)
                 size = PIXELS if rows > FEW else FEW
                 w0 = pixel * STEP - arg(args, PW)
-                inside = 1 if (w0 >= 0) & (w0 + (size - 1) * STEP + KW <= iw) else 0
+                inside = 1 if (w0 >= 0) & (w0 + (size - 1) * STEP + LINE_TAPS <= iw) else 0
                 at = image + (h0 + low * dh) * x_h + w0 * x_w
                 for p in range(p_begin, p_end):
                     facts = (at + 4 * p * NR, x_w, dh * x_h, w0, iw, zeros + 4 * p * NR, inside)
-                    under = off(weights, (p * kh + low) * KW * NR)
+                    under = off(weights, (p * kh + low) * LINE_TAPS * NR)
                     left = n - p * NR
                     if size == PIXELS:
-                        line_tile(PIXELS, NR, VW, KW, STEP, facts, left, under, tile, count)
+                        line_tile(PIXELS, NR, VW, LINE_TAPS, STEP, facts, left, under, tile, count)
                     else:
-                        line_tile(FEW, NR, VW, KW, STEP, facts, left, under, tile, count)
+                        line_tile(FEW, NR, VW, LINE_TAPS, STEP, facts, left, under, tile, count)
                     store_tile(args, b0, line * ow + pixel, p * NR, rows, left, tile)
                 pixel += rows

@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
 
 # Taps and stride along a line up to which depthwise convolutions are compiled for them: so many weights stay in registers.
-LINE_TAPS, LINE_STEP = 7, 2
+MOST_TAPS, MOST_STEP = 7, 2
 
 
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -144,8 +144,8 @@ def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int,
     results = node.outputs if lead is not None else (anchor.output,)
     name, constants = "depthwise", {"NR": nr}
     taps, step, dilation = w.data.shape[-1], geometry.strides[-1], geometry.dilations[-1]
-    if isinstance(low.target, CpuTarget) and rank < 3 and dilation == 1 and taps <= LINE_TAPS and step <= LINE_STEP:
-        name, constants = "depthwise_line", {"NR": nr, "KW": taps, "STEP": step}
+    if isinstance(low.target, CpuTarget) and rank < 3 and dilation == 1 and taps <= MOST_TAPS and step <= MOST_STEP:
+        name, constants = "depthwise_line", {"NR": nr, "LINE_TAPS": taps, "STEP": step}
     common.emit(low, node, name, constants, values, space, (buffer, weights), flops, results=results)
     return ""
 
