@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minicc.kernels.domain import panel_columns
-from minicc.kernels.packing import pack_depthwise
+from minicc.kernels.packing import pack_conv_line, pack_depthwise
 from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 from tests.kernels.test_conv import convolution_words, output_extents, problems, reference
 
@@ -25,23 +25,25 @@ def window_words(x: Array, kernel, strides, dilations, pads) -> dict[str, Any]:
     return words | {"GROUPS": 1, "C": 1}
 
 
-def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, kind="none", gap=0, line=False,
+def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, kind="none", gap=0, line=False, group=1,
               **options):  # fmt: skip
     rng = np.random.default_rng(0)
     target = options.get("target", "cpu")
     x = rng.standard_normal((images, *shape, channels + gap)).astype(np.float32)[..., :channels]
-    w = rng.standard_normal((channels, 1, *kernel)).astype(np.float32)
-    nr = panel_columns(TARGETS[target], channels)
-    words = window_words(x, kernel, strides, dilations, pads) | {"W": aligned(pack_depthwise(w, nr))}
+    w = rng.standard_normal((channels, group, *kernel)).astype(np.float32)
+    nr = panel_columns(TARGETS[target], channels) if group == 1 else TARGETS[target].vector_width
+    packed = pack_conv_line(w, nr) if line else pack_depthwise(w, nr)
+    words = window_words(x, kernel, strides, dilations, pads) | {"W": aligned(packed)}
     extents = (images, 1, words["M"], channels)
     name, constants = "depthwise", {"NR": nr}
     if line:
-        name, constants = "depthwise_line", {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1]}
+        name = "conv_line"
+        constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1], "GROUP": group}
     result, bias, rest = run_fused(name, constants, words, extents, kind, 0, **options)
-    exact = reference(x, w, strides, dilations, pads, channels).reshape(extents)
-    magnitude = reference(np.abs(x), np.abs(w), strides, dilations, pads, channels).reshape(extents)
+    exact = reference(x, w, strides, dilations, pads, channels // group).reshape(extents)
+    magnitude = reference(np.abs(x), np.abs(w), strides, dilations, pads, channels // group).reshape(extents)
     magnitude = magnitude + np.abs(bias) + np.abs(rest)
-    check(result, expected_epilogue(kind, exact, bias, rest), magnitude, int(np.prod(kernel)))
+    check(result, expected_epilogue(kind, exact, bias, rest), magnitude, group * int(np.prod(kernel)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -66,26 +68,28 @@ def test_depthwise(problem, channels, images, kind, gap, threads, cuts):
     shape=st.tuples(st.integers(1, 12), st.integers(1, 34)),
     pads=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=2),
     channels=CHANNELS | st.just(200),
+    group=st.sampled_from([1, 1, 2, 4, 8]),
     images=st.integers(1, 2),
     kind=st.sampled_from(FLOAT_EPILOGUES),
     gap=st.sampled_from([0, 3]),
     threads=st.sampled_from([1, 2, 5]),
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
 )
-def test_depthwise_along_lines(line, other, shape, pads, channels, images, kind, gap, threads, cuts):
+def test_narrow_groups_along_lines(line, other, shape, pads, channels, group, images, kind, gap, threads, cuts):
     (taps, step), *axes = line, *([other] if other else [])
     kernel, strides, dilations = zip(*[(k, s, d) for k, s, d in axes], (taps, step, 1))
     pads, shape = tuple(pads[-len(kernel):]), shape[-len(kernel):]
     assume(all(i + a + b >= (k - 1) * d + 1 for i, (a, b), k, d in zip(shape, pads, kernel, dilations)))
-    depthwise(shape, channels, kernel, strides, dilations, pads, images=images, kind=kind, gap=gap, line=True,
-              threads=threads, cuts=cuts)  # fmt: skip
+    depthwise(shape, -(-channels // group) * group, kernel, strides, dilations, pads, images=images, kind=kind, gap=gap,
+              line=True, group=group, threads=threads, cuts=cuts)  # fmt: skip
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])
 @pytest.mark.parametrize("channels", [5, 24])
-@pytest.mark.parametrize("step", [1, 2])
-def test_depthwise_along_lines_on_smaller_targets(target, channels, step):
-    depthwise((9, 17), channels, (3, 3), (2, step), (1, 1), ((1, 1), (1, 1)), kind="bias", target=target, line=True)
+@pytest.mark.parametrize(("step", "group"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+def test_narrow_groups_on_smaller_targets(target, channels, step, group):
+    depthwise((9, 17), channels * group, (3, 3), (2, step), (1, 1), ((1, 1), (1, 1)), kind="bias", target=target, line=True,
+              group=group)  # fmt: skip
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "cpu"])

@@ -156,6 +156,16 @@ def pack_depthwise(weights: Array, columns: int) -> Array:
     return pack_b(weights.reshape(c, -1).T, columns, c)
 
 
+def pack_conv_line(weights: Array, columns: int) -> Array:
+    """Weights [C, GROUP, *kernel] of narrow groups as flat panels [ceil(C / NR)][lines][GROUP][taps][NR], then C zeros.
+
+    lines, taps: the product of all kernel axes but the last, and the last.
+    """
+    c, group, *kernel = weights.shape
+    ordered = weights.reshape(c, group, -1, kernel[-1]).transpose(2, 1, 3, 0)
+    return pack_b(ordered.reshape(-1, c), columns, c)
+
+
 def pack_conv_integer(weights: Array, zero_points: Array, groups: int, columns: int) -> Array:
     """8-bit weights [M, C / group, *kernel] as int16 panels [group][ceil(N / NR)][taps * even C / 2][NR][2].
 

@@ -54,9 +54,11 @@ depthwise convolution with one input and one output channel per group, channels 
           `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
-depthwise_line  the same of at most two spatial axes, not dilated along the line; constants LINE_TAPS, its taps, and STEP,
-          its stride; words as depthwise up to PW, then
-  LINES PANELS  (bind)
+conv_line convolution of narrow groups, as many output as input channels in each, channels last, at most two spatial axes, not
+          dilated along the line; indices as depthwise. Constants: GROUP, the channels of a group, a divisor of VW;
+          LINE_TAPS and STEP, taps and stride along the line. Words as depthwise up to PW, W packed by
+          `packing.pack_conv_line`; then
+  LINES PANELS    (bind)
 
 pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average
   W               address of N floats that stand for padding: -inf for max, 0 for average
@@ -200,9 +202,9 @@ TEMPLATES: dict[str, Template] = {
             domain.window_domain,
         ),
         _template(
-            "depthwise_line",
+            "conv_line",
             f"{_WINDOWS} LINES PANELS",
-            "NR LINE_TAPS STEP",
+            "NR LINE_TAPS STEP GROUP",
             domain.line_domain,
         ),
         _template(

@@ -1,22 +1,25 @@
-"""The tile of a depthwise convolution whose taps along a line are known when it is compiled.
+"""The tile of a convolution of narrow groups whose taps along a line are known when it is compiled.
 
 Some neighbouring pixels of one line of output, for one vector of channels at a time: the sums of all pixels and the
 weights of one line of taps stay in registers, and every input is loaded once per line of taps for all the pixels
-that it reaches.
+that it reaches. In groups of several channels, each channel in turn is spread over the lanes of its group.
 """
 
 # ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
 
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from minicc.kernels.cpu.intrinsics import (
     F32,
+    I32,
     I64,
     constant,
     counted_loop,
     fma,
     load_vector,
+    splat,
     stack_array,
     store_vector,
     vector,
@@ -27,22 +30,24 @@ _FLOATS = types.CPointer(types.float32)
 
 
 @intrinsic
-def line_tile(typing_context, pixels, columns, width, taps, step, line, valid, weights, tile, lines):
-    """tile[r, j] = sum over h < lines, t < taps of (position r * step + t of line h)[j] * weights[h][t][j].
+def line_tile(typing_context, pixels, columns, width, taps, step, group, line, valid, weights, tile, lines):
+    """tile[r, j] = sum over h < lines, g < group, t < taps of
+                    (position r * step + t of line h)[j - j % group + g] * weights[h][g][t][j].
 
     pixels, columns, width, taps, step: literals: r < pixels, NR, VW, taps of a line, positions between pixels.
+    group:   literal, a divisor of VW.
     line:    tuple (address of position 0 of line 0; bytes between positions, between lines; position 0 counted along
              the whole line, its extent; address of zeros; whether all positions are inside). Others read the zeros.
     valid:   columns that may be read.
-    weights: float32 [lines][taps][NR].
+    weights: float32 [lines][group][taps][NR].
     tile:    float32 scratch [pixels][NR].
     """
-    if not are_literals(pixels, columns, width, taps, step) or not isinstance(line, types.BaseTuple):
+    if not are_literals(pixels, columns, width, taps, step, group) or not isinstance(line, types.BaseTuple):
         return None
-    known = [value.literal_value for value in (pixels, columns, width, taps, step)]
+    known = [value.literal_value for value in (pixels, columns, width, taps, step, group)]
 
     def emit(context, builder, signature, values):
-        line, valid, weights, tile, lines = values[5:]
+        line, valid, weights, tile, lines = values[6:]
         *facts, inside = [builder.extract_value(line, i) for i in range(7)]
         columns, width = known[1:3]
         whole = builder.icmp_signed(">=", valid, I64(columns))
@@ -63,7 +68,7 @@ def line_tile(typing_context, pixels, columns, width, taps, step, line, valid, w
 
 
 def _emit(builder, known, facts, weights, tile, lines, check, masks):
-    pixels, columns, width, taps, step = known
+    pixels, columns, width, taps, step, group = known
     x, position_step, line_step, first, extent, zeros = facts
     positions = range((pixels - 1) * step + taps)
     inside = []
@@ -71,6 +76,20 @@ def _emit(builder, known, facts, weights, tile, lines, check, masks):
         # Unsigned, so that negative positions are too large.
         inside = [builder.icmp_unsigned("<", builder.add(first, I64(p)), extent) for p in positions]
     type_ = vector(F32, width)
+
+    def add(sums, channel, line, padding, factors, mask):
+        """One channel of the groups: its products with a line of taps are added to the sums."""
+        totals = [builder.load(place) for place in sums]
+        for p in positions:
+            address = builder.add(line, builder.mul(position_step, I64(p)))
+            source = builder.select(inside[p], address, padding) if check else address
+            value = _spread(builder, builder.inttoptr(source, F32.as_pointer()), width, group, channel, mask)
+            for r in range(pixels):
+                if 0 <= p - r * step < taps:
+                    totals[r] = fma(builder, value, factors[p - r * step], totals[r])
+        for place, total in zip(sums, totals):
+            builder.store(total, place)
+
     for v in range(columns // width):
         sums = [stack_array(builder, type_, 1) for _ in range(pixels)]
         for place in sums:
@@ -78,24 +97,32 @@ def _emit(builder, known, facts, weights, tile, lines, check, masks):
         shift = I64(4 * v * width)
         padding = builder.add(zeros, shift)
         with counted_loop(builder, I64(0), lines) as h:
-            row = builder.gep(weights, [builder.mul(h, I64(taps * columns))])
-            at = [builder.gep(row, [I64(t * columns + v * width)]) for t in range(taps)]
-            factors = [load_vector(builder, place, width, "input") for place in at]
-            address = builder.add(builder.add(x, shift), builder.mul(h, line_step))
-            totals = [builder.load(place) for place in sums]
-            for p in positions:
-                source = builder.select(inside[p], address, padding) if check else address
-                pointer = builder.inttoptr(source, F32.as_pointer())
-                if masks is None:
-                    value = load_vector(builder, pointer, width)
-                else:
-                    value = masked_load(builder, pointer, width, masks[v])
-                for r in range(pixels):
-                    if 0 <= p - r * step < taps:
-                        totals[r] = fma(builder, value, factors[p - r * step], totals[r])
-                address = builder.add(address, position_step)
-            for place, total in zip(sums, totals):
-                builder.store(total, place)
+            line = builder.add(builder.add(x, shift), builder.mul(h, line_step))
+            row = builder.gep(weights, [builder.mul(h, I64(group * taps * columns))])
+
+            def channel_weights(channel, row=row, v=v):
+                at = builder.gep(row, [builder.mul(channel, I64(taps * columns))])
+                places = [builder.gep(at, [I64(t * columns + v * width)]) for t in range(taps)]
+                return [load_vector(builder, place, width, "input") for place in places]
+
+            mask = masks and masks[v]
+            if group == width:  # a loop, as every channel fills the vector in the same way
+                with counted_loop(builder, I64(0), I64(group)) as channel:
+                    add(sums, channel, line, padding, channel_weights(channel), mask)
+            else:
+                for channel in map(I64, range(group)):
+                    add(sums, channel, line, padding, channel_weights(channel), mask)
         for r, place in enumerate(sums):
             at = builder.gep(tile, [I64(r * columns + v * width)])
             store_vector(builder, builder.load(place), at, "scratch", 4 * width)
+
+
+def _spread(builder, pointer, width, group, channel, mask):
+    """A vector whose lanes hold, of the vector at `pointer`, one channel of their group; masked lanes are not read."""
+    if group == width:
+        return splat(builder, builder.load(builder.gep(pointer, [channel])), width)
+    value = load_vector(builder, pointer, width) if mask is None else masked_load(builder, pointer, width, mask)
+    if group == 1:
+        return value
+    lanes = [lane - lane % group + channel.constant for lane in range(width)]
+    return builder.shuffle_vector(value, value, ir.Constant(vector(I32, width), [I32(lane) for lane in lanes]))

@@ -1,5 +1,5 @@
-"""Conv onto the templates `gemm`, `conv`, `depthwise` and `winograd`: channels last, weights packed, bias and what follows
-in the epilogue.
+"""Conv onto the templates `gemm`, `conv`, `conv_line`, `depthwise` and `winograd`: channels last, weights packed, bias and
+what follows in the epilogue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minicc.targets.cpu import CpuTarget
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
 
-# Taps and stride along a line up to which depthwise convolutions are compiled for them: so many weights stay in registers.
+# Taps and stride along a line up to which `conv_line` is compiled for them: so many weights stay in registers.
 MOST_TAPS, MOST_STEP = 7, 2
 
 
@@ -77,6 +77,15 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if groups == filters and channels == 1 and groups > 1:
         return _lower_depthwise(low, node, lead, (buffer, offset, strides), w, geometry, spatial, finish, flops)
     data = w.data
+    if groups > 1 and data is not None and channels * groups == filters and low.cpu.vector_width % channels == 0 and (
+            _along_lines(geometry, kernel)):  # fmt: skip
+        nr = low.cpu.vector_width
+        key = ("pack_conv_line", id(data), nr)
+        if key not in low.constants:
+            low.constant(packing.pack_conv_line(data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
+        constants = {"NR": nr, "LINE_TAPS": data.shape[-1], "STEP": geometry.strides[-1], "GROUP": data.shape[1]}
+        return _emit_narrow(low, node, lead, "conv_line", constants, (buffer, offset, strides), low.constants[key], geometry,
+                            spatial, finish, flops)  # fmt: skip
     if groups > 1 and data is not None:
         # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
         data, groups = packing.merge_groups(data, groups, low.cpu.vector_width)
@@ -125,27 +134,41 @@ def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int,
     """One input and one output channel per group: vectors over channels."""
     if w.data is None:
         return "depthwise weights are computed at run time"
+    nr = panel_columns(low.target, w.data.shape[0])
+    key = ("pack_depthwise", id(w.data), nr)
+    if key not in low.constants:
+        low.constant(packing.pack_depthwise(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
+    name, constants = "depthwise", {"NR": nr}
+    if isinstance(low.target, CpuTarget) and _along_lines(geometry, w.data.shape[2:]):
+        name, constants = "conv_line", {
+            "NR": nr, "LINE_TAPS": w.data.shape[-1], "STEP": geometry.strides[-1], "GROUP": 1,
+        }  # fmt: skip
+    return _emit_narrow(low, node, lead, name, constants, x, low.constants[key], geometry, spatial, finish, flops)
+
+
+def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
+    """Whether `conv_line` takes these windows."""
+    taps, step, dilation = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
+    return geometry.rank < 3 and dilation == 1 and isinstance(taps, int) and taps <= MOST_TAPS and step <= MOST_STEP
+
+
+def _emit_narrow(low: Lowering, node: Node, lead: Node | None, name: str, constants: dict[str, int],
+                 x: tuple[int, Dim, tuple[Dim, ...]], weights: int, geometry: Window, spatial: Sequence[Dim], finish: Finish,
+                 flops: Dim) -> str:  # fmt: skip
+    """Groups narrower than a vector, by the template `name` with these packed weights."""
     anchor, _ = common.anchor_of(node, lead)
     buffer, offset, strides = x
-    out, layout, rank, channels = anchor.output.shape, anchor.attrs["layout"], len(spatial), w.data.shape[0]
+    out, layout, rank = anchor.output.shape, anchor.attrs["layout"], len(spatial)
+    channels = out[channel_axis(layout, len(out))]
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     space = window_space(low, node, lead, pixels, channels, finish)
     if isinstance(space, str):
         return space
-    nr = panel_columns(low.target, channels)
-    key = ("pack_depthwise", id(w.data), nr)
-    if key not in low.constants:
-        low.constant(packing.pack_depthwise(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
-    weights = low.constants[key]
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": 1, "M": product(pixels),
         "N": channels, "C": 1, "X_IMAGE": strides[0], **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
     }  # fmt: skip
     results = node.outputs if lead is not None else (anchor.output,)
-    name, constants = "depthwise", {"NR": nr}
-    taps, step, dilation = w.data.shape[-1], geometry.strides[-1], geometry.dilations[-1]
-    if isinstance(low.target, CpuTarget) and rank < 3 and dilation == 1 and taps <= MOST_TAPS and step <= MOST_STEP:
-        name, constants = "depthwise_line", {"NR": nr, "LINE_TAPS": taps, "STEP": step}
     common.emit(low, node, name, constants, values, space, (buffer, weights), flops, results=results)
     return ""
 
