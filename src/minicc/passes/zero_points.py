@@ -107,15 +107,15 @@ def _convolution(b: Builder, node: Node) -> Value | str:
     attrs = dict(node.attrs)
     p = _wide(b, None if x_zero is None else reshaped(b, x_zero, ()))
     w, q = _signed(b, w, w_zero)
-    assert w.data is not None
     if p is not None:
         assert x_zero is not None
-        x = _padded(b, x, reshaped(b, x_zero, ()), w, attrs)
+        x, w = _padded(b, x, reshaped(b, x_zero, ()), w, attrs)
     # A vector over the output's channels, made to broadcast against the result.
     spread = (-1,) if layout == "NHWC" else (-1, *(1,) * (rank - 2))
     if q is not None:
         q = reshaped(b, q, tuple(q.shape[0] if size == -1 else size for size in spread)) if q.tensor.size != 1 else q
         q = q if q.tensor.size != 1 else reshaped(b, q, ())
+    assert w.data is not None
     total = b.op("ConvInteger", x, w, **attrs)
     if q is not None:
         total = b.op("Sub", total, b.op("Mul", _window_sums(b, x, w, attrs), q))
@@ -125,17 +125,25 @@ def _convolution(b: Builder, node: Node) -> Value | str:
     return total
 
 
-def _padded(b: Builder, x: Value, zero: Value, w: Value, attrs: dict[str, Any]) -> Value:
-    """The activation with its padding written out, which goes from the attributes."""
+def _padded(b: Builder, x: Value, zero: Value, w: Value, attrs: dict[str, Any]) -> tuple[Value, Value]:
+    """The activation with its padding written out, which goes from the attributes, and the weights.
+
+    The same copy gives channels the multiple of 4 that kernels copy them by; weights there are 0.
+    """
     axes = spatial_axes(attrs["layout"], x.tensor.rank)
     geometry = window(attrs, w.shape[2:], [x.shape[a] for a in axes])
     attrs |= {"pads": (0,) * (2 * len(axes)), "auto_pad": "NOTSET"}
     if not any(geometry.padded(a) for a in range(len(axes))):
-        return x
+        return x, w
     before, after = [0] * x.tensor.rank, [0] * x.tensor.rank
     for axis, low, high in zip(axes, geometry.begin, geometry.end):
         before[axis], after[axis] = low, high
-    return b.op("Pad", x, b.shape([*before, *after]), zero)
+    assert w.data is not None
+    more = -w.data.shape[1] % 4
+    if more and attrs["group"] == 1:
+        after[channel_axis(attrs["layout"], x.tensor.rank)] = more
+        w = b.constant(np.pad(w.data, [(0, 0), (0, more), *[(0, 0)] * len(axes)]))
+    return b.op("Pad", x, b.shape([*before, *after]), zero), w
 
 
 def _window_sums(b: Builder, x: Value, w: Value, attrs: dict[str, Any]) -> Value:
