@@ -78,6 +78,20 @@ def test_a_program_runs_for_several_shapes(device: Any) -> None:
     assert module.stats()["binds"] == 2
 
 
+def test_a_profile_names_the_kernels_and_their_times(device: Any) -> None:
+    made, sources = device
+    proto, _, _ = layer()
+    module = compiled(sources, proto)
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    found = module.profile(Elsewhere(made[0], x) if made else x, repeats=2)
+    rows = {row.name: row for row in found.rows}
+    assert set(rows) == set(module.code.symbols) and all(row.calls == 1 for row in found.rows)
+    assert sorted(row.seconds for row in found.rows) == pytest.approx([1e-6 * (i + 1) for i in range(len(rows))])
+    assert [e.start for e in found.events] == sorted(e.start for e in found.events)
+    assert sum(row.share for row in found.rows) == pytest.approx(1)
+    assert found.rows[0].layers and found.whole > 0
+
+
 def test_a_saved_program_runs_with_the_cubins_of_its_file(device: Any, tmp_path: Path, monkeypatch: Any) -> None:
     _, sources = device
     proto, w, b = layer()

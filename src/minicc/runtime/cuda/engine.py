@@ -21,7 +21,7 @@ from minicc.errors import ResourceLimitError, VerifyError
 from minicc.kernels import cuda_template
 from minicc.kernels.cuda_launch import Launch
 from minicc.lower.kernel import Kernel, LoopKernel
-from minicc.lower.program import Program
+from minicc.lower.program import KernelStep, Program
 from minicc.runtime.bind import Array, Bound, Machine, Segment, numpy_dtype
 from minicc.runtime.cuda.array import DeviceArray, Foreign, foreign, on_gpu
 from minicc.runtime.cuda.driver import LEGACY, Device, Memory, Stream
@@ -79,15 +79,15 @@ class Plan:
         externals = [self.slots[b].memory.address for b in segment.externals]
         moves = segment.moves(bound, place, self.arena.address, externals)
         words = (bound.words + moves).tolist()
-        calls = []
+        self.calls, self.steps = [], list[KernelStep]()
         for at in bound.steps.tolist():
             own = words[segment.starts[at] : segment.starts[at + 1]]
-            number = segment.steps[at].kernel
-            launch = launch_of(segment.machine.kernels[number], own, shared.target)
+            step = segment.steps[at]
+            launch = launch_of(segment.machine.kernels[step.kernel], own, shared.target)
             if launch.grid[0]:
-                calls.append((shared.kernels[number], launch, own))
-        self.calls = calls
-        self.replay = device.record(calls, self.stream)
+                self.calls.append((shared.kernels[step.kernel], launch, own))
+                self.steps.append(step)
+        self.replay = device.record(self.calls, self.stream)
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
@@ -159,7 +159,11 @@ class DeviceRunner(Runner):
         super().__init__(program, machine, None, make_step)  # type: ignore[arg-type]
 
     def for_body(self, body: Program) -> Runner:
-        return DeviceRunner(body, self.machine, self.shared, self.make_step)
+        return type(self)(body, self.machine, self.shared, self.make_step)
+
+    def replay(self, plan: Plan) -> None:
+        """Start the launches of a plan; who measures (debug/profile) wants to know which."""
+        plan.replay()
 
     def _run_segment(self, segment: Segment, frame: Frame, held: Held) -> None:  # noqa: ARG002
         bound, values, device = segment.bound(frame.sizes), frame.values, self.shared.device
@@ -169,7 +173,7 @@ class DeviceRunner(Runner):
         try:
             for b, array in given.items():
                 plan.slots[b].fill(device, array, plan.stream)
-            plan.replay()
+            self.replay(plan)
             for b, array in outputs.items():
                 plan.slots[b].drain(device, array, plan.stream)
             for b in segment.exports:
