@@ -239,11 +239,11 @@ class _MeasuringRunner(_MeasuringSteps):
 class _MeasuringDevice(_MeasuringSteps, DeviceRunner):
     """One that asks the device how long each kernel of a replay takes."""
 
-    def replay(self, plan: Plan) -> None:
-        start = time.perf_counter()
+    def start(self, plan: Plan) -> None:
+        begin = time.perf_counter()
         for step, spent in zip(plan.steps, self.shared.device.times(plan.calls, plan.stream)):
-            self.note(step, start, spent, plan.bound.sizes)
-            start += spent
+            self.note(step, begin, spent, plan.bound.sizes)
+            begin += spent
 
 
 def _timings(recorder: _Recorder) -> tuple[Timing, ...]:
