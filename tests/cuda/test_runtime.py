@@ -155,6 +155,15 @@ def test_arrays_that_are_on_the_device_stay_there(device: Any) -> None:
     assert interface["shape"] == (4, 9) and interface["typestr"] == "<f4" and interface["version"] == 3
 
 
+def test_sizes_may_be_fixed(device: Any) -> None:
+    proto, w, b = layer()
+    module = minicc.compile(proto, target="cuda:sm_90", strict=True, dims={"n": 3})
+    device[1].update(module.code.sources)
+    assert module.inputs[0].shape == (3, 12)
+    x = RNG.standard_normal((3, 12)).astype(np.float32)
+    np.testing.assert_allclose(module(x), expected(x, w, b), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("on_device", [True, False])
 def test_a_replay_starts_the_recorded_launches_and_nothing_else(device: Any, on_device: bool) -> None:
     made, sources = device
