@@ -54,6 +54,15 @@ def test_run_with_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["probabilities"], minicc.compile(DIGITS)(x))
 
 
+def test_sizes_to_compile_for(tmp_path: Path) -> None:
+    saved = str(tmp_path / "m.minicc")
+    call("compile", DIGITS, "-o", saved, "--dims", "batch=2")
+    assert call_json("run", saved)["probabilities"].startswith("float32[2, 10]")
+    assert call_json("run", DIGITS, "--dims", "batch=3")["probabilities"].startswith("float32[3, 10]")
+    assert "batch" in refused("run", DIGITS, "--dims", "bacth=3")
+    assert "minicc compile" in refused("run", saved, "--dims", "batch=3")
+
+
 def test_run_with_random_inputs() -> None:
     found = call_json("run", DIGITS, "--dim", "batch=4")
     assert found["probabilities"].startswith("float32[4, 10]")

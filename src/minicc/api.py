@@ -30,7 +30,8 @@ from minicc.passes.manager import Observer, PassContext, Report, run_passes
 from minicc.runtime.code import build_code
 from minicc.runtime.module import steps_of
 from minicc.runtime.store import Store
-from minicc.targets.parse import target_of
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target, target_of
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +70,7 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
     dump.graph("import", imported.graph)
 
     stage("passes")
-    report = optimise(imported.graph, options, [dump.graph])
+    report = optimise(imported.graph, options, [dump.graph], machine)
     if report.stopped_after:
         _stop(imported, report.stopped_after)
 
@@ -94,9 +95,9 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
     return module
 
 
-def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = ()) -> Report:
-    """Run the default passes on a graph, in place."""
-    context = PassContext(options, is_anchor=is_anchor)
+def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = (), target: Target | None = None) -> Report:
+    """Run the default passes on a graph, in place; no target is a CPU."""
+    context = PassContext(options, is_anchor=is_anchor, zero_points=not isinstance(target, CudaTarget))
     return run_passes(graph, default_pipeline(options), options, observers, context)
 
 

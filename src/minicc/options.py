@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Options:
                  target has units for it, and is "fp32" elsewhere. "bf16" and "fp16" keep values in 16 bits between kernels
                  wherever that is safe (`passes/precision.py`), sums in float32; every target runs them, CPUs not faster.
     strict:      an error instead of a warning when a node has no compiled kernel.
+    dims:        sizes of symbolic input dimensions by name, fixed when the model is compiled: {"batch": 1}. Known sizes let
+                 kernels be chosen and arrays be placed beforehand; other sizes are then refused. Text: batch=1,sequence=128.
     winograd:    allow Winograd convolution where it measures faster; it errs by about 3e-6 of a layer's largest
                  output, a direct sum by 1e-6.
     opt_level:   0 correctness only (no fusion), 1 fusion without layout, 2 everything.
@@ -45,6 +47,7 @@ class Options:
     threads: int | None = None
     precision: str = "fp32"
     strict: bool = False
+    dims: Mapping[str, int] = field(default_factory=dict, hash=False)
     winograd: bool = True
     opt_level: int = 2
     cache_dir: str | None = None
@@ -61,6 +64,11 @@ class Options:
             raise InputError(f"threads must be at least 1, got {self.threads}")
         if self.precision not in ("fp32", "tf32", "bf16", "fp16"):
             raise InputError(f"unknown precision {self.precision!r}", hint="one of fp32, tf32, bf16, fp16")
+        if isinstance(self.dims, str):
+            object.__setattr__(self, "dims", parse_dims(self.dims))
+        for name, size in self.dims.items():
+            if not isinstance(name, str) or isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                raise InputError(f"dims: {name!r} has size {size!r}", hint="a number that is not negative for each name")
         if self.check not in (0, 1, 2):
             raise InputError(f"check must be 0, 1 or 2, got {self.check}")
 
@@ -90,16 +98,28 @@ class Options:
         env = os.environ if env is None else env
         changes: dict[str, Any] = {}
         names = {"cache_dir": "MINICC_CACHE"}
-        for field in fields(cls):
-            variable = names.get(field.name, f"MINICC_{field.name.upper()}")
+        for option in fields(cls):
+            variable = names.get(option.name, f"MINICC_{option.name.upper()}")
             if variable not in env:
                 continue
             text = env[variable]
             try:
-                changes[field.name] = _parse(str(field.type), text)
+                changes[option.name] = _parse(str(option.type), text)
             except ValueError:
-                raise InputError(f"{variable}={text!r} is not a valid {field.type}") from None
+                raise InputError(f"{variable}={text!r} is not a valid {option.type}") from None
         return cls().override(**changes)
+
+
+def parse_dims(text: str) -> dict[str, int]:
+    """Sizes by name from "batch=1,sequence=128". Raises InputError."""
+    sizes: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, _, size = (p.strip() for p in part.rpartition("="))
+        if not name or not size.isdecimal():
+            raise InputError(f"{part!r} is not a size of a dimension", hint="write batch=1,sequence=128")
+        if sizes.setdefault(name, int(size)) != int(size):
+            raise InputError(f"dimension {name!r} is given two sizes, {sizes[name]} and {size}")
+    return sizes
 
 
 def _parse(type_name: str, text: str) -> Any:

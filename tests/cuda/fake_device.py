@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from minicc.codegen.cuda import compile_ptx
 from minicc.errors import ResourceLimitError
 from minicc.kernels.cuda_launch import Launch
-from minicc.runtime.cuda.driver import Memory, Stream
+from minicc.runtime.cuda.driver import Memory, Replay, Stream
 from tests.cuda.loop_kernels import TARGET
 from tests.cuda.ptx_interpreter import Memory as GlobalMemory
 from tests.cuda.ptx_interpreter import run
@@ -36,6 +36,9 @@ class FakeDevice:
     def stream(self) -> Stream:
         self.streams += 1
         return Stream(self.streams, lambda: setattr(self, "streams", self.streams - 1))
+
+    def existing(self, handle: int) -> Stream:
+        return Stream(handle, lambda: None)
 
     def allocate(self, size: int, stream: Stream | None = None) -> Memory:
         if self.held + size > self.most:
@@ -66,12 +69,18 @@ class FakeDevice:
     def follow(self, stream: Stream | int, leader: Stream) -> None:
         self.log.append("follow")
 
-    def record(self, launches: Sequence[tuple[str, Launch, Sequence[int]]], stream: Stream) -> Callable[[], None]:
+    def record(self, launches: Sequence[tuple[str, Launch, Sequence[int]]], stream: Stream) -> Replay:
         recorded = [(kernel, launch, list(words)) for kernel, launch, words in launches]
 
-        def replay() -> None:
+        def replay(where: Stream = stream) -> None:
             self.log.append("replay")
+            self.replayed_on = int(where)
             for kernel, launch, words in recorded:
                 run(kernel, "", launch.grid, launch.block, launch.shared_bytes, words, self.memory)
 
         return replay
+
+    def times(self, launches: Sequence[tuple[str, Launch, Sequence[int]]], stream: Stream) -> list[float]:
+        """A microsecond for the first launch, two for the second..."""
+        self.record(launches, stream)()
+        return [1e-6 * (i + 1) for i in range(len(launches))]

@@ -78,6 +78,20 @@ def test_a_program_runs_for_several_shapes(device: Any) -> None:
     assert module.stats()["binds"] == 2
 
 
+def test_a_profile_names_the_kernels_and_their_times(device: Any) -> None:
+    made, sources = device
+    proto, _, _ = layer()
+    module = compiled(sources, proto)
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    found = module.profile(Elsewhere(made[0], x) if made else x, repeats=2)
+    rows = {row.name: row for row in found.rows}
+    assert set(rows) == set(module.code.symbols) and all(row.calls == 1 for row in found.rows)
+    assert sorted(row.seconds for row in found.rows) == pytest.approx([1e-6 * (i + 1) for i in range(len(rows))])
+    assert [e.start for e in found.events] == sorted(e.start for e in found.events)
+    assert sum(row.share for row in found.rows) == pytest.approx(1)
+    assert found.rows[0].layers and found.whole > 0
+
+
 def test_a_saved_program_runs_with_the_cubins_of_its_file(device: Any, tmp_path: Path, monkeypatch: Any) -> None:
     _, sources = device
     proto, w, b = layer()
@@ -139,6 +153,49 @@ def test_arrays_that_are_on_the_device_stay_there(device: Any) -> None:
     assert chained.runner.stays
     interface = result.__cuda_array_interface__
     assert interface["shape"] == (4, 9) and interface["typestr"] == "<f4" and interface["version"] == 3
+
+
+def test_sizes_may_be_fixed(device: Any) -> None:
+    proto, w, b = layer()
+    module = minicc.compile(proto, target="cuda:sm_90", strict=True, dims={"n": 3})
+    device[1].update(module.code.sources)
+    assert module.inputs[0].shape == (3, 12)
+    x = RNG.standard_normal((3, 12)).astype(np.float32)
+    np.testing.assert_allclose(module(x), expected(x, w, b), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_a_replay_starts_the_recorded_launches_and_nothing_else(device: Any, on_device: bool) -> None:
+    made, sources = device
+    proto, w, b = layer()
+    module = compiled(sources, proto)
+    module.prepare()
+    x = RNG.standard_normal((4, 12)).astype(np.float32)
+    replay = module.replay({"x": Elsewhere(made[0], x) if on_device else x}, 7)
+    (result,) = replay.outputs
+    for numbers in (x, x[::-1].copy()):
+        given = replay.inputs["x"]
+        assert given.shape == (4, 12) and given.dtype == np.float32
+        at = given.memory.address
+        made[0].memory.bytes[at : at + x.nbytes] = np.frombuffer(numbers.tobytes(), np.uint8)
+        made[0].log.clear()
+        replay()
+        assert made[0].log == ["replay"] and made[0].replayed_on == 7
+        np.testing.assert_allclose(result.numpy(), expected(numbers, w, b), rtol=1e-5, atol=1e-6)
+    # Other calls, also of these sizes, have memory of their own.
+    np.testing.assert_allclose(module(-x), expected(-x, w, b), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.numpy(), expected(x[::-1], w, b), rtol=1e-5, atol=1e-6)
+    del module, replay, result, given
+    gc.collect()
+    assert made[0].held == 0
+
+
+def test_what_cannot_be_replayed_says_why(device: Any) -> None:
+    module = minicc.compile(layer()[0])
+    with pytest.raises(TargetError, match="cpu"):
+        module.replay({"x": np.zeros((1, 12), np.float32)})
+    with pytest.raises(InputError):
+        compiled(device[1], layer()[0]).replay({"x": np.zeros((4, 11), np.float32)})
 
 
 def test_what_is_wrong_with_arrays_on_the_device_is_told(device: Any) -> None:

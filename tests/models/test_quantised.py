@@ -80,6 +80,24 @@ class Samples(quantization.CalibrationDataReader):  # type: ignore[misc, name-de
         return next(self.feeds, None)
 
 
+def quantise_static(model: onnx.ModelProto, x: Array, folder: Path, activations: Any, weights: Any, form: Any) -> onnx.ModelProto:
+    """A model calibrated on inputs like `x`; scales per channel in the QDQ form."""
+    symmetric = activations == QuantType.QInt8
+    quantization.quantize_static(
+        model, folder / "quantised.onnx", Samples(x), quant_format=form, activation_type=activations, weight_type=weights,
+        per_channel=form == QuantFormat.QDQ, reduce_range=not symmetric,
+        extra_options={"ActivationSymmetric": symmetric},
+    )  # fmt: skip
+    return onnx.load(folder / "quantised.onnx")
+
+
+def quantise_dynamic(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """A model that quantises activations when it runs."""
+    # Without VNNI instructions ONNX Runtime saturates with weights of eight bits.
+    quantization.quantize_dynamic(model, folder / "quantised.onnx", weight_type=QuantType.QInt8, reduce_range=True)
+    return onnx.load(folder / "quantised.onnx")
+
+
 def agrees(model: onnx.ModelProto, x: Array, expected_ops: set[str]) -> None:
     assert expected_ops <= {node.op_type for node in model.graph.node}
     data = model.SerializeToString()
@@ -103,14 +121,7 @@ def agrees(model: onnx.ModelProto, x: Array, expected_ops: set[str]) -> None:
 )
 def test_static(tmp_path: Path, activations: Any, weights: Any, form: Any, expected_ops: set[str]) -> None:
     model, x = convolutions()
-    target = tmp_path / "quantised.onnx"
-    symmetric = activations == QuantType.QInt8
-    quantization.quantize_static(
-        model, target, Samples(x), quant_format=form, activation_type=activations, weight_type=weights,
-        per_channel=form == QuantFormat.QDQ, reduce_range=not symmetric,
-        extra_options={"ActivationSymmetric": symmetric},
-    )  # fmt: skip
-    agrees(onnx.load(target), x, expected_ops)
+    agrees(quantise_static(model, x, tmp_path, activations, weights, form), x, expected_ops)
 
 
 def test_static_products(tmp_path: Path) -> None:
@@ -122,10 +133,7 @@ def test_static_products(tmp_path: Path) -> None:
 
 def test_dynamic(tmp_path: Path) -> None:
     model, x = products()
-    target = tmp_path / "quantised.onnx"
-    # Without VNNI instructions ONNX Runtime saturates with weights of eight bits.
-    quantization.quantize_dynamic(model, target, weight_type=QuantType.QInt8, reduce_range=True)
-    agrees(onnx.load(target), x, {"DynamicQuantizeLinear", "MatMulInteger"})
+    agrees(quantise_dynamic(model, tmp_path), x, {"DynamicQuantizeLinear", "MatMulInteger"})
 
 
 def test_half_precision() -> None:

@@ -163,6 +163,15 @@ def _spin(seconds: float) -> None:
         pass
 
 
+def test_a_quantised_model_is_built_once_as_it_is(tmp_path: Path) -> None:
+    nodes = "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z) y = Cast<to=1>(m)"
+    weights = "int8[4,2] w = {1, -2, 3, 4, -5, 6, 7, -128}"
+    onnx.save(parse(nodes, f"(float[n,4] x) => (float[n,2] y) <{weights}>"), tmp_path / "m.onnx")
+    onnx.save(dense(8), tmp_path / "good.onnx")
+    build(tmp_path / "bundle", "cpu", ("m", "good"), ("fp32", "int8"), tmp_path)
+    assert [c.name for c in read_manifest(tmp_path / "bundle").cases] == ["m/int8", "good/fp32"]
+
+
 # -- running
 
 

@@ -1,7 +1,7 @@
 """`build`: compiles models for a target and packs them with inputs and expected outputs.
 
-Expected outputs are ONNX Runtime's in float32. Large weights are made periodic first (`make_periodic`), so that a bundle of
-whole networks fits what may be copied; nothing else about the models changes.
+Expected outputs are ONNX Runtime's in float32; quantised models run as they are. Large float weights are made periodic first
+(`make_periodic`), so that a bundle of whole networks fits what may be copied; nothing else about the models changes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import numpy_helper
 
 import minicc
+from benchmarks.compare import rule, session
 from benchmarks.inputs import cases
 from benchmarks.models import load, locate
 from tools.gpu_check.bundle import LIMIT_BYTES, MIB, Array, Case, Manifest, pack, periodic, write_arrays, write_manifest
@@ -31,7 +31,8 @@ PERIODIC_BYTES = 1 * MIB  # models below keep their own weights
 # Small real ones first, so that a broken target shows at once.
 MODELS = (
     "hey_jarvis_v0.1", "ch_ppocr_mobile_v2.0_cls_infer", "kaldi", "resnet18", "mobilenet_v2", "bert_base", "resnet50",
-    "minilm_l6_trained", "unet", "efficientnet_b0", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small", *LAYERS,
+    "minilm_l6_trained", "unet", "efficientnet_b0", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small",
+    "fknetwork_int8", "common_old", "efficientword_resnet50_qint8", *LAYERS,
 )  # fmt: skip
 
 
@@ -63,11 +64,13 @@ def _version(package: str) -> tuple[str, str]:
 
 
 def reference(model: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:
-    """ONNX Runtime's outputs, in float32 on the CPU."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
+    """ONNX Runtime's outputs, in float32 on the CPU; quantised models without its rewrites, whose products may saturate."""
+    run = session(model.SerializeToString(), None, plain=is_quantised(model))
+    return dict(zip([o.name for o in run.get_outputs()], run.run(None, feeds)))
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    return rule(model).kind == "quantised"
 
 
 @dataclass(frozen=True)
@@ -83,21 +86,25 @@ class Job:
 
 
 def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, out: Path) -> Iterator[Job]:
-    """A whole model in every precision; its inputs and outputs are the same ones in float32."""
+    """A whole model in every precision, or as it is when it is quantised; inputs and outputs are the same ones in float32."""
     model, _ = load(name, locate(name, generated, None))
-    if model.ByteSize() > PERIODIC_BYTES:
+    quantised = is_quantised(model)
+    wanted = [p for p in precisions if (p == "int8") == quantised]
+    if not quantised and model.ByteSize() > PERIODIC_BYTES:
         make_periodic(model)
     feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
-    write_arrays(out / data, feeds, reference(model, feeds))
-    for precision in precisions:
-        yield Job(name, precision, model.SerializeToString(), precision, tuple(feeds), data)
+    if wanted:
+        write_arrays(out / data, feeds, reference(model, feeds))
+    for precision in wanted:
+        option = "fp32" if quantised else precision
+        yield Job(name, precision, model.SerializeToString(), option, tuple(feeds), data)
 
 
 def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]:
     """A single layer; a float16 model in "fp16", with inputs and outputs of its own. There is no "bf16": numpy cannot save it."""
     layer = LAYERS[name]
     for precision in precisions:
-        if precision == "bf16":
+        if precision in ("bf16", "int8"):
             continue
         feeds, weights = numbers(layer, precision)
         dtype = np.float16 if precision == "fp16" else np.float32

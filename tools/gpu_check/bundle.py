@@ -17,10 +17,11 @@ MIB = 1 << 20
 LIMIT_BYTES = 64 * MIB  # what may be copied to the machine
 DICTIONARY_BYTES = 256 * MIB  # so that the archive finds equal weights in the artifacts of several precisions
 PERIOD = 61  # prime: a kernel that reads a tile beside the right one reads other numbers
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+# "int8" is that of models which are quantised themselves, and their only one.
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 # Largest allowed difference from float32, relative to the largest magnitude of an output: 20 unit roundoffs of the 16-bit types
-# and of TF32's 10-bit significands.
-TOLERANCE = {"fp32": 1e-4, "tf32": 20 * 2.0**-11, "fp16": 20 * 2.0**-11, "bf16": 20 * 2.0**-8}
+# and of TF32's 10-bit significands; for quantised models that of `benchmarks.compare`.
+TOLERANCE = {"fp32": 1e-4, "tf32": 20 * 2.0**-11, "fp16": 20 * 2.0**-11, "bf16": 20 * 2.0**-8, "int8": 2e-2}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import minicc
 from tools.gpu_check.bundle import MIB, Array
 from tools.gpu_check.timing import medians
 
@@ -41,9 +42,12 @@ def _from_device(array: Any) -> Array:
 
 
 def replay_of(module: Any, given: Mapping[str, Any]) -> Callable[[], object] | None:
-    """A call that only launches the module's captured graph for these inputs; None for targets without one."""
-    make = getattr(module, "replay", None)
-    return None if make is None else make(given)  # type: ignore[no-any-return]
+    """A call that only launches the module's captured graph for these inputs; None for modules without one."""
+    try:
+        found: Callable[[], object] = module.replay(given)
+    except minicc.TargetError:
+        return None
+    return found
 
 
 def synchroniser(where: str) -> Callable[[], object]:

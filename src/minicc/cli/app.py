@@ -10,7 +10,7 @@ import typer
 
 import minicc
 from minicc.cli import common, doctor, measure
-from minicc.cli.common import Dims, Inputs, Json, Level, Model, Seed, Target, Threads, Trust, guarded
+from minicc.cli.common import Dims, Fixed, Inputs, Json, Level, Model, Seed, Target, Threads, Trust, guarded
 from minicc.debug.peaks import measure_peaks
 from minicc.debug.roofline import draw_roofline
 from minicc.errors import InputError
@@ -55,6 +55,7 @@ def run(
     target: Target = "cpu",
     threads: Threads = None,
     level: Level = 2,
+    dims: Fixed = "",
     trust: Trust = False,
     json: Json = False,
     output: Annotated[
@@ -64,7 +65,7 @@ def run(
     """Compile and run a model, with random inputs where none are given."""
 
     def command() -> None:
-        module = common.open_model(model, target, threads, level, trust)
+        module = common.open_model(model, target, threads, level, trust, dims)
         results = module.run_items(common.read_inputs(module.inputs, inputs, dim, seed))
         named = dict(zip((p.name for p in module.outputs), results))
         if output is not None:
@@ -95,13 +96,14 @@ def compile_(
     target: Target = "cpu",
     threads: Threads = None,
     level: Level = 2,
+    dims: Fixed = "",
     json: Json = False,
     strict: Annotated[bool, typer.Option(help="fail when a node has no compiled kernel")] = False,
 ) -> None:
     """Compile a model and save it; `minicc run` and `minicc.load` read the file."""
 
     def command() -> None:
-        module = common.open_model(model, target, threads, level, strict=strict)
+        module = common.open_model(model, target, threads, level, dims=dims, strict=strict)
         module.save(output)
         stats = {"file": str(output), "bytes": output.stat().st_size, **module.stats()}
         if json:
@@ -135,6 +137,7 @@ def explain(
     model: Model,
     target: Target = "cpu",
     level: Level = 2,
+    dims: Fixed = "",
     json: Json = False,
     trust: Trust = False,
     layer: Annotated[str, typer.Option(help="print the kernel texts of this layer instead")] = "",
@@ -142,7 +145,7 @@ def explain(
     """Show which layers became which kernels, on which tier, and why not a faster one."""
 
     def command() -> None:
-        module = common.open_model(model, target, None, level, trust)
+        module = common.open_model(model, target, None, level, trust, dims)
         if layer:
             print(module.source(layer))
         elif json:
@@ -162,6 +165,7 @@ def profile(
     target: Target = "cpu",
     threads: Threads = None,
     level: Level = 2,
+    dims: Fixed = "",
     trust: Trust = False,
     json: Json = False,
     repeats: Annotated[int, typer.Option(min=1, help="measured runs")] = 10,
@@ -171,7 +175,7 @@ def profile(
     """Show where the time of a run goes, kernel by kernel."""
 
     def command() -> None:
-        module = common.open_model(model, target, threads, level, trust)
+        module = common.open_model(model, target, threads, level, trust, dims)
         found = module.profile(*common.read_inputs(module.inputs, inputs, dim, seed), repeats=repeats)
         if trace is not None:
             found.to_chrome_trace(trace)
@@ -194,6 +198,7 @@ def bench(
     target: Target = "cpu",
     threads: Threads = None,
     level: Level = 2,
+    dims: Fixed = "",
     trust: Trust = False,
     json: Json = False,
     against: Annotated[str, typer.Option(help="also measure these, separated by commas: ort, openvino")] = "",
@@ -202,7 +207,7 @@ def bench(
     """Measure latency, side by side and interleaved with other runtimes."""
 
     def command() -> None:
-        module = common.open_model(model, target, threads, level, trust)
+        module = common.open_model(model, target, threads, level, trust, dims)
         items = common.read_inputs(module.inputs, inputs, dim, seed)
         with common.Bar() as progress:
             rows = measure.bench(

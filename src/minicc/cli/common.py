@@ -35,6 +35,7 @@ SHOW_AFTER = 1.0  # seconds until a progress bar appears
 
 Model = Annotated[Path, typer.Argument(help="an ONNX model, or a module saved by `minicc compile`")]
 Dims = Annotated[list[str] | None, typer.Option("--dim", help="size of a symbolic dimension, as batch=4")]
+Fixed = Annotated[str, typer.Option("--dims", help="sizes of symbolic dimensions to compile for, as batch=1,sequence=128")]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", help="input array, as name=file.npy; random otherwise")
 ]
@@ -68,9 +69,13 @@ def guarded(command: Callable[[], T]) -> T:
 
 
 def open_model(
-    path: Path, target: str, threads: int | None, level: int = 2, trust: bool = False, **options: Any
+    path: Path, target: str, threads: int | None, level: int = 2, trust: bool = False, dims: str = "", **options: Any
 ) -> Module:
     """Compile a model, or load a saved module (told by its zip header), with progress on a terminal."""
+    if dims:
+        options["dims"] = dims
+        if is_saved(path):
+            raise InputError("a saved module has the sizes that it was compiled for", hint="give --dims to `minicc compile`")
     chosen = Options.from_env().override(**options)
     if threads is not None:
         chosen = chosen.override(threads=threads)

@@ -2,7 +2,8 @@
 
 Every row of the call table is given to the executor alone and timed, with all its threads; host steps are
 timed whole, control steps through their bodies. The sum is a little above an undisturbed run, which is
-measured as well. The module itself is not disturbed: measuring uses runners of its own.
+measured as well. On a GPU events between the kernels of a replay tell the times, and an undisturbed run also copies
+inputs and outputs. The module itself is not disturbed: measuring uses runners of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from minicc.lower.program import ControlStep, KernelStep
 from minicc.lower.text import tier_of
 from minicc.runtime.bind import Bound, Context, Segment
 from minicc.runtime.control import ControlCall
+from minicc.runtime.cuda.array import on_gpu, to_host
+from minicc.runtime.cuda.engine import DeviceRunner, Plan
 from minicc.runtime.engine import Frame, Other, Runner, Shapes
 from minicc.runtime.host import HostCall
 from minicc.runtime.module import CompiledModule
@@ -171,16 +174,12 @@ def profile(
     items: inputs in order; None takes random ones for the given sizes of symbols. Raises InputError as a call
     does.
     """
-    given = random_inputs(module.inputs, sizes) if items is None else items
+    given = random_inputs(module.inputs, sizes) if items is None else [to_host(i) if on_gpu(i) else i for i in items]
     arrays = module.signature.arrays(given)
     module.signature.check(arrays)
     recorder = _Recorder(module.code.symbols)
-
-    class Measuring(_MeasuringRunner):
-        record = recorder
-
     usual = module.runner
-    measuring = Measuring(module.program, usual.machine, usual.executor, module.make_step)
+    measuring = _measuring(usual, recorder, module)
     for _ in range(warm):
         usual.run(arrays, {})
     for _ in range(repeats):
@@ -196,26 +195,55 @@ def profile(
     )
 
 
-class _MeasuringRunner(Runner):
-    """A runner that gives the executor one row at a time."""
+def _measuring(usual: Runner, recorder: _Recorder, module: CompiledModule) -> Runner:
+    """A runner of the same program that leaves its times with the recorder; those of its bodies are of the same class."""
+    if isinstance(usual, DeviceRunner):
+
+        class OnDevice(_MeasuringDevice):
+            record = recorder
+
+        return OnDevice(module.program, usual.machine, usual.shared, module.make_step)
+
+    class Measuring(_MeasuringRunner):
+        record = recorder
+
+    return Measuring(module.program, usual.machine, usual.executor, module.make_step)
+
+
+class _MeasuringSteps(Runner):
+    """A runner that measures its host steps."""
 
     record: _Recorder
-
-    def execute(self, segment: Segment, bound: Bound, context: Context) -> None:
-        kernels = self.machine.kernels
-        for i, at in enumerate(bound.steps.tolist()):
-            step = segment.steps[at]
-            start = time.perf_counter()
-            self.executor.run(context.rows[i : i + 1])
-            spent = time.perf_counter() - start
-            name = self.record.symbols[step.kernel]
-            self.record.add(step, name, tier_of(step, kernels), start, spent, bound.sizes)
 
     def run_step(self, step: Other, run: HostCall | ControlCall, shapes: Shapes, frame: Frame) -> None:  # type: ignore[override]
         start = time.perf_counter()
         super().run_step(step, run, shapes, frame)
         if not isinstance(step, ControlStep):  # what happens in bodies is measured there
             self.record.add(step, step.op, "host", start, time.perf_counter() - start, frame.sizes)
+
+    def note(self, step: KernelStep, start: float, seconds: float, sizes: Mapping[str, int]) -> None:
+        """One call of a kernel."""
+        self.record.add(step, self.record.symbols[step.kernel], tier_of(step, self.machine.kernels), start, seconds, sizes)
+
+
+class _MeasuringRunner(_MeasuringSteps):
+    """One that gives the executor one row at a time."""
+
+    def execute(self, segment: Segment, bound: Bound, context: Context) -> None:
+        for i, at in enumerate(bound.steps.tolist()):
+            start = time.perf_counter()
+            self.executor.run(context.rows[i : i + 1])
+            self.note(segment.steps[at], start, time.perf_counter() - start, bound.sizes)
+
+
+class _MeasuringDevice(_MeasuringSteps, DeviceRunner):
+    """One that asks the device how long each kernel of a replay takes."""
+
+    def start(self, plan: Plan) -> None:
+        begin = time.perf_counter()
+        for step, spent in zip(plan.steps, self.shared.device.times(plan.calls, plan.stream)):
+            self.note(step, begin, spent, plan.bound.sizes)
+            begin += spent
 
 
 def _timings(recorder: _Recorder) -> tuple[Timing, ...]:

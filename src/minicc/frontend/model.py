@@ -6,21 +6,22 @@ Whatever the input, the outcome is a graph or a MiniccError.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import onnx
 
 import minicc.ops  # noqa: F401  registers the operators
-from minicc.errors import InvalidModelError, MiniccError, ResourceLimitError
+from minicc.errors import InputError, InvalidModelError, MiniccError, ResourceLimitError
 from minicc.frontend.functions import FunctionTable
 from minicc.frontend.importer import Frame, Importer, Scope
 from minicc.frontend.reader import check_opsets, open_model, opset_versions
 from minicc.frontend.tensors import TensorReader
-from minicc.ir.dims import Dim, symbol
+from minicc.ir.dims import Dim, bare_symbol, substitute, symbol
 from minicc.ir.graph import Graph, Value
 from minicc.ir.types import OpaqueType, TensorType, Type
 from minicc.ops.host import dtype_of_number, newest_opset, type_text
@@ -71,7 +72,8 @@ def load_model(
     """Import an ONNX model of opset 6 to 28, or older where its operators did not change until 6.
 
     base_dir: folder of external data for bytes and ModelProto (a path has its own). Raises InvalidModelError,
-    UnsupportedOpError (all unknown operators at once), ShapeError, ResourceLimitError; nothing else.
+    UnsupportedOpError (all unknown operators at once), ShapeError, ResourceLimitError, InputError for options.dims
+    that are not the model's; nothing else.
     """
     options = options or Options()
     try:
@@ -99,7 +101,7 @@ def _import(proto: onnx.ModelProto, tensors: TensorReader, name: str, options: O
     graph = Graph(proto.graph.name or "main", count(_first_free(proto.graph)))
     scope = Scope(graph)
     importer.constants(proto.graph, scope, "the graph")
-    arguments = _inputs(proto.graph, scope)
+    arguments = _inputs(proto.graph, scope, options.dims)
     try:
         importer.nodes(proto.graph, scope, Frame(opsets), "the graph")
     except MiniccError:
@@ -135,20 +137,44 @@ def _first_free(graph: onnx.GraphProto) -> int:
     return max(numbers)
 
 
-def _inputs(graph: onnx.GraphProto, scope: Scope) -> tuple[Argument, ...]:
-    """Declare the graph's inputs; those with an initializer are constants and no inputs."""
+def _inputs(graph: onnx.GraphProto, scope: Scope, sizes: Mapping[str, int]) -> tuple[Argument, ...]:
+    """Declare the graph's inputs, some of their dimensions given sizes; those with an initializer are constants and no inputs."""
     infos = [info for info in graph.input if info.name not in scope.names]
     params = {d.dim_param for info in infos for d in info.type.tensor_type.shape.dim}
     names = _identifiers(p for p in params if re.search(r"\w", p))  # "?" stands for unknown, not for a name
     taken = set(names.values())
+    types = [declared_type(info, names, taken) for info in infos]
+    if sizes:
+        types = _with_sizes(types, sizes, names)
     found = []
-    for info in infos:
+    for info, type_ in zip(infos, types):
         if not info.name or info.name in scope.names:
             raise InvalidModelError(f"the graph's input {info.name!r} has no name, or one that is taken")
-        type_ = declared_type(info, names, taken)
         scope.names[info.name] = scope.graph.input(info.name, type_)
         found.append(Argument(info.name, type_))
     return tuple(found)
+
+
+def _with_sizes(types: Sequence[Type], sizes: Mapping[str, int], names: Mapping[str, str]) -> list[Type]:
+    """Input types whose dimensions of these names have these sizes. names: of dimensions in the model, and what we call them.
+
+    Raises InputError for other names, and for two sizes of one dimension.
+    """
+    own = {name: None for type_ in types if isinstance(type_, TensorType) for d in type_.shape or () if (name := bare_symbol(d))}
+    fixed: dict[str, int] = {}
+    for name, size in sizes.items():
+        ours = names.get(name, name)
+        if ours not in own:
+            close = difflib.get_close_matches(ours, own, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            known = f"they have {', '.join(own)}" if own else "all their sizes are known"
+            raise InputError(f"the model's inputs have no dimension {name!r}", hint=hint + known)
+        if fixed.setdefault(ours, size) != size:
+            raise InputError(f"dimension {ours!r} is given two sizes, {fixed[ours]} and {size}")
+    return [
+        TensorType(t.dtype, tuple(substitute(d, fixed) for d in t.shape)) if isinstance(t, TensorType) and t.shape else t
+        for t in types
+    ]
 
 
 def _identifiers(params: Iterable[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from minicc.passes.recognise import recognise
 from minicc.passes.simplify import simplify
 from minicc.passes.specialise import specialise_ranks
 from minicc.passes.transposes import sink_transposes
+from minicc.passes.zero_points import zero_points
 
 
 def _fuse(graph: Graph, context: PassContext) -> int:
@@ -34,6 +35,7 @@ DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
 PRECISION = Pass("reduced-precision", reduced_precision, rounds=True)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
+ZERO_POINTS = Pass("zero-points", zero_points)
 SIMPLIFY = Pass("simplify", simplify)
 RECOGNISE = Pass("recognise", recognise)
 FOLD_AFFINE = Pass("fold-affine", fold_affine)
@@ -45,10 +47,11 @@ FUSE = Pass("fuse", _fuse, Stage.FUSED)
 def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     """The passes in order. opt_level 0 leaves only what lowering needs; 1 adds folding and fusion; 2 everything."""
     if options.opt_level == 0:
-        return (FOLD_SHAPES, DEAD_CODE, PRECISION, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, DEAD_CODE)
+        return (FOLD_SHAPES, DEAD_CODE, PRECISION, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, ZERO_POINTS, DEAD_CODE)
     first = Repeat((FOLD_SHAPES, INTEGER_PRODUCTS, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
+    expanded = Repeat((*first.passes, ZERO_POINTS))
     layout = (LAYOUT, SINK, first) if options.opt_level >= 2 else ()
-    return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, first, *layout, FUSE)
+    return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)
 
 
 __all__ = ["default_pipeline"]

@@ -47,6 +47,7 @@ class PassContext:
     keep:          (domain, name) of EXPAND ops the target computes whole.
     is_anchor:     whether a node has a template that takes an epilogue.
     channels_last: whether the target's convolutions want layout "NHWC".
+    zero_points:   whether the target's integer products take zero points.
     symbols:       sizes known outside the graph at hand (set while bodies are visited).
     """
 
@@ -54,6 +55,7 @@ class PassContext:
     keep: frozenset[tuple[str, str]] = frozenset()
     is_anchor: Callable[[Node], bool] = no_anchor
     channels_last: bool = True
+    zero_points: bool = True
     symbols: frozenset[str] = frozenset()
     rules: Counter[str] = field(default_factory=Counter)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)

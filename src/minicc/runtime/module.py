@@ -22,8 +22,8 @@ from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment, add
 from minicc.runtime.code import Code
 from minicc.runtime.control import ControlCall
 from minicc.runtime.cuda.array import on_gpu, to_host
-from minicc.runtime.cuda.driver import Gpu
-from minicc.runtime.cuda.engine import DeviceRunner, Shared
+from minicc.runtime.cuda.driver import LEGACY, Gpu
+from minicc.runtime.cuda.engine import DeviceRunner, Replay, Shared
 from minicc.runtime.engine import Item, Other, Runner, bind_sizes
 from minicc.runtime.executor import Executor
 from minicc.runtime.host import HostCall
@@ -105,6 +105,22 @@ class CompiledModule:
             whole = [i if on_gpu(i) else self.signature.array(i, n) for n, i in enumerate(items)]
             return list(runner.run_on_device(whole, names, self.signature.dtypes, self.signature.check))
         return self.run_items([to_host(item) if on_gpu(item) else item for item in items])
+
+    def replay(self, feeds: Mapping[str, Any], stream: int = LEGACY) -> Replay:
+        """What runs the module again and again for the sizes of these inputs, without copies and without waiting.
+
+        For CUDA targets. feeds: arrays on the GPU or the host; the replay's own inputs hold copies of them. stream: the handle
+        of the stream that calls run on, by default the one that other libraries use unless told otherwise. Raises TargetError
+        for a program that has steps on the host.
+        """
+        items = self.signature.order((), feeds)
+        runner = self.runner
+        if not isinstance(runner, DeviceRunner) or not runner.stays:
+            why = "it has steps on the host" if isinstance(runner, DeviceRunner) else f"its target is {self.target.name!r}"
+            raise TargetError(f"{self.program.name!r} cannot be replayed", why=why, hint="call the module")
+        whole = [i if on_gpu(i) else self.signature.array(i, n) for n, i in enumerate(items)]
+        names = [port.name for port in self.inputs]
+        return runner.hold(whole, names, self.signature.dtypes, self.signature.check, stream)
 
     def prepare(self) -> None:
         """Load the code now rather than at the first call."""

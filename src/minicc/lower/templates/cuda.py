@@ -1,7 +1,8 @@
-"""MatMul and Conv onto the CUDA forms of `gemm` and `conv`: operands in their own element type, weights as rows of k.
+"""Products and convolutions onto the CUDA forms of `gemm` and `conv`: operands in their own element type, weights as rows of k.
 
-float32 is multiplied exactly, with precision "tf32" on the tensor cores. What these templates do not take (computed
-filters, operands of two types) becomes generated loops; depthwise convolutions have a template of their own.
+float32 is multiplied exactly, with precision "tf32" on the tensor cores; integers of 8 bits by int8, with int32 sums
+(`passes/zero_points.py` has taken zero points off). What these templates do not take (computed filters, floats of two types)
+becomes generated loops; depthwise convolutions have a template of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from minicc.ir.dims import Dim, SymbolicDim, ceil_divide, product
 from minicc.ir.expr import const, iteration, minimum, select
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import DType, bf16, f16, f32
+from minicc.ir.types import DType, bf16, f16, f32, i8, i32, u8
 from minicc.kernels import cuda_tiles
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Space, Write
@@ -29,6 +30,7 @@ from minicc.targets.cuda import CudaTarget
 Array = np.ndarray[Any, Any]
 
 ELEMENTS: dict[DType, str] = {f32: "f32", f16: "f16", bf16: "bf16"}
+INTEGERS: dict[DType, str] = {i8: "s8", u8: "u8"}
 # Sizes that are not known are taken for so many when a tile is chosen.
 UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH = 256, 128, 512
 # Bits of a row of windows say which taps lie inside the input, along all axes together.
@@ -36,11 +38,14 @@ MOST_TAPS = 31
 
 
 def lower_cuda_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
-    """MatMul of numpy semantics; vectors and operands of two types are refused."""
-    anchor, (a, b) = common.anchor_of(node, lead)
+    """MatMul and MatMulInteger of numpy semantics; vectors are refused."""
+    anchor, inputs = common.anchor_of(node, lead)
+    a, b = inputs[:2]
     assert a is not None and b is not None
-    if a.tensor.dtype not in ELEMENTS or b.tensor.dtype != a.tensor.dtype:
-        return f"no product kernel for {a.tensor.dtype} by {b.tensor.dtype}"
+    refusal = _refuse_operands(a, b, inputs[2:], anchor)
+    if refusal:
+        return refusal
+    sums = i32 if a.tensor.dtype in INTEGERS else f32
     if len(a.shape) < 2 or len(b.shape) < 2:
         return "an operand is a vector"
     shape = anchor.output.shape
@@ -50,16 +55,25 @@ def lower_cuda_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
     found = low.view(b, (*batch, k, n)) if b.data is None else None
     if found is not None and (found[2][-2] == 1 or k == 1):
         b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(found[2]) if s != 0 and axis != len(batch)}
-        space = common.epilogue(low, node, lead, [a_walk, b_walk])
+        space = common.epilogue(low, node, lead, [a_walk, b_walk], dtype=sums)
         if not isinstance(space, str):
             _emit_gemm(low, node, lead, left, (found[0], found[1], found[2][-1]), k, space, product(shape) * k * 2)
             return ""
     packed, strides, row = _rows_of_k(low, b, (*batch, k, n))
-    space = common.epilogue(low, node, lead, [a_walk, {axis: s for axis, s in enumerate(strides) if s != 0}])
+    space = common.epilogue(low, node, lead, [a_walk, {axis: s for axis, s in enumerate(strides) if s != 0}], dtype=sums)
     if isinstance(space, str):
         return space
     _emit_gemm(low, node, lead, left, (packed, 0, row), k, space, product(shape) * k * 2)
     return ""
+
+
+def _refuse_operands(a: Value, b: Value, zeros: Sequence[Value | None], anchor: Node) -> str:
+    """Why no kernel multiplies these; empty when one does."""
+    left, right = a.tensor.dtype, b.tensor.dtype
+    integer = anchor.op.name.endswith("Integer")
+    if (right == i8 and left in INTEGERS) if integer else (right == left and left in ELEMENTS):
+        return "zero points" if integer and any(v is not None for v in zeros) else ""
+    return f"no product kernel for {left} by {right}"
 
 
 def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Dim, Sequence[Dim]],
@@ -87,32 +101,36 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     anchor, inputs = common.anchor_of(node, lead)
     x, w = inputs[0], inputs[1]
     assert x is not None and w is not None
-    if x.tensor.dtype not in ELEMENTS or w.tensor.dtype != x.tensor.dtype:
-        return f"no convolution kernel for {x.tensor.dtype} by {w.tensor.dtype}"
+    refusal = _refuse_operands(x, w, inputs[2:], anchor)
+    if refusal:
+        return refusal
+    integer = x.tensor.dtype in INTEGERS
     rank, groups = len(x.shape) - 2, anchor.attrs["group"]
     if w.data is None or not 1 <= rank <= 3:
         return f"{rank} spatial axes" if w.data is not None else "weights are computed at run time"
     filters, channels, *kernel = w.data.shape
-    if channels == 1 and groups > 1:
-        return lower_depthwise(low, node, lead)
+    if channels == 1 and (groups > 1 or filters == 1):
+        return "one channel per group" if integer else lower_depthwise(low, node, lead)
     if sum(kernel) + 3 - rank > MOST_TAPS:
         return "a large kernel"
     layout = anchor.attrs["layout"]
     spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
     geometry = window(anchor.attrs, kernel, spatial)
     element, size = _element(low, anchor), x.tensor.dtype.bytes
-    padded = _whole_pieces(channels, size) if groups == 1 else channels
+    # Copies into shared memory take at least 4 bytes; more would need few channels of 8 bits to be copied to wider ones.
+    padded = channels if groups > 1 else -(-channels // 4) * 4 if integer else _whole_pieces(channels, size)
     buffer, offset, strides = _channels_last(low, x, layout, padded * groups)
     out = anchor.output.shape
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     finish = bias_adder(low, inputs[2] if len(inputs) > 2 else None, channel_axis(layout, len(out)))
+    sums = i32 if integer else f32
     flops = product(out) * channels * product(kernel) * 2
     data = np.pad(w.data, [(0, 0), (0, padded - channels), *[(0, 0)] * rank])
     matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
         geometry.padded(a) for a in range(rank))  # fmt: skip
     if matrix and layout == "NHWC":
         walk = {axis: s for axis, s in enumerate(strides[:-1]) if s != 0}
-        space = common.epilogue(low, node, lead, [walk, {}], finish=finish)
+        space = common.epilogue(low, node, lead, [walk, {}], finish=finish, dtype=sums)
         if isinstance(space, str):
             return space
         weights = _packed(low, w, data.reshape(data.shape[:2]), 1, element)
@@ -122,7 +140,7 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     per_group = filters // groups
     axes = (out[0], groups, *pixels, per_group)
     pixel = {2 + a: s for a, s in enumerate(row_major(pixels))}
-    space = common.epilogue(low, node, lead, [pixel], axes, image_index(layout, rank, per_group), finish)
+    space = common.epilogue(low, node, lead, [pixel], axes, image_index(layout, rank, per_group), finish, sums)
     if isinstance(space, str):
         return space
     weights = _packed(low, w, data, groups, element)
@@ -142,7 +160,7 @@ def _element(low: Lowering, anchor: Node) -> str:
     """What the kernels call the anchor's element type."""
     first = anchor.inputs[0]
     assert first is not None
-    name = ELEMENTS[first.tensor.dtype]
+    name = (ELEMENTS | INTEGERS)[first.tensor.dtype]
     return "tf32" if name == "f32" and low.precision == "tf32" else name
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import pairwise, zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +22,12 @@ Array = np.ndarray[Any, Any]
 
 _STATIC_SHARED = 48 << 10  # what a kernel may use without asking
 _KEPT = 1 << 62  # bytes of freed results that a device keeps for later ones: all of them
+Launches = Sequence[tuple[Any, Launch, Sequence[int]]]
+Replay = Callable[..., None]  # replay(stream), by default the stream it was recorded on
 LEGACY = 1  # the handle of the stream that other libraries use unless told otherwise
 INSTALL = "pip install 'minicc[cuda]'"
+
+
 
 
 class Memory:
@@ -55,6 +60,10 @@ class Device(Protocol):
         """A new stream."""
         ...
 
+    def existing(self, handle: int) -> Stream:
+        """A stream that somebody else made and keeps."""
+        ...
+
     def allocate(self, size: int, stream: Stream | None = None) -> Memory:
         """Memory aligned to 256 bytes; with a stream from what the stream has freed before."""
         ...
@@ -83,8 +92,12 @@ class Device(Protocol):
         """Later work of `stream` (ours, or another library's by its handle) waits for what `leader` has been given."""
         ...
 
-    def record(self, launches: Sequence[tuple[Any, Launch, Sequence[int]]], stream: Stream) -> Callable[[], None]:
-        """What starts these launches (kernel, shape, words) on the stream, all at once."""
+    def record(self, launches: Launches, stream: Stream) -> Replay:
+        """What starts these launches (kernel, shape, words) on the stream or on another one, all at once."""
+        ...
+
+    def times(self, launches: Launches, stream: Stream) -> list[float]:
+        """Seconds that each of these launches takes when they run once, all at once; returns when they are done."""
         ...
 
 
@@ -128,6 +141,9 @@ class Gpu:
         self._enter()
         handle = self._call("cuStreamCreate", self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
         return Stream(handle, lambda: self._driver.cuStreamDestroy(handle))
+
+    def existing(self, handle: int) -> Stream:
+        return Stream(self._driver.CUstream(handle), lambda: None)
 
     def allocate(self, size: int, stream: Stream | None = None) -> Memory:
         self._enter()
@@ -186,23 +202,44 @@ class Gpu:
         self._call("cuStreamWaitEvent", handle, event, 0)
         self._call("cuEventDestroy", event)
 
-    def record(self, launches: Sequence[tuple[Any, Launch, Sequence[int]]], stream: Stream) -> Callable[[], None]:
+    def record(self, launches: Launches, stream: Stream) -> Replay:
         if not launches:
-            return lambda: None
+            return lambda _stream=None: None
+        return self._graph(launches, stream, [])
+
+    def times(self, launches: Launches, stream: Stream) -> list[float]:
+        self._enter()
+        events = [self._call("cuEventCreate", 0) for _ in range(len(launches) + 1)]
+        try:
+            # Marks inside the graph, so that the device never waits for the host between two kernels.
+            self._graph(launches, stream, events)()
+            self.wait(stream)
+            return [1e-3 * self._call("cuEventElapsedTime", *pair) for pair in pairwise(events)]
+        finally:
+            for event in events:
+                self._call("cuEventDestroy", event)
+
+    def _graph(self, launches: Launches, stream: Stream, events: Sequence[Any]) -> Replay:
+        """What starts the launches; with one event before each and one behind the last, if there are any."""
         self._enter()
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # others may use the driver meanwhile
+        outside = self._driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL.value
         self._call("cuStreamBeginCapture", stream.handle, mode)
         try:
-            for kernel, launch, words in launches:
-                self._launch(kernel, launch, words, stream)
+            for started, event in zip_longest(launches, events):
+                if event is not None:
+                    self._call("cuEventRecordWithFlags", event, stream.handle, outside)
+                if started is not None:
+                    kernel, launch, words = started
+                    self._launch(kernel, launch, words, stream)
         finally:
             graph = self._call("cuStreamEndCapture", stream.handle)
         ready = self._call("cuGraphInstantiate", graph, 0)
         self._call("cuGraphDestroy", graph)
 
-        def replay() -> None:
+        def replay(where: Stream = stream) -> None:
             self._enter()
-            self._call("cuGraphLaunch", ready, stream.handle)
+            self._call("cuGraphLaunch", ready, where.handle)
 
         weakref.finalize(replay, self._driver.cuGraphExecDestroy, ready)
         return replay

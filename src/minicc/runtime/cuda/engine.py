@@ -12,6 +12,7 @@ import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from minicc.errors import ResourceLimitError, VerifyError
 from minicc.kernels import cuda_template
 from minicc.kernels.cuda_launch import Launch
 from minicc.lower.kernel import Kernel, LoopKernel
-from minicc.lower.program import Program
+from minicc.lower.program import KernelStep, Program
 from minicc.runtime.bind import Array, Bound, Machine, Segment, numpy_dtype
 from minicc.runtime.cuda.array import DeviceArray, Foreign, foreign, on_gpu
 from minicc.runtime.cuda.driver import LEGACY, Device, Memory, Stream
@@ -79,15 +80,15 @@ class Plan:
         externals = [self.slots[b].memory.address for b in segment.externals]
         moves = segment.moves(bound, place, self.arena.address, externals)
         words = (bound.words + moves).tolist()
-        calls = []
+        self.calls, self.steps = [], list[KernelStep]()
         for at in bound.steps.tolist():
             own = words[segment.starts[at] : segment.starts[at + 1]]
-            number = segment.steps[at].kernel
-            launch = launch_of(segment.machine.kernels[number], own, shared.target)
+            step = segment.steps[at]
+            launch = launch_of(segment.machine.kernels[step.kernel], own, shared.target)
             if launch.grid[0]:
-                calls.append((shared.kernels[number], launch, own))
-        self.calls = calls
-        self.replay = device.record(calls, self.stream)
+                self.calls.append((shared.kernels[step.kernel], launch, own))
+                self.steps.append(step)
+        self.replay = device.record(self.calls, self.stream)
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
@@ -151,6 +152,20 @@ class Shared:
             return [plan for idle in self._plans.values() for plan in idle]
 
 
+class Replay:
+    """A program for one set of sizes, to be run again and again: a call starts its recorded launches and does nothing else.
+
+    inputs, outputs: the arrays on the device that the launches read (by name) and write (in model order). Write new numbers
+    into the inputs, call, and read the outputs before the next call, all in the order of one stream; a call does not wait.
+    """
+
+    def __init__(self, inputs: dict[str, DeviceArray], outputs: list[DeviceArray], start: Callable[[], None], kept: Any) -> None:
+        self.inputs, self.outputs, self._start, self._kept = inputs, outputs, start, kept
+
+    def __call__(self) -> None:
+        self._start()
+
+
 class DeviceRunner(Runner):
     """A program whose segments run on a device."""
 
@@ -159,7 +174,11 @@ class DeviceRunner(Runner):
         super().__init__(program, machine, None, make_step)  # type: ignore[arg-type]
 
     def for_body(self, body: Program) -> Runner:
-        return DeviceRunner(body, self.machine, self.shared, self.make_step)
+        return type(self)(body, self.machine, self.shared, self.make_step)
+
+    def start(self, plan: Plan) -> None:
+        """Start the launches of a plan; who measures (debug/profile) wants to know which."""
+        plan.replay()
 
     def _run_segment(self, segment: Segment, frame: Frame, held: Held) -> None:  # noqa: ARG002
         bound, values, device = segment.bound(frame.sizes), frame.values, self.shared.device
@@ -169,7 +188,7 @@ class DeviceRunner(Runner):
         try:
             for b, array in given.items():
                 plan.slots[b].fill(device, array, plan.stream)
-            plan.replay()
+            self.start(plan)
             for b, array in outputs.items():
                 plan.slots[b].drain(device, array, plan.stream)
             for b in segment.exports:
@@ -199,22 +218,14 @@ class DeviceRunner(Runner):
     def run_on_device(self, items: Sequence[Any], names: Sequence[str], dtypes: Sequence[Any],
                       check: Callable[[Sequence[Any]], None]) -> list[DeviceArray]:  # fmt: skip
         """As `run`, for a program that `stays`, without waiting for the device; items may also be arrays of the host."""
-        device, segment, program = self.shared.device, self.segments[0], self.program
+        device, program = self.shared.device, self.program
         try:
             stream = self._streams.pop()
         except IndexError:
             stream = device.stream()
         try:
             arrays = [foreign(i, d, n, stream) if on_gpu(i) else i for i, n, d in zip(items, names, dtypes)]
-            # Checks look at shapes and types only: arrays of the host that have them and no memory stand for the others.
-            shown = [np.broadcast_to(np.empty((), a.dtype), a.shape) if isinstance(a, Foreign) else a for a in arrays]
-            check(shown)
-            sizes: dict[str, int] = {}
-            self.shapes.learn(shown, sizes)
-            bound = segment.bound(sizes)
-            outside = {b: a for b, a in zip(program.inputs, shown) if b in segment.externals}
-            specs = {b: np.broadcast_to(np.empty((), dtype), shape) for b, shape, dtype in bound.outputs}
-            plan = self._plan(segment, bound, outside, specs)
+            plan, specs = self._plan_of(arrays, check)
             try:
                 device.follow(plan.stream, stream)
                 for b, array in zip(program.inputs, arrays):
@@ -238,3 +249,38 @@ class DeviceRunner(Runner):
                 self.shared.release(plan)
         finally:
             self._streams.append(stream)
+
+    def hold(self, items: Sequence[Any], names: Sequence[str], dtypes: Sequence[Any], check: Callable[[Sequence[Any]], None],
+             handle: int) -> Replay:  # fmt: skip
+        """A replay for the sizes of these items, which its inputs hold at first. handle: of the stream it runs on."""
+        device, program, number = self.shared.device, self.program, self.shared.number
+        stream = device.existing(handle)
+        arrays = [foreign(i, d, n, stream) if on_gpu(i) else i for i, n, d in zip(items, names, dtypes)]
+        plan, specs = self._plan_of(arrays, check)
+        inputs = {}
+        for b, name, array in zip(program.inputs, names, arrays):
+            if b not in plan.slots:
+                continue  # nothing reads it
+            slot = plan.slots[b]
+            if isinstance(array, Foreign):
+                device.on_device(slot.memory.address, array.address, plan.sizes[b], stream)
+            else:
+                slot.fill(device, array, stream)
+            inputs[name] = DeviceArray(slot.memory, array.shape, array.dtype, device, stream, number)
+        device.wait(stream)  # the caller may free or change what was copied
+        outputs = [DeviceArray(plan.slots[b].memory, specs[b].shape, specs[b].dtype, device, stream, number)
+                   for b in program.outputs]  # fmt: skip
+        return Replay(inputs, outputs, partial(plan.replay, stream), (plan, self.shared))
+
+    def _plan_of(self, arrays: Sequence[Any], check: Callable[[Sequence[Any]], None]) -> tuple[Plan, dict[int, Array]]:
+        """The plan for the sizes of arrays, wherever they are, and what its outputs look like."""
+        # Checks look at shapes and types only: arrays of the host that have them and no memory stand for the others.
+        shown = [np.broadcast_to(np.empty((), a.dtype), a.shape) if isinstance(a, Foreign) else a for a in arrays]
+        check(shown)
+        sizes: dict[str, int] = {}
+        self.shapes.learn(shown, sizes)
+        segment = self.segments[0]
+        bound = segment.bound(sizes)
+        outside = {b: a for b, a in zip(self.program.inputs, shown) if b in segment.externals}
+        specs = {b: np.broadcast_to(np.empty((), dtype), shape) for b, shape, dtype in bound.outputs}
+        return self._plan(segment, bound, outside, specs), specs
