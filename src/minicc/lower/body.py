@@ -129,7 +129,8 @@ def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands
                        fixed: bool = False) -> Space | str:  # fmt: skip
     """Fit writes over the logical axes of a template's output (the last two are row and column) to (b0, b1, i, j).
 
-    operands: strides by logical axis of what the template itself reads; axes merge only where these allow it.
+    operands: strides by logical axis of what the template itself reads, that which has rows first; axes merge only where
+    these allow it.
     fixed: the first two axes are b0 and b1 and everything between them and the column must merge into the row.
     Returns a sentence when more than two batch axes remain.
     """
@@ -139,6 +140,8 @@ def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands
         if extents[axis] == 1:
             state.substitute(axis, const(0, i64))
             state.axes.remove(axis)
+    if not fixed and extents[row] == 1:
+        operands = state.find_rows(row, operands)
     state.collapse([Affine(dict(o), 0, None) for o in operands], keep=frozenset((column,)))
     batch = [a for a in state.axes if a < row]
     if len(batch) > 2 or (fixed and any(a > 1 for a in batch)):
@@ -171,6 +174,23 @@ class _State:
             return replacement if e.op == "iter" and e.arg == axis else None
 
         self.writes = [Write(w.array, w.dtype, rewrite(w.offset, change), rewrite(w.value, change)) for w in self.writes]
+
+    def find_rows(self, row: int, operands: Sequence[dict[int, Dim]]) -> Sequence[dict[int, Dim]]:
+        """Make the innermost batch axis the rows in place of an axis `row` of size 1; the operands in these axes.
+
+        Left alone when operands other than the first move along it. As batches they would all be read again for each row.
+        """
+        batch = [axis for axis in self.axes if axis < row]
+        if not batch or any(operand.get(batch[-1], 0) != 0 for operand in operands[1:]):
+            return operands
+        self.substitute(row, const(0, i64))
+        self.substitute(batch[-1], iteration(row))
+        self.axes.remove(batch[-1])
+        self.extents[row] = self.extents[batch[-1]]
+        left = {axis: stride for axis, stride in operands[0].items() if axis != row}
+        if batch[-1] in left:
+            left[row] = left.pop(batch[-1])
+        return [left, *operands[1:]]
 
     def drop_unit_axes(self) -> None:
         for axis in [a for a in self.axes if self.extents[a] == 1]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from minicc.errors import CodegenError
 from minicc.ir.dims import Dim, product
-from minicc.ir.expr import EXPENSIVE, Expr, iteration, reduction, walk
+from minicc.ir.expr import Expr, iteration
 from minicc.ir.graph import Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import DType, OpaqueType, TensorType, dtype_of
@@ -22,15 +22,13 @@ from minicc.kernels.packing import CACHE_LINE, aligned_empty
 from minicc.lower.affine import affine, linearise
 from minicc.lower.body import BodyWord, Write, normalise
 from minicc.lower.compose import RESHAPES, VIEWS, Composer, broadcast_index
+from minicc.lower.estimate import estimate
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import Buffer, KernelStep, Step, Word
 from minicc.lower.split import split_reductions
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
-
-# Rough costs of one element on one core, in nanoseconds, for cutting work into chunks; not for choosing kernels.
-NS_PER_LOAD, NS_PER_FUNCTION, NS_PER_SIMPLE = 0.15, 0.8, 0.03
 
 
 @dataclass
@@ -234,24 +232,6 @@ def is_view(node: Node) -> bool:
         return False
     known = all(isinstance(v.type, TensorType) and v.type.shape is not None for v in (node.inputs[0], *node.outputs) if v)
     return known and (node.op.refuse is None or node.op.refuse(node) is None)
-
-
-def estimate(writes: Sequence[Write], shape: Sequence[Dim]) -> tuple[Dim, Dim]:
-    """(operations, nanoseconds on one core) of some writes; nanoseconds are scaled to integers per 100 elements."""
-    operations, hundredths = 0, 0.0
-    repeats: Dim = 1
-    for write in writes:
-        for expr in walk(write.value):
-            if expr.op == "load":
-                hundredths += 100 * NS_PER_LOAD
-            elif expr.op == "reduce":
-                repeats = repeats * product(reduction(expr)[2])
-            elif expr.op not in ("const", "iter", "dim"):
-                operations += 1
-                hundredths += 100 * (NS_PER_FUNCTION if expr.op in EXPENSIVE else NS_PER_SIMPLE)
-        hundredths += 100 * NS_PER_LOAD
-    elements = product(shape) * repeats
-    return elements * operations, (elements * max(1, round(hundredths))) // 100
 
 
 def _owned(data: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
