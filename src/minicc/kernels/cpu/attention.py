@@ -220,8 +220,8 @@ def kernel(args, begin, end):
         if keys == 0:
             for j in range(count * dv * NR):
                 st_scratch(sums, j, ZERO)
-        start = 0
-        while start < keys:
+        for block in range((keys + step - 1) // step):
+            start = block * step
             length = min(step, keys - start)
             block_k = off(k, start * arg(args, K_ROW))
             block_v = off(v, start * arg(args, V_ROW))
@@ -239,6 +239,5 @@ def kernel(args, begin, end):
                 if changed and start > 0:
                     multiply_row(NR, VW, panel, dv, factors)
                 strided_product(MR, NR, VW, block_v, 1, arg(args, V_ROW), scores, panel, dv, length, start == 0)
-            start += step
         for p in range(count):
             store_rows(args, b, g, (first + p) * NR, rows, off(sums, p * dv * NR), off(totals, p * NR), lines)
