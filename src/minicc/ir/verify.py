@@ -8,6 +8,7 @@ passes/manager.py).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from enum import IntEnum
 from itertools import count
 
@@ -37,10 +38,10 @@ class Stage(IntEnum):
 
 
 def verify(graph: Graph, stage: Stage = Stage.IMPORTED, *, pass_name: str = "",
-           keep: frozenset[tuple[str, str]] = frozenset()) -> None:  # fmt: skip
+           keep: Callable[[Node], bool] = lambda _: False) -> None:  # fmt: skip
     """Raise VerifyError (rule, node, neighbouring lines, pass) where a graph or a body breaks an invariant.
 
-    keep: (domain, name) of EXPAND ops that may stay after Stage.EXPANDED.
+    keep: whether a node of an EXPAND op may stay after Stage.EXPANDED.
     """
     Verifier(graph, graph, stage, pass_name, keep).run()
 
@@ -49,7 +50,7 @@ class Verifier:
     """One check of one graph; `root` is the outermost graph, for messages."""
 
     def __init__(
-        self, root: Graph, graph: Graph, stage: Stage, pass_name: str, keep: frozenset[tuple[str, str]]
+        self, root: Graph, graph: Graph, stage: Stage, pass_name: str, keep: Callable[[Node], bool]
     ) -> None:
         self.root, self.graph, self.stage, self.pass_name, self.keep = root, graph, stage, pass_name, keep
 
@@ -87,7 +88,7 @@ class Verifier:
                 raise self.fail(f"the name {name!r} belongs to {times} values")
 
     def _must_expand(self, node: Node) -> bool:
-        if node.op.kind is not Kind.EXPAND or (node.op.domain, node.op.name) in self.keep:
+        if node.op.kind is not Kind.EXPAND or self.keep(node):
             return False
         return node.op.refuse is None or node.op.refuse(node) is None
 

@@ -315,3 +315,34 @@ def recurrent_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, 
     sequences = w["B"] * w["DIRECTIONS"]
     w["ROWS"] = max(1, min(tile_rows(target), w["B"], ceil_divide(sequences, threads)))
     return w["DIRECTIONS"] * ceil_divide(w["B"], w["ROWS"])
+
+
+# As in kernels/cpu/attention.py: panels of a unit, floats of its packed queries (and of its sums), keys of a block.
+ATTENTION_PANELS = 8
+ATTENTION_QUERIES = 8192
+ATTENTION_BLOCK = 256
+
+
+def attention_size(target: CpuTarget) -> int:
+    """The largest heads that the template "attention" takes: one panel of queries must fit."""
+    return ATTENTION_QUERIES // (2 * target.vector_width)
+
+
+def attention_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill PANELS and KEYS of an attention; the number of units, each a block of panels of one head of keys.
+
+    The more panels, the more often a block of keys is used while it is in cache.
+    """
+    nr, rows, heads = constants["NR"], w["GROUP"] * w["S"], w["B"] * w["GROUPS"]
+    w["KEYS"], _ = _blocks(w["T"], ATTENTION_BLOCK)
+    w["PANELS"] = 1
+    if rows == 0 or heads == 0 or w["DV"] == 0:
+        return 0
+    panels = ceil_divide(rows, nr)
+    most = min(ATTENTION_PANELS, ATTENTION_QUERIES // (nr * max(1, w["D"], w["DV"])))
+    if threads > 1:
+        work = heads * rows * w["T"] * (w["D"] + w["DV"])
+        wanted = min(threads * UNITS_PER_THREAD, work // MIN_UNIT)
+        most = min(most, panels * heads // max(1, wanted))
+    w["PANELS"], blocks = _blocks(panels, most)
+    return heads * blocks

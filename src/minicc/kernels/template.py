@@ -90,6 +90,15 @@ recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL
   T B H DIRECTIONS  extents; REVERSE: 1 when the only direction runs backwards (a second one always does)
   ROWS            (bind)
 
+attention softmax over t of (SCALE * Q K^T + MASK), times V (no epilogue). GROUP neighbouring heads of queries share
+          one of the GROUPS heads of keys
+  Q K V MASK Y    addresses; MASK may be 0
+  B GROUPS GROUP S T D DV  extents: Q [B, GROUPS * GROUP, S, D], K [B, GROUPS, T, D], V [.., T, DV]
+  SCALE           the bits of a float32; CAUSAL: 1 when query i attends key t only if t <= i + T - S
+  Q_B Q_H Q_ROW Q_D  strides of Q; of K, V and Y the same but for the last axis, which is contiguous
+  M_B M_H M_ROW M_KEY  strides of MASK (0 where it is broadcast)
+  PANELS KEYS     (bind) panels of queries per unit, keys per block
+
 scatter   target[index(s), lane] = combine(itself, updates[s, lane]) for s in order, in place (no epilogue)
   TARGET INDICES UPDATES   addresses
   COUNT I_STEP U_STEP      the sequence s: its length, its strides in indices and updates
@@ -227,6 +236,14 @@ TEMPLATES: dict[str, Template] = {
             "NR CELL COUNT ACT_F ACT_G ACT_H ALPHA_F BETA_F ALPHA_G BETA_G ALPHA_H BETA_H CLIP INPUT_FORGET"
             " LINEAR_BEFORE_RESET",
             domain.recurrent_domain,
+            fused=False,
+        ),
+        _template(
+            "attention",
+            "Q K V MASK Y B GROUPS GROUP S T D DV SCALE CAUSAL Q_B Q_H Q_ROW Q_D K_B K_H K_ROW V_B V_H V_ROW"
+            " M_B M_H M_ROW M_KEY Y_B Y_H Y_ROW PANELS KEYS",
+            "NR",
+            domain.attention_domain,
             fused=False,
         ),
         _template(

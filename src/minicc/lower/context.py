@@ -50,6 +50,7 @@ class Lowering:
         self.steps: list[Step] = []
         self.places: dict[Value, int] = {}
         self.constants: dict[Hashable, int] = {}
+        self.outputs: frozenset[Value] = frozenset()  # of the graph: they need arrays of their own
         self.computed: set[Value] = set()  # values whose step has been emitted or that are given
 
     @property

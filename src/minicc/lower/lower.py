@@ -48,6 +48,7 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
     """One graph with a kernel table shared by the whole program."""
     last_read = _last_read(graph) if consume else {}
     low = Lowering(target, table, options.winograd, options.precision)
+    low.outputs = frozenset(graph.outputs)
     for value in graph.inputs:
         low.allocate(value, "input")
     inputs = [low.places[v] for v in graph.inputs]

@@ -37,6 +37,8 @@ def _of(node: Node) -> Iterator[Dim]:
     if node.op.kind is Kind.POINTWISE:
         for shape in shapes:
             yield from _broadcasts(shape, node.output.shape)
+    elif (node.op.domain, name) == ("minicc", "Attention"):
+        yield from _attention(node)
     elif node.op.domain or not shapes or shapes[0] is None:
         return
     elif name == "Expand":
@@ -83,6 +85,13 @@ def _matmul(node: Node) -> Iterator[Dim]:
     batch = node.output.shape[: -2 if len(a) > 1 and len(b) > 1 else -1]
     for operand in (a, b):
         yield from _broadcasts(operand[:-2], batch)
+
+
+def _attention(node: Node) -> Iterator[Dim]:
+    q, k, v, *mask = (x.shape for x in node.inputs if x is not None)
+    yield from _same(k[2], v[2])
+    for shape in mask:
+        yield from _broadcasts(shape, (*q[:3], k[2]))
 
 
 def _at_most(outputs: Sequence[Value], axis: int, size: Dim) -> Iterator[Dim]:

@@ -1,10 +1,12 @@
 """Expanding: ops that are defined by smaller ops are rewritten into them, until none is left.
 
-Ops that the target computes whole (`context.keep`) stay, and so do nodes whose op says why it has no compiled
+Nodes that the target computes whole (`context.keep`) stay, and so do nodes whose op says why it has no compiled
 form: those run on the host.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from minicc.errors import VerifyError
 from minicc.ir.graph import Builder, Graph, Node, Value
@@ -36,9 +38,9 @@ def expand(graph: Graph, context: PassContext) -> int:
     return changes + visit_bodies(graph, lambda body: expand(body, context))
 
 
-def must_expand(node: Node, keep: frozenset[tuple[str, str]]) -> bool:
+def must_expand(node: Node, keep: Callable[[Node], bool]) -> bool:
     """Whether the node is written in smaller ops before lowering."""
-    if node.op.kind is not Kind.EXPAND or (node.op.domain, node.op.name) in keep:
+    if node.op.kind is not Kind.EXPAND or keep(node):
         return False
     return node.op.refuse is None or node.op.refuse(node) is None
 

@@ -35,7 +35,7 @@ RELATIVE_TOLERANCE = 2e-3
 HALF_TOLERANCE = 0.05  # where values are rounded to 16 bits on the way
 
 
-def no_anchor(_: Node) -> bool:
+def no_template(_: Node) -> bool:
     """A target without templates."""
     return False
 
@@ -44,7 +44,7 @@ def no_anchor(_: Node) -> bool:
 class PassContext:
     """What passes know besides the graph, and where they leave their counts.
 
-    keep:          (domain, name) of EXPAND ops the target computes whole.
+    keep:          whether the target computes a node of an EXPAND op whole.
     is_anchor:     whether a node has a template that takes an epilogue.
     channels_last: whether the target's convolutions want layout "NHWC".
     zero_points:   whether the target's integer products take zero points.
@@ -52,8 +52,8 @@ class PassContext:
     """
 
     options: Options = field(default_factory=Options)
-    keep: frozenset[tuple[str, str]] = frozenset()
-    is_anchor: Callable[[Node], bool] = no_anchor
+    keep: Callable[[Node], bool] = no_template
+    is_anchor: Callable[[Node], bool] = no_template
     channels_last: bool = True
     zero_points: bool = True
     symbols: frozenset[str] = frozenset()

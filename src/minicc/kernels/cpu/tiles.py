@@ -103,32 +103,8 @@ def product_tile(typing_context, rows, columns, width, height, addresses, panel,
 
 
 def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
-    mr, nr, vw, height = shape
-    vectors = nr // vw
-    type_ = vector(F32, vw)
-    zero = constant(type_, 0.0)
-    # A single row has too few independent sums to hide the latency of fma, so it keeps one per unrolled step.
-    copies = UNROLL if height * vectors < 4 else 1
-    sums = [
-        [[stack_array(builder, type_, 1) for _ in range(vectors)] for _ in range(height)]
-        for _ in range(copies)
-    ]
-    with builder.if_else(is_first) as (then, otherwise):
-        with then:
-            for r in range(height):
-                for v in range(vectors):
-                    builder.store(zero, sums[0][r][v])
-        with otherwise:
-            for r in range(height):
-                for v in range(vectors):
-                    at = builder.gep(buffer, [I64(r * nr + v * vw)])
-                    builder.store(load_vector(builder, at, vw, "scratch", 64), sums[0][r][v])
-    for copy in sums[1:]:
-        for r in range(height):
-            for v in range(vectors):
-                builder.store(zero, copy[r][v])
-
-    whole = builder.and_(depth, I64(-UNROLL))
+    mr, nr, _, height = shape
+    sums = _Sums(builder, shape, buffer, is_first)
     panel_step = builder.mul(depth, I64(nr))
     with counted_loop(builder, I64(0), taps) as t:
         entry = builder.gep(table, [builder.mul(t, I64(mr))])
@@ -136,32 +112,120 @@ def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
         for r in range(height):
             address = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(r)])), "scratch")
             row.append(builder.inttoptr(address, F32.as_pointer()))
-        b_tap = builder.gep(b, [builder.mul(t, panel_step)])
+        sums.add_products(row, None, builder.gep(b, [builder.mul(t, panel_step)]), "input", depth)
+    sums.store()
 
-        def step(k, steps):
-            b_k = builder.gep(b_tap, [builder.mul(k, I64(nr))])
+
+class _Sums:
+    """The sums of one tile in vector registers, [height][NR]; they begin with those in `buffer` unless `is_first`."""
+
+    def __init__(self, builder, shape, buffer, is_first):
+        _, self.nr, self.vw, self.height = shape
+        self.builder, self.buffer = builder, buffer
+        self.vectors = self.nr // self.vw
+        type_ = vector(F32, self.vw)
+        zero = constant(type_, 0.0)
+        # A single row has too few independent sums to hide the latency of fma, so it keeps one per unrolled step.
+        self.copies = UNROLL if self.height * self.vectors < 4 else 1
+        self.places = [(r, v) for r in range(self.height) for v in range(self.vectors)]
+        self.parts = [
+            {place: stack_array(builder, type_, 1) for place in self.places} for _ in range(self.copies)
+        ]
+        with builder.if_else(is_first) as (then, otherwise):
+            with then:
+                for place in self.places:
+                    builder.store(zero, self.parts[0][place])
+            with otherwise:
+                for place in self.places:
+                    earlier = load_vector(builder, self._at(place), self.vw, "scratch", 64)
+                    builder.store(earlier, self.parts[0][place])
+        for part in self.parts[1:]:
+            for place in self.places:
+                builder.store(zero, part[place])
+
+    def _at(self, place):
+        return self.builder.gep(self.buffer, [I64(place[0] * self.nr + place[1] * self.vw)])
+
+    def add_products(self, rows, step, panel, kind, depth):
+        """sums[r, j] += sum over k < depth of rows[r][k * step] * panel[k, j]; a step of None is 1.
+
+        kind: of the panel's memory.
+        """
+        builder, nr, vw = self.builder, self.nr, self.vw
+
+        def products(k, steps):
+            at = builder.gep(panel, [builder.mul(k, I64(nr))])
+            left_at = k if step is None else builder.mul(k, step)
             for u in range(steps):
-                at = [builder.gep(b_k, [I64(u * nr + v * vw)]) for v in range(vectors)]
-                right = [load_vector(builder, p, vw, "input") for p in at]
-                for r in range(height):
+                pointers = [builder.gep(at, [I64(u * nr + v * vw)]) for v in range(self.vectors)]
+                right = [load_vector(builder, p, vw, kind) for p in pointers]
+                if step is None:
+                    left_at = builder.add(k, I64(u))
+                elif u:
+                    left_at = builder.add(left_at, step)
+                for r in range(self.height):
                     # No alias scope: rows may lie in an input or in scratch memory.
-                    scalar = builder.load(builder.gep(row[r], [builder.add(k, I64(u))]))
-                    left = splat(builder, scalar, vw)
-                    for v in range(vectors):
-                        place = sums[u % copies][r][v]
+                    left = splat(builder, builder.load(builder.gep(rows[r], [left_at])), vw)
+                    for v in range(self.vectors):
+                        place = self.parts[u % self.copies][r, v]
                         builder.store(fma(builder, left, right[v], builder.load(place)), place)
 
+        whole = builder.and_(depth, I64(-UNROLL))
         with counted_loop(builder, I64(0), whole, UNROLL) as k:
-            step(k, UNROLL)
+            products(k, UNROLL)
         with counted_loop(builder, whole, depth) as k:
-            step(k, 1)
+            products(k, 1)
 
-    for r in range(height):
-        for v in range(vectors):
-            total = builder.load(sums[0][r][v])
-            for copy in sums[1:]:
-                total = builder.fadd(total, builder.load(copy[r][v]))
-            store_vector(builder, total, builder.gep(buffer, [I64(r * nr + v * vw)]), "scratch", 64)
+    def store(self):
+        """Write the sums back."""
+        for place in self.places:
+            total = self.builder.load(self.parts[0][place])
+            for part in self.parts[1:]:
+                total = self.builder.fadd(total, self.builder.load(part[place]))
+            store_vector(self.builder, total, self._at(place), "scratch", 64)
+
+
+@intrinsic
+def strided_product(typing_context, rows, columns, width, left, row_step, step, panel, sums, count, depth, first):
+    """sums[r, j] (+)= sum over k < depth of left[r * row_step + k * step] * panel[k * NR + j] for r < count.
+
+    rows, columns, width: literals MR, NR and the vector width VW; NR is a multiple of VW.
+    left:  float32 of any strides, read in place; no element but those named is touched.
+    panel: float32 scratch [depth][NR]; sums: float32 scratch [count][NR], overwritten when `first`, else added to.
+    A function of its own: kernels call it for more than one product.
+    """
+    if not are_literals(rows, columns, width):
+        return None
+    mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
+
+    def body(builder, arguments):
+        left, row_step, step, panel, sums, count, depth, first = arguments
+
+        def tile(height, row):
+            start = builder.gep(left, [builder.mul(row, row_step)])
+            pointers = [builder.gep(start, [builder.mul(row_step, I64(r))]) for r in range(height)]
+            buffer = builder.gep(sums, [builder.mul(row, I64(nr))])
+            found = _Sums(builder, (mr, nr, vw, height), buffer, first)
+            found.add_products(pointers, step, panel, "scratch", depth)
+            found.store()
+
+        done = builder.mul(builder.sdiv(count, I64(mr)), I64(mr))
+        with counted_loop(builder, I64(0), done, mr) as row:
+            tile(mr, row)
+        for height in heights(mr)[1:]:  # each at most once
+            fits = builder.icmp_signed(">=", builder.sub(count, done), I64(height))
+            with builder.if_then(fits):
+                tile(height, done)
+            done = builder.select(fits, builder.add(done, I64(height)), done)
+
+    def emit(context, builder, signature, values):
+        outlined(builder, f"strided_product_{mr}_{nr}", values[3:], body)
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (mr, nr, vw)]
+    size = types.int64
+    operands = [_FLOATS, size, size, _FLOATS, _FLOATS, size, size, types.boolean]
+    return types.void(*literals, *operands), emit
 
 
 _STARTS = {"sum": 0.0, "max": float("-inf"), "weighted": 0.0}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from minicc.ir.graph import Node
 from minicc.ir.types import TensorType, i32
 from minicc.lower.context import Lowering
+from minicc.lower.templates.attention import lower_attention, takes_attention
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.conv_transpose import lower_conv_transpose
@@ -43,6 +44,7 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "GRU"): lower_recurrent,
     ("", "RNN"): lower_recurrent,
     ("", "TopK"): lower_topk,
+    ("minicc", "Attention"): lower_attention,
     ("minicc", "SelectBoxes"): lower_select_boxes,
 }
 # Templates that end in a generated epilogue.
@@ -77,6 +79,16 @@ def find_template(node: Node, target: Target) -> Lower | None:
     """The lowering function of a node's op for a target, or None when it has no template."""
     table = CUDA_TABLE if isinstance(target, CudaTarget) else TABLE
     return table.get((node.op.domain, node.op.name))
+
+
+def keeps(target: Target) -> Callable[[Node], bool]:
+    """Which nodes of ops that are defined by smaller ones a target computes whole."""
+
+    def keep(node: Node) -> bool:
+        attention = (node.op.domain, node.op.name) == ("minicc", "Attention")
+        return attention and not isinstance(target, CudaTarget) and takes_attention(node, target)
+
+    return keep
 
 
 def is_anchor(node: Node) -> bool:
