@@ -112,6 +112,25 @@ def test_smaller_targets(target, masked):
     check((2, 2, 3, 13, 301, 33, 21), masked=masked, target=target, threads=2)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rows", range(1, 40))
+def test_last_panels(target, rows):
+    """Any number of queries is left for the last panel, or taken singly; sizes with and without whole vectors."""
+    d, dv = [(64, 64), (37, 90), (8, 3), (5, 33)][rows % 4]
+    masked = ["none", "full", "keys"][rows % 3]
+    check((1, 2, 1, rows, 530, d, dv), masked=masked, causal=rows % 2 == 1, seed=rows, target=target)
+
+
+def test_queries_taken_singly_have_strides():
+    """Decoding a group of heads: the queries of one position lie in different heads, at any distance."""
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((2, 3, 9, 4)).astype(np.float32).transpose(0, 3, 1, 2)[:, :, :1]  # [2, 4, 1, 9]
+    k, v = laid_out(rng, (2, 2, 300, 9), "rows", 2), laid_out(rng, (2, 2, 300, 20), "heads", 1)
+    y = np.empty((2, 4, 1, 20), np.float32)
+    attend(q, k, v, y, None, 0.5, True)
+    np.testing.assert_allclose(y, exact(q, k, v, None, 0.5, True), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 1, 300, 1500, 64, 64), (1, 1, 4, 1, 1000, 128, 128), (1, 1, 1, 7, 9, 256, 256)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_large(shape, threads):

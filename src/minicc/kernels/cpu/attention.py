@@ -8,6 +8,9 @@ in place, at any distance between rows, and maxima and sums of the softmax need 
 Keys pass in blocks; sums of earlier blocks are scaled down when a larger score turns up (online softmax), so no
 array of all scores is ever made. One unit is a block of panels of one head of keys, which share each block of keys
 while it is in cache. A query that may attend no key gets zeros.
+
+A last panel of few queries would leave most lanes idle; its queries are taken one by one, with lanes along the rows of
+keys and values. One costs about a sixth of a panel of 16 (measured, AVX2), so this pays for up to a third of the lanes.
 """
 
 import numpy as np
@@ -37,6 +40,7 @@ from minicc.kernels.cpu.intrinsics import (
     stack_i32,
     stack_i64,
 )
+from minicc.kernels.cpu.single_rows import add_weighted_rows, row_dots
 from minicc.kernels.cpu.tiles import strided_product
 from minicc.kernels.cpu.vector_math import exp_f32
 
@@ -48,7 +52,7 @@ VW = 8
 MOST_PANELS = 8
 QUERIES = 8192
 BLOCK = 256
-LANES = 256  # MOST_PANELS * 2 * the widest VW
+LANES = 320  # MOST_PANELS or a third of NR, whichever is more, * the widest NR
 SCORES = 8192  # BLOCK * 2 * the widest VW
 
 # Words. Strides count elements; the last axes of K, V and Y are contiguous. MASK may be 0.
@@ -89,6 +93,9 @@ KEYS = 32  # keys per block
 LOWEST = np.float32(-np.inf)
 ZERO = np.float32(0)
 ONE = np.float32(1)
+# Not literals, for which Numba would compile functions anew: what has one largest score.
+EACH_COLUMN = np.int64(0)
+ALL_COLUMNS = np.int64(1)
 
 
 @helper
@@ -133,14 +140,21 @@ def forbid_later(args, row, start, count, scores, limits):
 
 
 @helper
-def weigh(scores, count, tops, totals, factors, shifts):
+def weigh(scores, count, tops, totals, factors, shifts, scope):
     """Scores become powers; the largest scores and the sums of powers so far are brought up to date.
 
+    scope: EACH_COLUMN or ALL_COLUMNS.
     factors: what earlier sums must be multiplied by; returns whether any is not 1.
     """
     for j in range(NR):
         st_scratch(shifts, j, ld_scratch(tops, j))
     column_maxima(NR, VW, scores, count, shifts)
+    if scope == ALL_COLUMNS:
+        largest = LOWEST
+        for j in range(NR):
+            largest = max(largest, ld_scratch(shifts, j))
+        for j in range(NR):
+            st_scratch(shifts, j, largest)
     changed = False
     for j in range(NR):
         top = ld_scratch(shifts, j)
@@ -182,6 +196,65 @@ def store_rows(args, b, g, row, rows, sums, totals, lines):
                 st(y, k, ld_scratch(sums, k * NR + j) * ld_scratch(totals, j))
 
 
+@helper
+def row_of(args, array, strides, b, g, row):
+    """A pointer to one row of the heads that share head g of keys; array, strides: words, of B, H and ROW in order."""
+    head = row // arg(args, S)
+    at = b * arg(args, strides) + (g * arg(args, GROUP) + head) * arg(args, strides + 1)
+    return off(ptr_f32(arg(args, array)), at + (row - head * arg(args, S)) * arg(args, strides + 2))
+
+
+@helper
+def attend_singly(args, b, g, row, count, k, v, queries, sums, scores, tops, totals, factors, shifts):
+    """The results of the last `count` queries from `row` on, one by one within each block of keys.
+
+    The scores of one query lie in rows of NR; all columns get the same largest score, each its share of the total.
+    """
+    d = arg(args, D)
+    dv = arg(args, DV)
+    keys = arg(args, T)
+    scale = f32_of_bits(np.int32(arg(args, SCALE)))
+    for r in range(count):
+        q = row_of(args, Q, Q_B, b, g, row + r)
+        for i in range(d):
+            st_scratch(queries, r * d + i, ld(q, i * arg(args, Q_D)) * scale)
+    for j in range(count * NR):
+        st_scratch(tops, j, LOWEST)
+        st_scratch(totals, j, ZERO)
+    for i in range(count * dv):
+        st_scratch(sums, i, ZERO)
+    start = 0
+    while start < keys:
+        end = min(start + arg(args, KEYS), keys)
+        for r in range(count):
+            length = end - start
+            if arg(args, CAUSAL) != 0:
+                length = min(end, (row + r) % arg(args, S) + keys - arg(args, S) + 1) - start
+            if length > 0:
+                row_dots(VW, off(queries, r * d), off(k, start * arg(args, K_ROW)), arg(args, K_ROW), length, d, scores)
+                if arg(args, MASK) != 0:
+                    mask = off(row_of(args, MASK, M_B, b, g, row + r), start * arg(args, M_KEY))
+                    for t in range(length):
+                        st_scratch(scores, t, ld_scratch(scores, t) + ld(mask, t * arg(args, M_KEY)))
+                lines = (length + NR - 1) // NR
+                for t in range(length, lines * NR):
+                    st_scratch(scores, t, LOWEST)
+                own = off(sums, r * dv)
+                if weigh(scores, lines, off(tops, r * NR), off(totals, r * NR), factors, shifts, ALL_COLUMNS):
+                    for i in range(dv):
+                        st_scratch(own, i, ld_scratch(own, i) * ld_scratch(factors, 0))
+                add_weighted_rows(VW, scores, off(v, start * arg(args, V_ROW)), arg(args, V_ROW), length, dv, own)
+        start = end
+    for r in range(count):
+        total = ZERO
+        for j in range(NR):
+            total += ld_scratch(totals, r * NR + j)
+        share = ONE / (ONE if total == ZERO else total)
+        y = row_of(args, Y, Y_B, b, g, row + r)
+        for i in range(dv):
+            st(y, i, ld_scratch(sums, r * dv + i) * share)
+
+
 def kernel(args, begin, end):
     d = arg(args, D)
     dv = arg(args, DV)
@@ -210,6 +283,10 @@ def kernel(args, begin, end):
         g = batch - b * groups
         k = off(ptr_f32(arg(args, K)), b * arg(args, K_B) + g * arg(args, K_H))
         v = off(ptr_f32(arg(args, V)), b * arg(args, V_B) + g * arg(args, V_H))
+        last = rows - (panels - 1) * NR
+        if first + count == panels and last <= NR // 3:
+            count -= 1
+            attend_singly(args, b, g, rows - last, last, k, v, queries, sums, scores, tops, totals, factors, shifts)
         q = arg(args, Q) + 4 * (b * arg(args, Q_B) + g * arg(args, GROUP) * arg(args, Q_H))
         for p in range(count):
             find_lines(NR, lines, q, (first + p) * NR, rows, arg(args, S), arg(args, Q_H), arg(args, Q_ROW))
@@ -220,7 +297,7 @@ def kernel(args, begin, end):
         if keys == 0:
             for j in range(count * dv * NR):
                 st_scratch(sums, j, ZERO)
-        for block in range((keys + step - 1) // step):
+        for block in range((keys + step - 1) // step if count > 0 else 0):
             start = block * step
             length = min(step, keys - start)
             block_k = off(k, start * arg(args, K_ROW))
@@ -235,7 +312,7 @@ def kernel(args, begin, end):
                 if arg(args, CAUSAL) != 0:
                     forbid_later(args, row, start, length, scores, limits)
                 panel = off(sums, p * dv * NR)
-                changed = weigh(scores, length, off(tops, p * NR), off(totals, p * NR), factors, shifts)
+                changed = weigh(scores, length, off(tops, p * NR), off(totals, p * NR), factors, shifts, EACH_COLUMN)
                 if changed and start > 0:
                     multiply_row(NR, VW, panel, dv, factors)
                 strided_product(MR, NR, VW, block_v, 1, arg(args, V_ROW), scores, panel, dv, length, start == 0)
