@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 pytest.importorskip("numba.cuda.compiler", reason="numba-cuda is not installed (extra cuda)")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed (extra cuda)")
 
 import minicc
 from benchmarks.compare import difference, rule, session
