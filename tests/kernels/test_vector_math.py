@@ -106,14 +106,14 @@ def samples() -> np.ndarray:
 def meaningful(name: str, x: np.ndarray) -> np.ndarray:
     """The samples, without the angles that count as 0 and the sigmoids below the normal numbers."""
     if name == "sigmoid":
-        return x[~(x < -88)]
+        return x[~(x < -87)]
     return x[~(np.isfinite(x) & (np.abs(x) >= 1e12))] if name in ("sin", "cos", "tan") else x
 
 
 def test_small_sigmoids() -> None:
-    x = np.array([-88.01, -88.37, -88.4, -89, -90, -104, -1e30, -np.inf], np.float32)
+    x = np.array([-87.01, -87.5, -87.67, -87.7, -88.01, -90, -104, -1e30, -np.inf], np.float32)
     with np.errstate(all="ignore"):
-        np.testing.assert_allclose(call("sigmoid", x), sigmoid(x.astype(np.float64)), rtol=0, atol=4.2e-39)
+        np.testing.assert_allclose(call("sigmoid", x), sigmoid(x.astype(np.float64)), rtol=0, atol=8.5e-39)
 
 
 @pytest.mark.parametrize("name", UNARY)

@@ -63,7 +63,7 @@ def choose(typing_context, condition, x, y):
 
 @intrinsic
 def power_of_two(typing_context, rounded):
-    """2**k in float32 for rounded = k + ROUND_F32 and k in -126..127; infinity for 128."""
+    """2**k in float32 for rounded = k + ROUND_F32 and k in -126..127; 0 for -127."""
 
     def emit(context, builder, signature, values):
         exponent = builder.shl(builder.bitcast(values[0], I32), I32(23))
@@ -213,13 +213,12 @@ def expm1_f32(x):
 
 @helper
 def sigmoid_f32(x):
-    """1 / (1 + e**-x); 0 where that is below half of the smallest normal number."""
-    # Beyond these bounds e**-x is infinity or nothing beside 1. NaN passes both comparisons.
-    y = -x
-    y = choose(y > f32(89.0), f32(89.0), y)
-    y = choose(y < f32(-87.0), f32(-87.0), y)
+    """1 / (1 + e**-x), without overflow on either side; 0 where that is below the normal numbers."""
+    y = -abs(x)
+    y = choose(y < f32(-88.0), f32(-88.0), y)  # e**y is 0 from there on
     rounded = _round_exponent(y)
-    return f32(1.0) / (power_of_two(rounded) * (_expm1_reduced(y, rounded - ROUND_F32) + f32(1.0)) + f32(1.0))
+    e = power_of_two(rounded) * (_expm1_reduced(y, rounded - ROUND_F32) + f32(1.0))
+    return choose(x >= f32(0.0), f32(1.0), e) / (f32(1.0) + e)
 
 
 @helper
