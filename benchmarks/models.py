@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ def check(name: str, path: Path, threads: int | None, seconds: float, limit: int
     inputs = cases(name, model)[:limit]
     del model
     competitor = session(source, threads)
+    references = _references(source, competitor, equal)
     start = time.perf_counter()
     try:
         module = minicc.compile(source, threads=threads)
@@ -101,8 +102,8 @@ def check(name: str, path: Path, threads: int | None, seconds: float, limit: int
             if not first:
                 result.first_run_s = time.perf_counter() - start
                 first = dict(module.stats())
-            for reference in _references(source, competitor, equal):
-                row.error, row.problem = _difference(equal, outputs, reference.run(None, case.feeds), actual)
+            for reference in references:
+                row.error, row.problem = _difference(equal, outputs, reference().run(None, case.feeds), actual)
                 if not row.problem:
                     break
             if seconds:
@@ -118,16 +119,15 @@ def check(name: str, path: Path, threads: int | None, seconds: float, limit: int
     return result
 
 
-def _references(source: Path | bytes, competitor: ort.InferenceSession, equal: Rule) -> Iterator[ort.InferenceSession]:
+def _references(source: Path | bytes, competitor: ort.InferenceSession, equal: Rule) -> list[Callable[[], ort.InferenceSession]]:
     """Sessions of ONNX Runtime of which one must be met: for quantised models the model's own arithmetic, else exact products.
 
-    Quantised ones with one thread, since some of its kernels differ from themselves with several.
+    Quantised ones with one thread, since some of its kernels differ from themselves with several. Each is made when it is
+    first needed, and once.
     """
     if equal.kind != "quantised":
-        yield competitor
-        return
-    yield session(source, 1, plain=True)
-    yield session(source, 1, exact=True)
+        return [lambda: competitor]
+    return [cache(partial(session, source, 1, plain=True)), cache(partial(session, source, 1, exact=True))]
 
 
 def _difference(equal: Rule, names: list[str], expected: Sequence[Any], actual: Sequence[Any]) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minicc.kernels.domain import panel_columns
-from minicc.kernels.packing import pack_conv_line, pack_depthwise
+from minicc.kernels.packing import pack_narrow
 from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
 from tests.kernels.test_conv import convolution_words, output_extents, problems, reference
 
@@ -32,8 +32,7 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
     x = rng.standard_normal((images, *shape, channels + gap)).astype(np.float32)[..., :channels]
     w = rng.standard_normal((channels, group, *kernel)).astype(np.float32)
     nr = panel_columns(TARGETS[target], channels) if group == 1 else TARGETS[target].vector_width
-    packed = pack_conv_line(w, nr) if line else pack_depthwise(w, nr)
-    words = window_words(x, kernel, strides, dilations, pads) | {"W": aligned(packed)}
+    words = window_words(x, kernel, strides, dilations, pads) | {"W": aligned(pack_narrow(w, nr))}
     extents = (images, 1, words["M"], channels)
     name, constants = "depthwise", {"NR": nr}
     if line:

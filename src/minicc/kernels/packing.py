@@ -150,16 +150,10 @@ def merge_groups(weights: Array, groups: int, lanes: int) -> tuple[Array, int]:
     return merged.reshape(m, factor * c, *kernel), groups // factor
 
 
-def pack_depthwise(weights: Array, columns: int) -> Array:
-    """Depthwise weights [C, 1, *kernel] as flat panels [ceil(C / NR)][taps][NR], then C zeros."""
-    c = weights.shape[0]
-    return pack_b(weights.reshape(c, -1).T, columns, c)
-
-
-def pack_conv_line(weights: Array, columns: int) -> Array:
+def pack_narrow(weights: Array, columns: int) -> Array:
     """Weights [C, GROUP, *kernel] of narrow groups as flat panels [ceil(C / NR)][lines][GROUP][taps][NR], then C zeros.
 
-    lines, taps: the product of all kernel axes but the last, and the last.
+    lines, taps: the product of all kernel axes but the last, and the last. GROUP is 1 for depthwise convolutions.
     """
     c, group, *kernel = weights.shape
     ordered = weights.reshape(c, group, -1, kernel[-1]).transpose(2, 1, 3, 0)

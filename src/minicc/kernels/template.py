@@ -51,13 +51,13 @@ conv_transpose  transposed convolution, channels last; indices and words as conv
 
 depthwise convolution with one input and one output channel per group, channels last: b0 = image, i = pixel,
           j = channel (b1 = 0). Words as conv up to PW with GROUPS = C = 1 and N = channels; W is packed by
-          `packing.pack_depthwise` (NR: panel_columns(target, channels)); then
+          `packing.pack_narrow` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
 conv_line convolution of narrow groups, as many output as input channels in each, channels last, at most two spatial axes, not
           dilated along the line; indices as depthwise. Constants: GROUP, the channels of a group, a divisor of VW;
           LINE_TAPS and STEP, taps and stride along the line. Words as depthwise up to PW, W packed by
-          `packing.pack_conv_line`; then
+          `packing.pack_narrow`; then
   LINES PANELS    (bind)
 
 pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average

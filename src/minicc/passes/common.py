@@ -15,6 +15,7 @@ from minicc.ir.types import TensorType, Type
 
 # One family: their results hold the same elements in the same order.
 RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+LARGEST_EXACT = 2**24  # integers up to this are exact in float32
 
 
 def visit_bodies(graph: Graph, visit: Callable[[Graph], int]) -> int:
@@ -59,11 +60,11 @@ def has_control(graph: Graph) -> bool:
     return any(node.op.kind is Kind.CONTROL for node in graph.nodes)
 
 
-def may_replace(graph: Graph, old: Value, new: Value) -> bool:
-    """A graph output stays a value of its own, computed by a node."""
-    if old not in graph.outputs:
-        return True
-    return new.producer is not None and new not in graph.outputs
+def replacement(graph: Graph, old: Value, new: Value, origin: tuple[str, ...]) -> Value:
+    """What may take the place of `old`: `new`, or a copy, as a graph output stays a value of its own, computed by a node."""
+    if old not in graph.outputs or (new.producer is not None and new not in graph.outputs):
+        return new
+    return graph.add("Identity", [new], origin=origin).output
 
 
 def replace(graph: Graph, old: Value, new: Value, changed: set[Value]) -> None:

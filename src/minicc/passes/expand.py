@@ -11,7 +11,7 @@ from collections.abc import Callable
 from minicc.errors import VerifyError
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.opdef import Kind
-from minicc.passes.common import may_replace, refresh_types, replace, settle_sizes, visit_bodies
+from minicc.passes.common import refresh_types, replace, replacement, settle_sizes, visit_bodies
 from minicc.passes.manager import PassContext
 
 MAX_DEPTH = 20
@@ -50,6 +50,4 @@ def _expand(graph: Graph, node: Node, changed: set[Value]) -> None:
     values = list(node.op.expand(Builder(graph, node.origin), node))
     changed |= settle_sizes(graph, node.symbols, [v.type for v in node.outputs], [v.type for v in values])
     for old, new in zip(node.outputs, values):
-        if not may_replace(graph, old, new):
-            new = graph.add("Identity", [new], origin=node.origin).output
-        replace(graph, old, new, changed)
+        replace(graph, old, replacement(graph, old, new, node.origin), changed)

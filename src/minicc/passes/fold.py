@@ -21,11 +21,11 @@ from minicc.ir.types import TensorType
 from minicc.passes.common import (
     has_control,
     inline,
-    may_replace,
     nbytes,
     plain_symbols,
     refresh_types,
     replace,
+    replacement,
     settle_sizes,
     visit_bodies,
 )
@@ -143,8 +143,7 @@ def _inline_if(graph: Graph, node: Node, changed: set[Value]) -> int:
     values = inline(graph, branch, node.inputs[1:], node.origin)
     changed |= settle_sizes(graph, node.symbols, [v.type for v in node.outputs], [v.type for v in values])
     for position, (old, new) in enumerate(zip(node.outputs, values)):
-        if not may_replace(graph, old, new):
-            values[position] = new = graph.add("Identity", [new], origin=node.origin).output
+        values[position] = new = replacement(graph, old, new, node.origin)
         replace(graph, old, new, changed)
     graph.tidy()
     return 1

@@ -21,14 +21,13 @@ from minicc.errors import MiniccError
 from minicc.ir.evaluate import evaluate_node
 from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.types import TensorType, f32, i8, i32, u8
-from minicc.passes.common import may_replace, visit_bodies
+from minicc.passes.common import LARGEST_EXACT, replacement, visit_bodies
 from minicc.passes.manager import PassContext
 
 Array = np.ndarray[Any, Any]
 NAME = "integer-products"
 EIGHT_BITS = (i8, u8)
 LARGEST_SUM = 2**31 - 1
-LARGEST_EXACT = 2**24  # integers up to this are exact in float32
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ def integer_products(graph: Graph, context: PassContext) -> int:
             context.refusals[NAME, refusal] += 1
             continue
         new = _rewrite(Builder(graph, node.origin), node, *found)
-        if not may_replace(graph, node.output, new):
-            new = graph.add("Identity", [new], origin=node.origin).output
-        graph.replace(node.output, new)
+        graph.replace(node.output, replacement(graph, node.output, new, node.origin))
         context.rules[node.op.name] += 1
         changes += 1
     graph.tidy()

@@ -18,12 +18,11 @@ from minicc.ir.graph import Builder, Graph, Node, Value
 from minicc.ir.types import f32, i8, i32, u8
 from minicc.ops.norm import reshaped
 from minicc.ops.spatial import channel_axis, spatial_axes, window
-from minicc.passes.common import may_replace, visit_bodies
+from minicc.passes.common import LARGEST_EXACT, replacement, visit_bodies
 from minicc.passes.manager import PassContext
 
 Array = np.ndarray[Any, Any]
 NAME = "zero-points"
-LARGEST_EXACT = 2**24  # integers up to this are exact in float32
 
 
 def zero_points(graph: Graph, context: PassContext) -> int:
@@ -41,9 +40,7 @@ def zero_points(graph: Graph, context: PassContext) -> int:
         if isinstance(new, str):
             context.refusals[NAME, new] += 1
             continue
-        if not may_replace(graph, node.output, new):
-            new = graph.add("Identity", [new], origin=node.origin).output
-        graph.replace(node.output, new)
+        graph.replace(node.output, replacement(graph, node.output, new, node.origin))
         context.rules[node.op.name] += 1
         changes += 1
     graph.tidy()

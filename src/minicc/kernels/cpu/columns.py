@@ -76,6 +76,17 @@ def _reduction(combine):
     return reduce_rows
 
 
+def _change_rows(builder, shape, rows, count, change):
+    """Every vector of rows[:count] becomes change(t)(v, itself), v being its first column; shape: NR and VW."""
+    nr, vw = shape
+    with counted_loop(builder, I64(0), count) as t:
+        row = builder.gep(rows, [builder.mul(t, I64(nr))])
+        changed = change(t)
+        for v in range(0, nr, vw):
+            place = builder.gep(row, [I64(v)])
+            store_vector(builder, changed(v, load_vector(builder, place, vw, "scratch")), place, "scratch")
+
+
 def _mapping(combine):
     @intrinsic
     def map_rows(typing_context, columns, width, rows, count, operand):
@@ -86,14 +97,8 @@ def _mapping(combine):
 
         def emit(context, builder, signature, values):
             rows, count, operand = values[2:]
-            at = range(0, nr, vw)
-            operands = [load_vector(builder, builder.gep(operand, [I64(v)]), vw, "scratch") for v in at]
-            with counted_loop(builder, I64(0), count) as t:
-                row = builder.gep(rows, [builder.mul(t, I64(nr))])
-                for v, right in zip(at, operands):
-                    place = builder.gep(row, [I64(v)])
-                    left = load_vector(builder, place, vw, "scratch")
-                    store_vector(builder, combine(builder, left, right), place, "scratch")
+            right = {v: load_vector(builder, builder.gep(operand, [I64(v)]), vw, "scratch") for v in range(0, nr, vw)}
+            _change_rows(builder, (nr, vw), rows, count, lambda _: lambda v, left: combine(builder, left, right[v]))
             return context.get_dummy_value()
 
         literals = [types.literal(nr), types.literal(vw)]
@@ -117,13 +122,13 @@ def add_to_rows(typing_context, columns, width, rows, count, source, step):
 
     def emit(context, builder, signature, values):
         rows, count, source, step = values[2:]
-        with counted_loop(builder, I64(0), count) as t:
+
+        def change(t):
             number = builder.load(builder.gep(source, [builder.mul(t, step)]))
             right = splat(builder, set_memory_kind(builder, number, "input"), vw)
-            for v in range(0, nr, vw):
-                place = builder.gep(rows, [builder.add(builder.mul(t, I64(nr)), I64(v))])
-                left = load_vector(builder, place, vw, "scratch")
-                store_vector(builder, builder.fadd(left, right), place, "scratch")
+            return lambda _, left: builder.fadd(left, right)
+
+        _change_rows(builder, (nr, vw), rows, count, change)
         return context.get_dummy_value()
 
     literals = [types.literal(nr), types.literal(vw)]
@@ -139,20 +144,27 @@ def forbid_beyond(typing_context, columns, width, rows, count, limits):
 
     def emit(context, builder, signature, values):
         rows, count, limits = values[2:]
-        at = range(0, nr, vw)
-        bounds = [load_vector(builder, builder.gep(limits, [I64(v)]), vw, "scratch") for v in at]
+        bounds = {v: load_vector(builder, builder.gep(limits, [I64(v)]), vw, "scratch") for v in range(0, nr, vw)}
         lowest = constant(vector(F32, vw), float("-inf"))
-        with counted_loop(builder, I64(0), count) as t:
+
+        def change(t):
             place = splat(builder, builder.trunc(t, I32), vw)
-            for v, bound in zip(at, bounds):
-                pointer = builder.gep(rows, [builder.add(builder.mul(t, I64(nr)), I64(v))])
-                score = load_vector(builder, pointer, vw, "scratch")
-                allowed = builder.icmp_signed("<", place, bound)
-                store_vector(builder, builder.select(allowed, score, lowest), pointer, "scratch")
+            return lambda v, score: builder.select(builder.icmp_signed("<", place, bounds[v]), score, lowest)
+
+        _change_rows(builder, (nr, vw), rows, count, change)
         return context.get_dummy_value()
 
     literals = [types.literal(nr), types.literal(vw)]
     return types.void(*literals, _FLOATS, types.int64, types.CPointer(types.int32)), emit
+
+
+def exchange(builder, a, b, half):
+    """Two vectors after an exchange: lanes with bit `half` of the first for those without of the second."""
+    width = a.type.count
+    low = [width + c - half if c & half else c for c in range(width)]
+    high = [width + c if c & half else c + half for c in range(width)]
+    masks = [ir.Constant(vector(I32, width), [I32(lane) for lane in lanes]) for lanes in (low, high)]
+    return [builder.shuffle_vector(a, b, mask) for mask in masks]
 
 
 def _transposed(builder, vectors):
@@ -162,14 +174,8 @@ def _transposed(builder, vectors):
     while half:
         out = list(vectors)
         for i in range(width):
-            if i & half:
-                continue
-            a, b = vectors[i], vectors[i + half]
-            low = [width + c - half if c & half else c for c in range(width)]
-            high = [width + c if c & half else c + half for c in range(width)]
-            for place, lanes in ((i, low), (i + half, high)):
-                mask = ir.Constant(vector(I32, width), [I32(lane) for lane in lanes])
-                out[place] = builder.shuffle_vector(a, b, mask)
+            if not i & half:
+                out[i], out[i + half] = exchange(builder, vectors[i], vectors[i + half], half)
         vectors, half = out, half // 2
     return vectors
 

@@ -6,10 +6,10 @@ read once, at the speed of memory.
 
 # ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from minicc.kernels.cpu.columns import exchange
 from minicc.kernels.cpu.intrinsics import (
     F32,
     I32,
@@ -25,6 +25,7 @@ from minicc.kernels.cpu.intrinsics import (
     store_vector,
     vector,
 )
+from minicc.kernels.cpu.tiles import are_literals
 
 _FLOATS = types.CPointer(types.float32)
 CHAINS = 8  # independent sums that hide the latency of fma
@@ -36,15 +37,11 @@ def _scalar(builder, pointer, at, kind):
 
 def _sums_of(builder, vectors):
     """The vector whose lane i is the sum of vector i; as many vectors as lanes."""
-    width = half = len(vectors)
+    half = len(vectors)
     while half > 1:
         half //= 2
         # Lanes with bit `half` go on with the second vector of each pair, the others with the first.
-        low = [width + c - half if c & half else c for c in range(width)]
-        high = [width + c if c & half else c + half for c in range(width)]
-        masks = [ir.Constant(vector(I32, width), [I32(lane) for lane in lanes]) for lanes in (low, high)]
-        pairs = zip(vectors[:half], vectors[half:])
-        vectors = [builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks)) for a, b in pairs]
+        vectors = [builder.fadd(*exchange(builder, *pair, half)) for pair in zip(vectors[:half], vectors[half:])]
     return vectors[0]
 
 
@@ -54,7 +51,7 @@ def row_dots(typing_context, width, left, matrix, step, count, depth, results):
 
     width: the literal VW. left, results: float32 scratch; matrix: float32 input.
     """
-    if not isinstance(width, types.IntegerLiteral):
+    if not are_literals(width):
         return None
     vw = width.literal_value
 
@@ -107,7 +104,7 @@ def add_weighted_rows(typing_context, width, weights, matrix, step, count, colum
 
     width: the literal VW. weights, sums: float32 scratch; matrix: float32 input.
     """
-    if not isinstance(width, types.IntegerLiteral):
+    if not are_literals(width):
         return None
     vw = width.literal_value
 

@@ -2,8 +2,8 @@
 
 The float32 functions in the first half are straight-line arithmetic: inlined into a loop they become vector
 code. They are right to 4 ulp or better, and have numpy's values at infinities, NaN, overflow and subnormal
-numbers. The others, and all float64 ones, call the C library once per element: right, but slow. Nothing here
-raises.
+numbers, but for a sigmoid, which is 0 where it would be one. The others, and all float64 ones, call the C library once
+per element: right, but slow. Nothing here raises.
 
 Methods: Cody and Waite range reduction; polynomials of Cephes (S. L. Moshier); erf after N. Juffa.
 """

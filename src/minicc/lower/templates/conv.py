@@ -74,18 +74,10 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
             space, (buffer, weights), flops, results=results, name="gemm",
         )  # fmt: skip
         return ""
-    if groups == filters and channels == 1 and groups > 1:
-        return _lower_depthwise(low, node, lead, (buffer, offset, strides), w, geometry, spatial, finish, flops)
     data = w.data
-    if groups > 1 and data is not None and channels * groups == filters and low.cpu.vector_width % channels == 0 and (
-            _along_lines(geometry, kernel)):  # fmt: skip
-        nr = low.cpu.vector_width
-        key = ("pack_conv_line", id(data), nr)
-        if key not in low.constants:
-            low.constant(packing.pack_conv_line(data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
-        constants = {"NR": nr, "LINE_TAPS": data.shape[-1], "STEP": geometry.strides[-1], "GROUP": data.shape[1]}
-        return _emit_narrow(low, node, lead, "conv_line", constants, (buffer, offset, strides), low.constants[key], geometry,
-                            spatial, finish, flops)  # fmt: skip
+    if groups > 1 and data is not None and 0 < channels * groups == filters and (
+            channels == 1 or (low.cpu.vector_width % channels == 0 and _along_lines(geometry, kernel))):  # fmt: skip
+        return _lower_narrow(low, node, lead, (buffer, offset, strides), w, geometry, spatial, finish, flops)
     if groups > 1 and data is not None:
         # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
         data, groups = packing.merge_groups(data, groups, low.cpu.vector_width)
@@ -126,24 +118,7 @@ def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
     geometry = window(anchor.attrs, w.data.shape[2:], spatial)
     finish = bias_adder(low, rest[0] if rest else None, channel_axis(layout, len(anchor.output.shape)))
     flops = product(anchor.output.shape) * product(w.data.shape[2:]) * 2
-    return _lower_depthwise(low, node, lead, channels_last(low, x, layout), w, geometry, spatial, finish, flops)
-
-
-def _lower_depthwise(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Dim, tuple[Dim, ...]], w: Value,
-                     geometry: Window, spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
-    """One input and one output channel per group: vectors over channels."""
-    if w.data is None:
-        return "depthwise weights are computed at run time"
-    nr = panel_columns(low.target, w.data.shape[0])
-    key = ("pack_depthwise", id(w.data), nr)
-    if key not in low.constants:
-        low.constant(packing.pack_depthwise(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
-    name, constants = "depthwise", {"NR": nr}
-    if isinstance(low.target, CpuTarget) and _along_lines(geometry, w.data.shape[2:]):
-        name, constants = "conv_line", {
-            "NR": nr, "LINE_TAPS": w.data.shape[-1], "STEP": geometry.strides[-1], "GROUP": 1,
-        }  # fmt: skip
-    return _emit_narrow(low, node, lead, name, constants, x, low.constants[key], geometry, spatial, finish, flops)
+    return _lower_narrow(low, node, lead, channels_last(low, x, layout), w, geometry, spatial, finish, flops)
 
 
 def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
@@ -152,14 +127,23 @@ def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
     return geometry.rank < 3 and dilation == 1 and isinstance(taps, int) and taps <= MOST_TAPS and step <= MOST_STEP
 
 
-def _emit_narrow(low: Lowering, node: Node, lead: Node | None, name: str, constants: dict[str, int],
-                 x: tuple[int, Dim, tuple[Dim, ...]], weights: int, geometry: Window, spatial: Sequence[Dim], finish: Finish,
-                 flops: Dim) -> str:  # fmt: skip
-    """Groups narrower than a vector, by the template `name` with these packed weights."""
+def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Dim, tuple[Dim, ...]], w: Value,
+                  geometry: Window, spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
+    """Groups of as many output as input channels, a part of a vector (in `depthwise` one): vectors over channels."""
+    assert w.data is not None
+    channels, group, *kernel = w.data.shape
+    nr = panel_columns(low.target, channels) if group == 1 else low.cpu.vector_width
+    key = ("pack_narrow", id(w.data), nr)
+    if key not in low.constants:
+        low.constant(packing.pack_narrow(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
+    weights = low.constants[key]
+    name, constants = "depthwise", {"NR": nr}
+    if isinstance(low.target, CpuTarget) and _along_lines(geometry, kernel):
+        name = "conv_line"
+        constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "GROUP": group}
     anchor, _ = common.anchor_of(node, lead)
     buffer, offset, strides = x
     out, layout, rank = anchor.output.shape, anchor.attrs["layout"], len(spatial)
-    channels = out[channel_axis(layout, len(out))]
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     space = window_space(low, node, lead, pixels, channels, finish)
     if isinstance(space, str):

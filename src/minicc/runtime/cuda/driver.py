@@ -28,8 +28,6 @@ LEGACY = 1  # the handle of the stream that other libraries use unless told othe
 INSTALL = "pip install 'minicc[cuda]'"
 
 
-
-
 class Memory:
     """Bytes of a device, or of the host where a device reads them fast, until nobody holds this object."""
 
