@@ -57,7 +57,7 @@ def digest_file(path: Path) -> str:
 def _of_pieces(size: int, piece: Callable[[int, int], bytes]) -> str:
     starts = range(0, max(size, 1), PIECE)
     bounds = [(start, min(start + PIECE, size)) for start in starts]
-    threads = min(available_threads(), len(bounds))
+    threads = min(available_threads(), len(bounds)) if len(bounds) > 1 else 1
     if threads == 1:
         return _joined([piece(*bound) for bound in bounds])
     from concurrent.futures import ThreadPoolExecutor  # 10 ms that small models need not pay
