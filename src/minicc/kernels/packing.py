@@ -88,10 +88,10 @@ def pack_winograd(weights: Array, tile: tuple[int, int], stride: int, columns: i
     packed = aligned_empty((panels * panel + c,), np.float32)
     packed[...] = 0
     for number in range(panels):
-        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, taps).transpose(2, 1, 0)
-        form = both_axes @ part.reshape(taps, -1).astype(np.float64)
+        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, taps).transpose(1, 2, 0).astype(np.float64)
         place = packed[number * panel : (number + 1) * panel].reshape(positions, c, columns)
-        place[..., : part.shape[-1]] = form.reshape(positions, c, -1)
+        # A small product per input channel: a large one starts the threads of the BLAS, which take seconds on a busy machine.
+        place[..., : part.shape[-1]] = (both_axes @ part).swapaxes(0, 1)
     return packed
 
 
