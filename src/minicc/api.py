@@ -49,10 +49,15 @@ def compile(
             return _module(saved, stage)
     from minicc import walk
     from minicc.frontend.model import load_model
+    from minicc.lower.context import Choices
 
     stage("import")
-    imported = load_model(model, options)
-    module = walk.build(imported, target, options, stage)
+    imported, choices = load_model(model, options), Choices()
+    module = walk.build(imported, target, options, stage, choices)
+    if options.tune:
+        from minicc.tune import tune
+
+        module = tune(module, choices.open, lambda: load_model(model, options), target, stage)
     if place:
         kept.keep(place, module.saved(), imported.external, store)
     return module

@@ -142,8 +142,12 @@ class Stages:
 
     def kernels(self, done: int, of: int) -> None:
         """One more kernel is compiled."""
+        self.progress_of("kernels", done, of)
+
+    def progress_of(self, stage: str, done: int, of: int) -> None:
+        """So much of the stage is done."""
         if self.progress is not None:
-            self.progress("kernels", done, of)
+            self.progress(stage, done, of)
 
     def finish(self) -> dict[str, float]:
         self("")

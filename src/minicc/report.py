@@ -25,11 +25,15 @@ class PassRow:
 
 @dataclass(frozen=True)
 class CompileReport:
-    """What compilation did: a row per pass, seconds per stage, and what the file says wrongly of itself."""
+    """What compilation did: a row per pass, seconds per stage, and what the file says wrongly of itself.
+
+    tuned: lines about what timing chose other than estimates (`Options.tune`).
+    """
 
     passes: tuple[PassRow, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
 
     @property
     def kept_in_fp32(self) -> tuple[str, ...]:
@@ -43,12 +47,14 @@ class CompileReport:
             for r in self.passes
         ]
         kept = [f"kept in fp32: {line}" for line in self.kept_in_fp32]
-        return "\n".join([*rows, *kept, stages, *self.warnings])
+        tuned = [f"tuned: {line}" for line in self.tuned]
+        return "\n".join([*rows, *kept, *tuned, stages, *self.warnings])
 
     @classmethod
     def of_notes(cls, data: Any) -> CompileReport:
         """The report that a saved module's notes hold as plain data; what does not fit is left out."""
         try:
-            return cls(tuple(PassRow(**row) for row in data["passes"]), dict(data["seconds"]), tuple(data["warnings"]))
+            rows = tuple(PassRow(**row) for row in data["passes"])
+            return cls(rows, dict(data["seconds"]), tuple(data["warnings"]), tuple(data["tuned"]))
         except (KeyError, TypeError, ValueError):
             return cls()

@@ -16,6 +16,7 @@ from minicc.errors import MiniccError
 from minicc.frontend.model import ImportedModel
 from minicc.ir.graph import Graph
 from minicc.ir.text import print_graph
+from minicc.lower.context import Choices
 from minicc.lower.lower import lower
 from minicc.lower.program import Program
 from minicc.lower.prune import prune_kernels
@@ -31,8 +32,10 @@ from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target, target_of
 
 
-def build(imported: ImportedModel, target: str, options: Options, stage: Stages) -> Module:
-    """The walk from an imported model on."""
+def build(
+    imported: ImportedModel, target: str, options: Options, stage: Stages, choices: Choices | None = None
+) -> Module:
+    """The walk from an imported model on. choices: which ways to go where lowering has several."""
     machine = target_of(target)
     store = Store(options.store_dir)
     dump = Dump(options)
@@ -45,7 +48,7 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
 
     stage("lower")
     notes = {"graph": print_graph(imported.graph)}
-    program = _named(prune_kernels(lower(imported.graph, machine, options, consume=True)), imported)
+    program = _named(prune_kernels(lower(imported.graph, machine, options, True, choices)), imported)
     dump.program(program)
     check_placement(program, options)
 

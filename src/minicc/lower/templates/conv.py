@@ -20,7 +20,7 @@ from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
-from minicc.lower.templates.winograd import emit_winograd, takes_winograd, winograd_tile
+from minicc.lower.templates.winograd import Tile, convolution_work, emit_winograd, takes_winograd
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
 from minicc.targets.cpu import CpuTarget
 
@@ -89,12 +89,17 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [pixel], axes, index, finish)
     if isinstance(space, str):
         return space
+    work: dict[Tile | None, int] = {None: 0}
     if low.winograd and data is not None and takes_winograd(geometry, groups):
-        tile = winograd_tile(low.cpu, data.shape, geometry.strides[0], batch, pixels)
-        if tile is not None:
-            emit_winograd(low, node, space, (buffer, offset, strides), w, tile, batch, spatial, geometry, results)
-            return ""
-    weights, nr = _packed_filters(low, node, w, data, groups)
+        work = convolution_work(low.cpu, data.shape, geometry.strides[0], batch, pixels)
+    ways: dict[str, int | Tile] = {}
+    for tile in sorted(work, key=work.__getitem__):
+        ways |= {f"winograd {tile[0]}x{tile[1]}": tile} if tile else common.columns(low, per_group, "direct, ")
+    way = low.choose(node, ways)
+    if isinstance(way, tuple):
+        emit_winograd(low, node, space, (buffer, offset, strides), w, way, batch, spatial, geometry, results)
+        return ""
+    weights = _packed_filters(low, node, w, data, groups, nr := way)
     pad = 3 - rank
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "GROUPS": groups, "M": product(pixels),
@@ -222,7 +227,7 @@ def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple
 
 def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     """(panels of a 1x1 kernel as a right operand, NR)."""
-    nr = panel_columns(low.cpu, int(w.shape[0]))  # type: ignore[arg-type]
+    nr = low.choose(node, common.columns(low, w.shape[0]))
     if w.data is not None:
         matrix = w.data.reshape(w.data.shape[:2]).T.astype(np.float32, copy=False)
         key = ("pack_1x1", id(w.data), nr)
@@ -232,15 +237,14 @@ def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     return _packed_at_run_time(low, node, w, nr, 0), nr
 
 
-def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int) -> tuple[int, int]:
-    """(panels per tap with the zero row behind them, NR) of constant weights `data`, or of weights the model computes."""
-    nr = panel_columns(low.cpu, int(w.shape[0]) // groups)  # type: ignore[arg-type]
+def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int, nr: int) -> int:
+    """Panels per tap, with the zero row behind them, of constant weights `data`, or of weights the model computes."""
     if data is not None:
         key = ("pack_conv", id(w.data), nr, groups)
         if key not in low.constants:
             low.constant(packing.pack_conv(data.astype(np.float32, copy=False), groups, nr), f"{w.name}_packed", key)
-        return low.constants[key], nr
-    return _packed_at_run_time(low, node, w, nr, w.shape[-1] * w.shape[1]), nr
+        return low.constants[key]
+    return _packed_at_run_time(low, node, w, nr, w.shape[-1] * w.shape[1])
 
 
 def _packed_at_run_time(low: Lowering, node: Node, w: Value, nr: int, tail: Dim) -> int:

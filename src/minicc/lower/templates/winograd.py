@@ -2,7 +2,8 @@
 
 Winograd's algorithm trades multiplications for weights: with 3x3 taps and tiles of 2 x 2 outputs 16 / 9 times as many
 bytes of weights, with 4 x 4 outputs 4 times. On small maps every weight is used a few times only, and reading them
-from memory is what costs. The choice is made at compile time by `winograd_tile`; the template is right for any size.
+from memory is what costs. The choice is made at compile time, by `convolution_work` or by timing (minicc.tune); the
+template is right for any size.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def takes_winograd(geometry: Window, groups: int) -> bool:
     return set(geometry.strides) == {1} and 3 in geometry.kernel and set(geometry.kernel) <= {1, 3}
 
 
-def winograd_tile(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim]) -> Tile | None:
-    """(height, width) in outputs of the tiles that take the least estimated time; None when the direct sum does.
+def convolution_work(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim]
+                     ) -> dict[Tile | None, int]:  # fmt: skip
+    """The estimated time of the direct sum (None) and of each (height, width) of tiles in outputs that the template takes.
 
     shape: of the weights, [M, C, *kernel].
 
@@ -55,25 +57,22 @@ def winograd_tile(target: CpuTarget, shape: Sequence[int], stride: int, batch: D
     they do in models whose weights exceed the caches.
     """
     filters, channels, *kernel = shape
-    if channels < target.vector_width:
-        return None
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
     height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in _plane(pixels))
     nr = panel_columns(target, filters)
     weights = channels * -(-filters // nr) * nr
     # Of 4 bytes each.
-    least = int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)
-    best = None
+    found: dict[Tile | None, int] = {None: int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)}
+    if channels < target.vector_width:
+        return found
     for out in (2, 4) if stride == 1 else (2,):
         down, across = (out if taps == 3 else 1 for taps in _plane(kernel))
         positions = side(down, stride) * side(across, stride)
         tiles = images * -(-height // down) * -(-width // across)
         products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
-        work = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
-        fits = positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS
-        if fits and work < least:
-            best, least = (down, across), work
-    return best
+        if positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS:
+            found[down, across] = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
+    return found
 
 
 def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], w: Value, tile: Tile,
