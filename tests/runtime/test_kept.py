@@ -210,6 +210,14 @@ def test_a_dump_is_complete(path: Path, options: Options, tmp_path: Path) -> Non
     assert (tmp_path / "dump" / "00-import.txt").exists()
 
 
+def test_another_minicc_compiles_again(path: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minicc.runtime.kept._OWN", tmp_path)
+    (tmp_path / "source.py").write_text("1")
+    assert [was_loaded(minicc.compile(path, options=options)) for _ in range(2)] == [False, True]
+    (tmp_path / "source.py").write_text("22")
+    assert not was_loaded(minicc.compile(path, options=options))
+
+
 def test_models_in_memory_are_not_kept(path: Path, options: Options) -> None:
     for model in (path.read_bytes(), dense()):
         minicc.compile(model, options=options)

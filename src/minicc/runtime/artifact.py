@@ -23,7 +23,6 @@ import secrets
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def read(
     """Read and check a saved module; code is built anew where the file's own may not or cannot be used.
 
     options: the caller's; the file's own are kept for what belongs to the program. own: refuse a file that this user has not
-    signed. Raises ArtifactError.
+    signed, and take it for one of this toolchain. Raises ArtifactError.
     """
     members = _open(Path(path))
     manifest_text = bytes(members["manifest.json"])
@@ -152,7 +151,9 @@ def read(
     data = _json(bytes(members["program.json"]), "program.json")
     program = from_data(data, _constants(data, members["weights.bin"]))
     check_program(program)
-    code = _code_of(data, members, program, isinstance(target, CpuTarget)) if trusted and _fits(manifest, target) else None
+    runs = isinstance(target, CudaTarget) or not target.missing_features()
+    usable = trusted and runs and (own or _fits(manifest, target))
+    code = _code_of(data, members, program, isinstance(target, CpuTarget)) if usable else None
     if code is None and isinstance(target, CudaTarget):
         code = build_code(program.kernels, target, store, progress)
     elif code is None:
@@ -168,15 +169,15 @@ def read(
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # slow to import
+
     versions = {package: metadata.version(package) for package in ("numba", "llvmlite")}
     return {"toolchain": toolchain(), **versions}
 
 
 def _fits(manifest: Mapping[str, Any], target: Target) -> bool:
-    """Whether the file's machine code was made by this very toolchain for what this machine is; cubins are complete."""
-    if isinstance(target, CudaTarget):
-        return True
-    return all(manifest.get(k) == v for k, v in _versions().items()) and not target.missing_features()
+    """Whether the file's machine code was made by this very toolchain; cubins are complete."""
+    return isinstance(target, CudaTarget) or all(manifest.get(k) == v for k, v in _versions().items())
 
 
 def _cuda_target(data: Any) -> CudaTarget:

@@ -15,10 +15,9 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
-from minicc.codegen.build import toolchain
 from minicc.errors import MiniccError
 from minicc.options import Options
 from minicc.runtime import artifact
@@ -26,13 +25,13 @@ from minicc.runtime.artifact import Saved
 from minicc.runtime.digest import digest_file
 from minicc.runtime.module import programs_of
 from minicc.runtime.store import Store
-from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
 # Options that do not decide about a program: where and how it is kept, watched and run.
 _FREE = frozenset({"threads", "strict", "cache_dir", "keep_bytes", "debug", "dump", "check", "stop_after"})
 _MAX_FILE = (1 << 31) - 1  # the largest ONNX file
-_PACKAGE = Path(__file__).parent.parent
+_OWN = Path(__file__).parent.parent
+_PACKAGES = ("numpy", "onnx", "ml_dtypes", "networkx", "numba", "llvmlite", "numba_cuda")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def place_of(model: Path, target: Target, store: Store, options: Options) -> Pla
     except (OSError, ValueError):
         return None  # the frontend says what is wrong with it
     decisive = {name: value for name, value in asdict(options).items() if name not in _FREE}
-    facts = (_compiler(isinstance(target, CudaTarget)), repr(target), repr(decisive), model.stem, content)
+    facts = (_compiler(), repr(target), repr(decisive), model.stem, content)
     return Place(folder, hashlib.sha256("\0".join(facts).encode()).hexdigest(), model, state, made)
 
 
@@ -126,8 +125,11 @@ def _location(model: Path, name: str) -> Path:
     return model.absolute().parent / name
 
 
-def _compiler(cuda: bool) -> str:
-    """A key of this minicc, by the dates of its files, and of the packages that decide about programs, by their versions."""
-    versions = [f"{package} {metadata.version(package)}" for package in ("numpy", "onnx", "ml_dtypes", "networkx")]
-    own = sorted((path.as_posix(), path.stat()) for path in _PACKAGE.rglob("*.py"))
-    return "\n".join([toolchain(cuda), *versions, *(f"{path} {s.st_size} {s.st_mtime_ns}" for path, s in own)])
+def _compiler() -> str:
+    """A key of this minicc and of the packages that decide about programs and code, by places and dates of their files.
+
+    Versions would say the same, but reading them takes longer than loading a small module.
+    """
+    specs = [find_spec(package) for package in _PACKAGES]
+    files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
+    return "\n".join(f"{path} {_state(path)}" for path in (*files, *sorted(_OWN.rglob("*.py"))))
