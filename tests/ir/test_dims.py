@@ -89,6 +89,8 @@ def test_equal_polynomials_are_equal_objects(sizes):
         (N * M // M, "n"),
         ((N * N - M * M) // (N + M), "-m + n"),
         (broadcast(N, 1), "n"),
+        (dims.minimum(N, dims.maximum(M, N)), "n"),
+        (dims.maximum(dims.minimum(M, N), M), "m"),
         (broadcast(N, 5), "5"),
         (broadcast(broadcast(N, M), N), "broadcast(m, n)"),
         (broadcast(M, broadcast(broadcast(N, M), K)), "broadcast(broadcast(m, n), k)"),

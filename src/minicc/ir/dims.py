@@ -270,10 +270,8 @@ def _is_capped(dim: SymbolicDim, size: Dim) -> bool:
 
     So a table of 512 positions, sliced to a sequence and added to it. Lowering has `fits` evaluated for the operands.
     """
-    if len(dim.terms) != 1 or dim.terms[0][1] != 1 or len(dim.terms[0][0]) != 1:
-        return False
-    atom = dim.terms[0][0][0]
-    return atom.op == "min" and size in atom.args and any(isinstance(c, int) and c > 1 for c in atom.args)
+    operands = _operands(dim, "min")
+    return size in operands and any(isinstance(c, int) and c > 1 for c in operands)
 
 
 def equal(a: Dim, b: Dim) -> Dim:
@@ -292,11 +290,9 @@ def _broadcast_operands(dim: SymbolicDim) -> tuple[object, ...]:
     stack: list[object] = [dim]
     while stack:
         one = stack.pop()
-        if isinstance(one, SymbolicDim) and len(one.terms) == 1 and one.terms[0][1] == 1 and len(one.terms[0][0]) == 1:
-            atom = one.terms[0][0][0]
-            if atom.op == "broadcast":
-                found.extend(atom.args)
-                stack.extend(atom.args)
+        operands = _operands(one, "broadcast") if isinstance(one, SymbolicDim) else ()
+        found.extend(operands)
+        stack.extend(operands)
     return tuple(found)
 
 
@@ -314,7 +310,19 @@ def compare(a: Dim, b: Dim) -> int | None:
     low = lower_bound(-difference)
     if low is not None and low >= 0:
         return -1
+    if b in _operands(a, "max") or a in _operands(b, "min"):
+        return 1
+    if a in _operands(b, "max") or b in _operands(a, "min"):
+        return -1
     return None
+
+
+def _operands(dim: Dim, op: str) -> tuple[object, ...]:
+    """What a dimension is the maximum or minimum of; () for any other dimension."""
+    if isinstance(dim, int) or len(dim.terms) != 1 or dim.terms[0][1] != 1 or len(dim.terms[0][0]) != 1:
+        return ()
+    atom = dim.terms[0][0][0]
+    return atom.args if atom.op == op else ()
 
 
 def lower_bound(dim: Dim) -> int | None:

@@ -3,6 +3,7 @@
 from minicc.ops import (
     activations,
     attention,
+    attention_group,
     attention_microsoft,
     cast,
     control,
@@ -41,6 +42,7 @@ from minicc.ops import (
 __all__ = [
     "activations",
     "attention",
+    "attention_group",
     "attention_microsoft",
     "cast",
     "control",

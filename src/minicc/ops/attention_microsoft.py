@@ -1,8 +1,7 @@
 """com.microsoft's attention: Attention, MultiHeadAttention and GroupQueryAttention.
 
-The first two expand into products around `minicc` Attention. GroupQueryAttention keeps a cache whose fill
-differs for each sequence of a batch, so it runs on the host. Packed inputs, relative positions and past
-buffers shared with outputs are not supported.
+All expand around `minicc` Attention. Packed inputs of MultiHeadAttention, relative positions and past buffers shared with
+outputs are not supported.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import numpy as np
 from minicc.ir.dims import Dim
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, i32
-from minicc.ops.attention import attend, head_axis_in, head_axis_out, mask_bias, repeated_heads
+from minicc.ops.attention import attend, head_axis_in, head_axis_out, mask_bias
 from minicc.ops.helpers import Array, computed_in_f32, default_refuse
 from minicc.ops.norm import optional, required, reshaped
-from minicc.ops.rotary import rotate_array
 
 if TYPE_CHECKING:
     from minicc.ir.graph import Builder, Node, Value
@@ -265,95 +263,3 @@ register(OpDef(
         "qkv_hidden_sizes": None, "rotary_embedding_dim": 0, "scale": 0.0, "unidirectional": 0,
     },
 ))  # fmt: skip
-
-
-# -- GroupQueryAttention(query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos, sin)
-
-
-def _group_infer(n: Inference) -> list[TensorType]:
-    q, groups = n.shape(0), n.attr("kv_num_heads")
-    if not n.has(1) or not n.has(2):
-        raise n.error("packed query, key and value are not supported", hint="export with separate tensors")
-    size = q[2] // n.attr("num_heads")
-    present = TensorType(n.dtype(0), (q[0], groups, n.fresh("total"), size))
-    return [n.type(0), present, present]
-
-
-@computed_in_f32
-def _group_eval(
-    q: Array,
-    k: Array,
-    v: Array,
-    past_key: Array | None,
-    past_value: Array | None,
-    seqlens: Array,
-    total: Array,
-    cos: Array | None = None,
-    sin: Array | None = None,
-    positions: Array | None = None,
-    bias: Array | None = None,
-    sink: Array | None = None,
-    **attrs: Any,
-) -> tuple[Array, ...]:
-    heads, groups = attrs["num_heads"], attrs["kv_num_heads"]
-    batch, steps = q.shape[:2]
-    query, key, value = (
-        x.reshape(batch, steps, h, -1).transpose(0, 2, 1, 3)
-        for x, h in ((q, heads), (k, groups), (v, groups))
-    )
-    kept = 0 if past_key is None else past_key.shape[2]
-    length = max(kept, int(total.reshape(-1)[0]))
-    present = [np.zeros((batch, groups, length, query.shape[3]), dtype=q.dtype) for _ in range(2)]
-    out = np.zeros_like(query)
-    first_prompt = int(total.reshape(-1)[0]) == steps
-    for row in range(batch):
-        used = int(seqlens.reshape(-1)[row]) + 1
-        before = 0 if first_prompt else used - steps
-        places = before + np.arange(steps) if positions is None else positions[row]
-        turned = [query[row], key[row]]
-        if attrs["do_rotary"] and cos is not None and sin is not None:
-            turned = [rotate_array(x, cos[places], sin[places], attrs["rotary_interleaved"]) for x in turned]
-        for buffer, old, new in zip(present, (past_key, past_value), (turned[1], value[row])):
-            if old is not None and before:
-                buffer[row, :, :before] = old[row, :, :before]
-            buffer[row, :, before : before + steps] = new
-        end = before + steps
-        keys, values = (repeated_heads(p[row : row + 1, :, :end], heads)[0] for p in present)
-        scores = (
-            turned[0] @ keys.swapaxes(-1, -2) * q.dtype.type(attrs["scale"] or 1 / np.sqrt(query.shape[3]))
-        )
-        if attrs["softcap"]:
-            scores = np.tanh(scores / attrs["softcap"]) * attrs["softcap"]
-        if bias is not None:
-            scores = scores + bias[min(row, len(bias) - 1), :, :, :end]
-        ahead = np.arange(end)[None, :] - (before + np.arange(steps))[:, None]
-        allowed = ahead <= 0
-        if attrs["local_window_size"] >= 0:
-            allowed &= -ahead < attrs["local_window_size"]
-        out[row] = attend(np.where(allowed, scores, -np.inf).astype(q.dtype)) @ values
-    return out.transpose(0, 2, 1, 3).reshape(q.shape), *present
-
-
-register(
-    OpDef(
-        "GroupQueryAttention",
-        Kind.HOST,
-        infer=_group_infer,
-        eval=_group_eval,
-        domain=_DOMAIN,
-        attrs={
-            "do_rotary": 0,
-            "kv_num_heads": REQUIRED,
-            "local_window_size": -1,
-            "num_heads": REQUIRED,
-            "rotary_interleaved": 0,
-            "scale": 0.0,
-            "smooth_softmax": 0,
-            "softcap": 0.0,
-            "qk_output": 0,
-            "k_quant_type": "NONE",
-            "v_quant_type": "NONE",
-            "kv_cache_bit_width": 0,
-        },
-    )
-)
