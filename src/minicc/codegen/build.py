@@ -1,7 +1,7 @@
 """Objects for many kernels at once: from the store, else compiled, in parallel when that pays.
 
 The key of a kernel is its text, the text of the words it may use, the versions of the compilers and the
-target: never the object itself. Numba is imported only when something has to be compiled in this process.
+target: never the object itself. Numba is imported only when something has to be compiled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minicc.targets.cpu import available_threads
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
-MAX_WORKERS = 4
+MOST_PROCESSES = 4  # this one and workers
 # Starting a worker costs about as much as compiling this many kernels.
 IN_PROCESS = 4
 # A worker's answer: a finished kernel, an error, or None when the worker has ended.
@@ -89,9 +89,9 @@ def build_objects(
         if progress is not None:
             progress(symbol)
 
-    workers = min(available_threads(), MAX_WORKERS, len(missing) // 2)
-    if len(missing) > IN_PROCESS and workers > 1 and sys.executable:
-        _compile_in_workers(missing, target, workers, finished)
+    processes = min(available_threads(), MOST_PROCESSES, len(missing) // 2)
+    if len(missing) > IN_PROCESS and processes > 1 and sys.executable:
+        _compile_together(missing, target, processes, finished)
     for symbol, source in missing.items():
         if found[symbol] is None:
             finished(symbol, compile_here(source, symbol, target))
@@ -109,10 +109,10 @@ def compile_here(source: str, symbol: str, target: Target) -> bytes:
     return compile_object(source, symbol, target)
 
 
-def _compile_in_workers(
+def _compile_together(
     sources: Mapping[str, str], target: Target, count: int, finished: Callable[[str, bytes], None]
 ) -> None:
-    """Compile in `count` processes; what a dying worker leaves undone is left to the caller.
+    """Compile in `count` processes, this one and workers; what a dying worker leaves undone is left to the caller.
 
     Each worker is fed by one thread of this process over pipes, one kernel at a time, so neither side can
     fill a pipe while the other one waits.
@@ -123,23 +123,32 @@ def _compile_in_workers(
     results: SimpleQueue[Result] = SimpleQueue()
     workers: list[subprocess.Popen[bytes]] = []
     feeders: list[threading.Thread] = []
+
+    def take(result: Result) -> bool:
+        """Hand a result on; whether it was one."""
+        if isinstance(result, CodegenError):
+            raise result
+        if result is not None:
+            finished(*result)
+        return result is not None
+
     try:
-        for _ in range(count):
+        for _ in range(count - 1):
             workers.append(_start_worker())
             feeder = threading.Thread(
                 target=_feed, args=(workers[-1], tasks, results, target), name="compile"
             )
             feeder.start()
             feeders.append(feeder)
-        running = count
+        running = count - 1
+        with suppress(Empty):
+            while True:
+                for symbol, source in tasks.get_nowait():
+                    finished(symbol, compile_here(source, symbol, target))
+                    while not results.empty():
+                        running -= not take(results.get())
         while running:
-            result = results.get()
-            if result is None:
-                running -= 1
-            elif isinstance(result, CodegenError):
-                raise result
-            else:
-                finished(*result)
+            running -= not take(results.get())
     except OSError:  # no process can be started here
         return
     finally:
@@ -156,9 +165,9 @@ def _compile_in_workers(
 
 
 def _groups(sources: Mapping[str, str], most: int) -> list[list[tuple[str, str]]]:
-    """Up to `most` kernels of one template together, which its worker lowers once for all of them.
+    """Up to `most` kernels of one template together, which one process lowers once for all of them.
 
-    Longest first, as a long group at the end would keep the other workers waiting.
+    Longest first, as a long group at the end would keep the other processes waiting.
     """
     templates: dict[str, list[tuple[str, str]]] = {}
     for symbol, source in sources.items():

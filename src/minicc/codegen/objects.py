@@ -7,16 +7,18 @@ private Numba names, and the reason why pyproject.toml pins numba exactly. It ne
 
 from __future__ import annotations
 
-import ctypes
 import linecache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
-from numba.core import compiler, config, cpu, types
+from numba.core import codegen, compiler, config, cpu, types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 
 from minicc.codegen.symbols import ALLOWED, undefined_symbols
 from minicc.errors import CodegenError
@@ -105,9 +107,6 @@ def _with_epilogue(template: str, epilogue: str, symbol: str, triple: str) -> An
 
 @lru_cache(maxsize=64)
 def _template_bitcode(template: str, triple: str) -> bytes:
-    # Numba loads the template's helper functions into its own JIT, where the epilogue must resolve to something. That
-    # code is never run, so any function will do.
-    llvm.add_symbol(EPILOGUE_SYMBOL, ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value)
     data: bytes = _lower(_load_function(template, _TEMPLATE), _TEMPLATE, triple).as_bitcode()
     return data
 
@@ -139,6 +138,51 @@ def _load_function(source: str, symbol: str, name: str = "kernel") -> Any:
         raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error
 
 
+class _Library(codegen.JITCodeLibrary):  # type: ignore[misc]
+    """Numba's container for the LLVM module of a kernel or of one of its helpers, which does no more than link.
+
+    Numba's own would optimise every function, then every helper with all that it calls, and make machine code of it.
+    All of that was thrown away, and took a fifth to two fifths of a template's compile time: a kernel is optimised
+    once, when its helpers are in it, for the target.
+    """
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, _name: str) -> int:
+        return 0  # also Numba's own answer for a helper, which has no entry for Python
+
+
+class _Codegen(codegen.JITCPUCodegen):  # type: ignore[misc]
+    """Makes such containers."""
+
+    _library_class = _Library
+
+    def set_env(self, _name: str, _environment: Any) -> None:
+        """Nothing: there is no machine code that could ask for its Python environment."""
+
+
+@lru_cache(maxsize=1)
+def _codegen() -> _Codegen:
+    return _Codegen("minicc")
+
+
+@contextmanager
+def _only_linking(context: Any) -> Iterator[None]:
+    """Until the end, what Numba compiles goes into `_Library`; the caller holds Numba's lock."""
+    usual, context._internal_codegen = context._internal_codegen, _codegen()
+    try:
+        yield
+    finally:
+        context._internal_codegen = usual
+
+
 def _flags(contract: bool) -> Any:
     """Numba's flags for a kernel; contract: whether a product and a sum may become one fused operation."""
     flags = compiler.Flags()
@@ -156,7 +200,8 @@ def _lower(function: Any, symbol: str, triple: str, signature: Signature = SIGNA
     typing.refresh()
     flags = _flags(function.__globals__.get(CONTRACT, True))
     try:
-        result = compiler.compile_extra(typing, context, function, signature, types.void, flags, {})
+        with _only_linking(context):
+            result = compiler.compile_extra(typing, context, function, signature, types.void, flags, {})
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
         text = linecache.getline(f"<kernel {symbol}>", line).strip() if line else ""
@@ -168,7 +213,8 @@ def _lower(function: Any, symbol: str, triple: str, signature: Signature = SIGNA
     library.add_ir_module(_entry(context, description, symbol, triple, signature))
     module = library._final_module.clone()
     for linked in library._linking_libraries:
-        module.link_in(linked._get_module_for_linking(), preserve=True)
+        if linked is not rtsys.library:  # memory management, which kernels do without
+            module.link_in(linked._get_module_for_linking(), preserve=True)
     for definition in (*module.functions, *module.global_variables):
         if not definition.is_declaration and definition.name != symbol:
             definition.linkage = "internal"
