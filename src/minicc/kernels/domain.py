@@ -294,7 +294,7 @@ def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, thr
 
 
 def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill LINES and PANELS of a convolution of narrow groups along lines; the number of units.
+    """Fill LINES and PANELS of a convolution of narrow groups, or of few channels, along lines; the number of units.
 
     Lines are cut before panels. No blocks for the caches: runs of memory as long as all channels were as fast as any
     block of channels and pixels, whose lines of input would have stayed in L1.
@@ -302,8 +302,10 @@ def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     w["LINES"] = w["PANELS"] = 1
     if w["M"] == 0 or w["N"] == 0 or w["IMAGES"] == 0:
         return 0
-    work = w["IMAGES"] * w["M"] * w["N"] * w["KH"] * constants["LINE_TAPS"] * constants["GROUP"]
-    wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT // 8)) if threads > 1 else 1
+    few = "CHANNELS" in constants
+    taps = w["KH"] * constants["LINE_TAPS"]
+    work = w["IMAGES"] * w["M"] * w["N"] * taps * constants["CHANNELS" if few else "GROUP"]
+    wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT if few else MIN_UNIT // 8)) if threads > 1 else 1
     lines, panels = w["OH"], ceil_divide(w["N"], constants["NR"])
     w["LINES"], line_blocks = _blocks(lines, lines * w["IMAGES"] // max(1, wanted))
     w["PANELS"], panel_blocks = _blocks(panels, panels * w["IMAGES"] * line_blocks // max(1, wanted))

@@ -60,6 +60,13 @@ conv_line convolution of narrow groups, as many output as input channels in each
           `packing.pack_narrow`; then
   LINES PANELS    (bind)
 
+conv_few  convolution of few input channels in one group, at most two spatial axes, not dilated along the line; indices as
+          depthwise. Constants: CHANNELS; LINE_TAPS and STEP, taps and stride along the line; PLANES: 1 when a line of a
+          channel is contiguous (X_W = 1), 0 when the pixels of a line are (channels last, X_W = CHANNELS). Words as
+          depthwise up to PW, W packed by `packing.pack_conv`; then
+  X_C             stride between planes
+  LINES PANELS    (bind)
+
 pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average
   W               address of N floats that stand for padding: -inf for max, 0 for average
   the other words as depthwise, then
@@ -214,6 +221,12 @@ TEMPLATES: dict[str, Template] = {
             "conv_line",
             f"{_WINDOWS} LINES PANELS",
             "NR LINE_TAPS STEP GROUP",
+            domain.line_domain,
+        ),
+        _template(
+            "conv_few",
+            f"{_WINDOWS} X_C LINES PANELS",
+            "NR LINE_TAPS STEP CHANNELS PLANES",
             domain.line_domain,
         ),
         _template(

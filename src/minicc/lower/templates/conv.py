@@ -1,10 +1,10 @@
-"""Conv onto the templates `gemm`, `conv`, `conv_line`, `depthwise` and `winograd`: channels last, weights packed, bias and
-what follows in the epilogue.
+"""Conv onto the templates `gemm`, `conv`, `conv_few`, `conv_line`, `depthwise` and `winograd`: channels last, weights
+packed, bias and what follows in the epilogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,12 @@ from minicc.targets.cpu import CpuTarget
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
+Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *spatial, C]
 
 # Taps and stride along a line up to which `conv_line` is compiled for them: so many weights stay in registers.
 MOST_TAPS, MOST_STEP = 7, 2
+# Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
+MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
 
 
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -51,7 +54,6 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     layout = anchor.attrs["layout"]
     spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
     geometry = window(anchor.attrs, kernel, spatial)
-    buffer, offset, strides = channels_last(low, x, layout)
     out = anchor.output.shape
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     finish = bias_adder(low, bias, channel_axis(layout, len(out)))
@@ -59,6 +61,11 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     results = node.outputs if lead is not None else (anchor.output,)
     matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
         geometry.padded(a) for a in range(rank))  # fmt: skip
+    if groups == 1 and not matrix and w.data is not None and _takes_few(geometry, channels, kernel):
+        image = _few_image(low, x, layout)
+        if image is not None:
+            return _lower_few(low, node, lead, image, w, geometry, spatial, finish, flops)
+    buffer, offset, strides = channels_last(low, x, layout)
     if matrix and layout == "NHWC":
         walk = {axis: s for axis, s in enumerate(strides[:-1]) if s != 0}
         space = common.epilogue(low, node, lead, [walk, {}], finish=finish)
@@ -127,7 +134,39 @@ def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
     return geometry.rank < 3 and dilation == 1 and isinstance(taps, int) and taps <= MOST_TAPS and step <= MOST_STEP
 
 
-def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Dim, tuple[Dim, ...]], w: Value,
+def _takes_few(geometry: Window, channels: Dim, kernel: Sequence[Dim]) -> bool:
+    """Whether `conv_few` takes these windows over so many channels."""
+    if not isinstance(channels, int) or not isinstance(kernel[-1], int) or geometry.rank > 2:
+        return False
+    short = 0 < channels <= MOST_FEW and channels * kernel[-1] <= MOST_FEW_PRODUCTS
+    return short and geometry.dilations[-1] == 1 and geometry.strides[-1] <= MOST_FEW_STEP
+
+
+def _few_image(low: Lowering, x: Value, layout: str) -> Place | None:
+    """Where the image of a convolution of few channels is, in planes or channels last; None when lines have gaps."""
+    found = low.view(x, x.shape) if x.tensor.dtype == f32 else None
+    if found is not None:
+        batch, *others = found[2]
+        channel, lines = (others[-1], others[:-1]) if layout == "NHWC" else (others[0], others[1:])
+        if lines[-1] == 1:
+            return found[0], found[1], (batch, *lines, channel)
+    place = channels_last(low, x, layout)
+    return place if place[2][-2] == x.shape[channel_axis(layout, len(x.shape))] else None
+
+
+def _lower_few(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value, geometry: Window, spatial: Sequence[Dim],
+               finish: Finish, flops: Dim) -> str:  # fmt: skip
+    """A convolution of few input channels, whose image is read as it lies."""
+    assert w.data is not None
+    filters, channels, *kernel = w.data.shape
+    weights, nr = _packed_filters(low, node, w, w.data, 1)
+    constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "CHANNELS": channels,
+                 "PLANES": int(x[2][-2] == 1)}  # fmt: skip
+    words = {"C": channels, "X_C": x[2][-1]}
+    return _emit_lines(low, node, lead, "conv_few", constants, x, weights, filters, words, geometry, spatial, finish, flops)
+
+
+def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value,
                   geometry: Window, spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
     """Groups of as many output as input channels, a part of a vector (in `depthwise` one): vectors over channels."""
     assert w.data is not None
@@ -141,16 +180,24 @@ def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Di
     if isinstance(low.target, CpuTarget) and _along_lines(geometry, kernel):
         name = "conv_line"
         constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "GROUP": group}
+    return _emit_lines(low, node, lead, name, constants, x, weights, channels, {"C": 1}, geometry, spatial, finish, flops)
+
+
+def _emit_lines(low: Lowering, node: Node, lead: Node | None, name: str, constants: common.Constants, x: Place, weights: int,
+                channels: int, words: Mapping[str, Dim], geometry: Window, spatial: Sequence[Dim], finish: Finish,
+                flops: Dim) -> str:  # fmt: skip
+    """A template over windows of one group. channels: of the output; words: what the templates do not share."""
     anchor, _ = common.anchor_of(node, lead)
     buffer, offset, strides = x
-    out, layout, rank = anchor.output.shape, anchor.attrs["layout"], len(spatial)
+    out, layout = anchor.output.shape, anchor.attrs["layout"]
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     space = window_space(low, node, lead, pixels, channels, finish)
     if isinstance(space, str):
         return space
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": 1, "M": product(pixels),
-        "N": channels, "C": 1, "X_IMAGE": strides[0], **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
+        "N": channels, "X_IMAGE": strides[0], **words,
+        **spatial_words(spatial, pixels, geometry, 3 - len(spatial), strides[1:-1]),
     }  # fmt: skip
     results = node.outputs if lead is not None else (anchor.output,)
     common.emit(low, node, name, constants, values, space, (buffer, weights), flops, results=results)
@@ -195,7 +242,7 @@ def bias_adder(low: Lowering, bias: Value | None, axis: int) -> Finish:
     return add
 
 
-def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple[Dim, ...]]:
+def channels_last(low: Lowering, x: Value, layout: str) -> Place:
     """(buffer, offset, strides over [N, *spatial, C]) of an activation with contiguous channels; a copy if need be.
 
     Half types become float32, 8-bit integers stay.
