@@ -97,8 +97,8 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
 
 def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = (), target: Target | None = None) -> Report:
     """Run the default passes on a graph, in place; no target is this machine's CPU."""
-    keep, zero_points = keeps(target or target_of("cpu")), not isinstance(target, CudaTarget)
-    context = PassContext(options, keep=keep, is_anchor=is_anchor, zero_points=zero_points)
+    keep, cpu = keeps(target or target_of("cpu")), not isinstance(target, CudaTarget)
+    context = PassContext(options, keep=keep, is_anchor=is_anchor, zero_points=cpu, resize_by_axis=cpu)
     return run_passes(graph, default_pipeline(options), options, observers, context)
 
 

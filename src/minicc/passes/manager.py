@@ -48,6 +48,7 @@ class PassContext:
     is_anchor:     whether a node has a template that takes an epilogue.
     channels_last: whether the target's convolutions want layout "NHWC".
     zero_points:   whether the target's integer products take zero points.
+    resize_by_axis: whether the target gains when an interpolation is done axis by axis.
     symbols:       sizes known outside the graph at hand (set while bodies are visited).
     """
 
@@ -56,6 +57,7 @@ class PassContext:
     is_anchor: Callable[[Node], bool] = no_template
     channels_last: bool = True
     zero_points: bool = True
+    resize_by_axis: bool = True
     symbols: frozenset[str] = frozenset()
     rules: Counter[str] = field(default_factory=Counter)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
