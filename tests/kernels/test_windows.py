@@ -37,7 +37,7 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
     name, constants = "depthwise", {"NR": nr}
     if line:
         name = "conv_line"
-        constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1], "GROUP": group}
+        constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1], "APART": dilations[-1], "GROUP": group}
     result, bias, rest = run_fused(name, constants, words, extents, kind, 0, **options)
     exact = reference(x, w, strides, dilations, pads, channels // group).reshape(extents)
     magnitude = reference(np.abs(x), np.abs(w), strides, dilations, pads, channels // group).reshape(extents)
@@ -62,7 +62,7 @@ def test_depthwise(problem, channels, images, kind, gap, threads, cuts):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    line=st.tuples(st.sampled_from([1, 2, 3, 5, 7]), st.sampled_from([1, 2])),
+    line=st.tuples(st.sampled_from([1, 2, 3, 5, 7]), st.sampled_from([1, 2]), st.sampled_from([1, 1, 2, 3])),
     other=st.none() | st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2)),
     shape=st.tuples(st.integers(1, 12), st.integers(1, 34)),
     pads=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=2),
@@ -75,8 +75,7 @@ def test_depthwise(problem, channels, images, kind, gap, threads, cuts):
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
 )
 def test_narrow_groups_along_lines(line, other, shape, pads, channels, group, images, kind, gap, threads, cuts):
-    (taps, step), *axes = line, *([other] if other else [])
-    kernel, strides, dilations = zip(*[(k, s, d) for k, s, d in axes], (taps, step, 1))
+    kernel, strides, dilations = zip(*([other] if other else []), line)
     pads, shape = tuple(pads[-len(kernel):]), shape[-len(kernel):]
     assume(all(i + a + b >= (k - 1) * d + 1 for i, (a, b), k, d in zip(shape, pads, kernel, dilations)))
     depthwise(shape, -(-channels // group) * group, kernel, strides, dilations, pads, images=images, kind=kind, gap=gap,

@@ -54,9 +54,9 @@ depthwise convolution with one input and one output channel per group, channels 
           `packing.pack_narrow` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
-conv_line convolution of narrow groups, as many output as input channels in each, channels last, at most two spatial axes, not
-          dilated along the line; indices as depthwise. Constants: GROUP, the channels of a group, a divisor of VW;
-          LINE_TAPS and STEP, taps and stride along the line. Words as depthwise up to PW, W packed by
+conv_line convolution of narrow groups, as many output as input channels in each, channels last, at most two spatial axes;
+          indices as depthwise. Constants: GROUP, the channels of a group, a divisor of VW; LINE_TAPS, STEP and APART,
+          taps, stride and dilation along the line. Words as depthwise up to PW, W packed by
           `packing.pack_narrow`; then
   LINES PANELS    (bind)
 
@@ -220,7 +220,7 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "conv_line",
             f"{_WINDOWS} LINES PANELS",
-            "NR LINE_TAPS STEP GROUP",
+            "NR LINE_TAPS STEP APART GROUP",
             domain.line_domain,
         ),
         _template(

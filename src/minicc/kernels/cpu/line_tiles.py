@@ -31,11 +31,12 @@ _FLOATS = types.CPointer(types.float32)
 
 
 @intrinsic
-def line_tile(typing_context, pixels, columns, width, taps, step, group, line, valid, weights, tile, lines):
+def line_tile(typing_context, pixels, columns, width, taps, step, apart, group, line, valid, weights, tile, lines):
     """tile[r, j] = sum over h < lines, g < group, t < taps of
-                    (position r * step + t of line h)[j - j % group + g] * weights[h][g][t][j].
+                    (position r * step + t * apart of line h)[j - j % group + g] * weights[h][g][t][j].
 
-    pixels, columns, width, taps, step: literals: r < pixels, NR, VW, taps of a line, positions between pixels.
+    pixels, columns, width, taps, step, apart: literals: r < pixels, NR, VW, taps of a line, positions between pixels and
+             between taps.
     group:   literal, a divisor of VW.
     line:    tuple (address of position 0 of line 0; bytes between positions, between lines; position 0 counted along
              the whole line, its extent; address of zeros; whether all positions are inside). Others read the zeros.
@@ -43,12 +44,12 @@ def line_tile(typing_context, pixels, columns, width, taps, step, group, line, v
     weights: float32 [lines][group][taps][NR].
     tile:    float32 scratch [pixels][NR].
     """
-    if not are_literals(pixels, columns, width, taps, step, group) or not isinstance(line, types.BaseTuple):
+    if not are_literals(pixels, columns, width, taps, step, apart, group) or not isinstance(line, types.BaseTuple):
         return None
-    known = [value.literal_value for value in (pixels, columns, width, taps, step, group)]
+    known = [value.literal_value for value in (pixels, columns, width, taps, step, apart, group)]
 
     def emit(context, builder, signature, values):
-        line, valid, weights, tile, lines = values[6:]
+        line, valid, weights, tile, lines = values[7:]
         *facts, inside = [builder.extract_value(line, i) for i in range(7)]
         columns, width = known[1:3]
         whole = builder.icmp_signed(">=", valid, I64(columns))
@@ -69,25 +70,25 @@ def line_tile(typing_context, pixels, columns, width, taps, step, group, line, v
 
 
 def _emit(builder, known, facts, weights, tile, lines, check, masks):
-    pixels, columns, width, taps, step, group = known
+    pixels, columns, width, taps, step, apart, group = known
     x, position_step, line_step, first, extent, zeros = facts
-    positions = range((pixels - 1) * step + taps)
-    inside = []
-    if check:
-        # Unsigned, so that negative positions are too large.
-        inside = [builder.icmp_unsigned("<", builder.add(first, I64(p)), extent) for p in positions]
+    readers: dict[int, list[tuple[int, int]]] = {}  # of each position: which pixels read it, under which tap
+    for r in range(pixels):
+        for t in range(taps):
+            readers.setdefault(r * step + t * apart, []).append((r, t))
+    # Unsigned, so that negative positions are too large.
+    inside = {p: builder.icmp_unsigned("<", builder.add(first, I64(p)), extent) for p in sorted(readers) if check}
     type_ = vector(F32, width)
 
     def add(sums, channel, line, padding, factors, mask):
         """One channel of the groups: its products with a line of taps are added to the sums."""
         totals = [builder.load(place) for place in sums]
-        for p in positions:
+        for p in sorted(readers):
             address = builder.add(line, builder.mul(position_step, I64(p)))
             source = builder.select(inside[p], address, padding) if check else address
             value = _spread(builder, builder.inttoptr(source, F32.as_pointer()), width, group, channel, mask)
-            for r in range(pixels):
-                if 0 <= p - r * step < taps:
-                    totals[r] = fma(builder, value, factors[p - r * step], totals[r])
+            for r, t in readers[p]:
+                totals[r] = fma(builder, value, factors[t], totals[r])
         for place, total in zip(sums, totals):
             builder.store(total, place)
 

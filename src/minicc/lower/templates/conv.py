@@ -28,8 +28,8 @@ Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
 Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *spatial, C]
 
-# Taps and stride along a line up to which `conv_line` is compiled for them: so many weights stay in registers.
-MOST_TAPS, MOST_STEP = 7, 2
+# Taps, stride and dilation along a line up to which `conv_line` is compiled for them: so many weights stay in registers.
+MOST_TAPS, MOST_STEP, MOST_APART = 7, 2, 4
 # Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
 MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
 
@@ -130,8 +130,10 @@ def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
 
 def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
     """Whether `conv_line` takes these windows."""
-    taps, step, dilation = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
-    return geometry.rank < 3 and dilation == 1 and isinstance(taps, int) and taps <= MOST_TAPS and step <= MOST_STEP
+    taps, step, apart = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
+    if geometry.rank > 2 or not isinstance(taps, int):
+        return False
+    return taps <= MOST_TAPS and step <= MOST_STEP and apart <= MOST_APART
 
 
 def _takes_few(geometry: Window, channels: Dim, kernel: Sequence[Dim]) -> bool:
@@ -179,7 +181,7 @@ def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: Place, w: Val
     name, constants = "depthwise", {"NR": nr}
     if isinstance(low.target, CpuTarget) and _along_lines(geometry, kernel):
         name = "conv_line"
-        constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "GROUP": group}
+        constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "APART": geometry.dilations[-1], "GROUP": group}
     return _emit_lines(low, node, lead, name, constants, x, weights, channels, {"C": 1}, geometry, spatial, finish, flops)
 
 
