@@ -22,7 +22,7 @@ from minicc.ir.text import print_graph
 from minicc.lower.lower import lower
 from minicc.lower.program import HostStep, Program
 from minicc.lower.prune import prune_kernels
-from minicc.lower.templates import is_anchor, keeps
+from minicc.lower.templates import expansion_refusal, is_anchor, keeps
 from minicc.module import CompileReport, Module, Progress, Stages
 from minicc.options import Options
 from minicc.passes import default_pipeline
@@ -97,8 +97,9 @@ def build(imported: ImportedModel, target: str, options: Options, stage: Stages)
 
 def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = (), target: Target | None = None) -> Report:
     """Run the default passes on a graph, in place; no target is this machine's CPU."""
-    keep, cpu = keeps(target or target_of("cpu")), not isinstance(target, CudaTarget)
-    context = PassContext(options, keep=keep, is_anchor=is_anchor, zero_points=cpu, resize_by_axis=cpu)
+    target = target or target_of("cpu")
+    cpu = not isinstance(target, CudaTarget)
+    context = PassContext(options, keeps(target), is_anchor, expansion_refusal(target), zero_points=cpu, resize_by_axis=cpu)
     return run_passes(graph, default_pipeline(options), options, observers, context)
 
 

@@ -218,7 +218,7 @@ def _lower_fused(low: Lowering, node: Node) -> None:
     outer = dict(zip(body.inputs, node.inputs))
     anchor = node.attrs["anchor"]
     if anchor:
-        lead = body.nodes[0]
+        lead = body.nodes[node.attrs["lead"]]
         template = find_template(lead, low.target)
         refusal = template(low, node, lead) if template is not None else "no template"
         if not refusal:

@@ -24,7 +24,7 @@ from minicc.passes.zero_points import zero_points
 
 
 def _fuse(graph: Graph, context: PassContext) -> int:
-    return fuse(graph, context.is_anchor)
+    return fuse(graph, context.is_anchor, context.refuse_pair)
 
 
 FOLD_SHAPES = Pass("fold-shape-values", fold_shape_values)

@@ -1,5 +1,5 @@
-"""Conv onto the templates `gemm`, `conv`, `conv_few`, `conv_line`, `depthwise` and `winograd`: channels last, weights
-packed, bias and what follows in the epilogue.
+"""Conv onto the templates `gemm`, `conv`, `conv_few`, `conv_line`, `conv_expand`, `depthwise` and `winograd`: channels
+last, weights packed, bias and what follows in the epilogue.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
+from minicc.lower.templates.expand import (
+    MOST_APART,
+    MOST_STEP,
+    MOST_TAPS,
+    expanding_nodes,
+    expansion_constants,
+    expansion_flops,
+    filled_bias,
+)
 from minicc.lower.templates.winograd import emit_winograd, takes_winograd, winograd_tile
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
 from minicc.targets.cpu import CpuTarget
@@ -28,8 +37,6 @@ Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
 Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *spatial, C]
 
-# Taps, stride and dilation along a line up to which `conv_line` is compiled for them: so many weights stay in registers.
-MOST_TAPS, MOST_STEP, MOST_APART = 7, 2, 4
 # Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
 MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
 
@@ -37,6 +44,9 @@ MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     """Convolution of any stride, dilation, padding and group over one to three spatial axes."""
     anchor, inputs = common.anchor_of(node, lead)
+    before = expanding_nodes(node, lead)
+    if before:
+        return _lower_expanded(low, node, anchor, before)
     x, w = inputs[0], inputs[1]
     bias = inputs[2] if len(inputs) > 2 else None
     assert x is not None and w is not None
@@ -174,10 +184,7 @@ def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: Place, w: Val
     assert w.data is not None
     channels, group, *kernel = w.data.shape
     nr = panel_columns(low.target, channels) if group == 1 else low.cpu.vector_width
-    key = ("pack_narrow", id(w.data), nr)
-    if key not in low.constants:
-        low.constant(packing.pack_narrow(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
-    weights = low.constants[key]
+    weights = _packed_narrow(low, w, nr)
     name, constants = "depthwise", {"NR": nr}
     if isinstance(low.target, CpuTarget) and _along_lines(geometry, kernel):
         name = "conv_line"
@@ -185,8 +192,31 @@ def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: Place, w: Val
     return _emit_lines(low, node, lead, name, constants, x, weights, channels, {"C": 1}, geometry, spatial, finish, flops)
 
 
+def _lower_expanded(low: Lowering, node: Node, lead: Node, before: Sequence[Node]) -> str:
+    """A depthwise convolution of what the nodes before it in a fused body make of their input (see expand.py)."""
+    first = before[0]
+    _, (x, point, *_) = common.anchor_of(node, first)
+    _, (expanded, w, *rest) = common.anchor_of(node, lead)
+    assert x is not None and point is not None and expanded is not None and w is not None and w.data is not None
+    channels, _, *kernel = w.data.shape
+    spatial = expanded.shape[1:-1]
+    geometry = window(lead.attrs, kernel, spatial)
+    finish = bias_adder(low, rest[0] if rest else None, 3)
+    panels, nr = _packed_matrix(low, node, point)
+    weights = _packed_narrow(low, w, nr)
+    constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "APART": geometry.dilations[-1],
+                 **expansion_constants(before)}  # fmt: skip
+    words: dict[str, Word | Dim] = {
+        "C": point.shape[1], "E": Word(0, panels), "BIAS": Word(0, filled_bias(low, first, nr)),
+    }  # fmt: skip
+    flops = product(lead.output.shape) * product(kernel) * 2 + expansion_flops(first)
+    place = channels_last(low, x, "NHWC")
+    return _emit_lines(low, node, lead, "conv_expand", constants, place, weights, channels, words, geometry, spatial, finish,
+                       flops)  # fmt: skip
+
+
 def _emit_lines(low: Lowering, node: Node, lead: Node | None, name: str, constants: common.Constants, x: Place, weights: int,
-                channels: int, words: Mapping[str, Dim], geometry: Window, spatial: Sequence[Dim], finish: Finish,
+                channels: int, words: Mapping[str, Word | Dim], geometry: Window, spatial: Sequence[Dim], finish: Finish,
                 flops: Dim) -> str:  # fmt: skip
     """A template over windows of one group. channels: of the output; words: what the templates do not share."""
     anchor, _ = common.anchor_of(node, lead)
@@ -267,6 +297,15 @@ def channels_last(low: Lowering, x: Value, layout: str) -> Place:
     element = cast(low.composer().element(x, source), dtype)
     low.emit_writes([Write(number, dtype, linearise(index, shape), element)], shape, (), "to_channels_last")
     return number, 0, row_major(shape)
+
+
+def _packed_narrow(low: Lowering, w: Value, nr: int) -> int:
+    """Panels of the constant weights of narrow groups."""
+    assert w.data is not None
+    key = ("pack_narrow", id(w.data), nr)
+    if key not in low.constants:
+        low.constant(packing.pack_narrow(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
+    return low.constants[key]
 
 
 def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
