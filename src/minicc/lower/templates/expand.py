@@ -50,9 +50,9 @@ def _legal(region: Sequence[Node], node: Node) -> str:
             return "the weights are not constant float32 values"
         if len(conv.output.shape) != 4 or not all(isinstance(d, int) for d in conv.output.shape[1:]):
             return "sizes of the image are not known at compile time"
-    weights, taps = first.inputs[1], node.inputs[1]
-    assert weights is not None and taps is not None and node.inputs[0] is not None
-    point, own = window(first.attrs, weights.shape[2:], (1, 1)), window(node.attrs, taps.shape[2:], node.inputs[0].shape[1:3])
+    (x, weights, *_), (expanded, taps, *_) = first.inputs, node.inputs
+    assert x is not None and weights is not None and expanded is not None and taps is not None
+    point, own = window(first.attrs, weights.shape[2:], x.shape[1:3]), window(node.attrs, taps.shape[2:], expanded.shape[1:3])
     padded = any(point.padded(a) for a in range(2))
     if first.attrs["group"] != 1 or set(weights.shape[2:]) != {1} or set(point.strides) != {1} or padded:
         return "the first is not a plain 1x1 convolution"
