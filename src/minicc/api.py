@@ -22,7 +22,8 @@ from minicc.ir.text import print_graph
 from minicc.lower.lower import lower
 from minicc.lower.program import HostStep, Program
 from minicc.lower.prune import prune_kernels
-from minicc.lower.templates import expansion_refusal, is_anchor, keeps
+from minicc.lower.templates import is_anchor, keeps
+from minicc.lower.templates.expand import expansion_refusal
 from minicc.module import CompileReport, Module, Progress, Stages
 from minicc.options import Options
 from minicc.passes import default_pipeline

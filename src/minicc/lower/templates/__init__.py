@@ -16,7 +16,6 @@ from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.conv_transpose import lower_conv_transpose
 from minicc.lower.templates.cuda import lower_cuda_conv, lower_cuda_matmul
-from minicc.lower.templates.expand import expansion_refusal
 from minicc.lower.templates.integer import lower_conv_integer, lower_matmul_integer
 from minicc.lower.templates.matmul import lower_matmul
 from minicc.lower.templates.pool import lower_pool
@@ -54,8 +53,6 @@ FUSED = frozenset((
     ("", "AveragePool"),
 ))  # fmt: skip
 
-
-__all__ = ["CUDA_TABLE", "FUSED", "TABLE", "expansion_refusal", "find_template", "is_anchor", "keeps"]
 
 # Those with a CUDA form.
 CUDA_TABLE: dict[tuple[str, str], Lower] = {
