@@ -6,8 +6,8 @@
 Every row is a process of its own, in which all runtimes get the same inputs (the nominal shape of `benchmarks.inputs`) and are
 measured in alternating blocks; each block starts after a pause, in which other runtimes' threads stop spinning, and an
 uncounted call. Start-up (import to first result, kernels in the cache) and peak memory are those of a further process for each
-runtime. Rows are written to FOLDER/results.json as they come and kept unless --fresh; FOLDER/table.md is made of them. A runtime
-that is absent or refuses a model is left empty.
+runtime. Rows are written to FOLDER/results.json as they come and kept unless --fresh; FOLDER/table.md is made of them, and
+`benchmarks.rooflines` draws them. A runtime that is absent or refuses a model is left empty.
 """
 
 from __future__ import annotations
@@ -116,7 +116,21 @@ def measure(name: str, path: Path, threads: int, batch: int, peers: Sequence[str
             for key, result in results.items()
         }
         times = interleaved(list(calls.values()), seconds * len(calls), block=BLOCK, pause=PAUSE)
+        if batch == 1:
+            row["roofline"] = roofline(module, list(feeds.values()), threads)
         return row | {"ms": dict(zip(calls, map(milliseconds, times)))}
+
+
+def roofline(module: Any, inputs: Sequence[np.ndarray], threads: int) -> Row:
+    """The machine's peaks now, and of each template kernel its layer, share of the time, and rates (benchmarks.rooflines)."""
+    from minicc.debug.peaks import measure_peaks
+    from minicc.debug.profile import profile
+
+    peaks = measure_peaks(threads)
+    found = profile(module, inputs, repeats=5)
+    rows = [r for r in found.rows if r.tier not in ("loops", "host") and r.gflops > 0 and r.gbytes > 0]
+    kernels = [[", ".join(r.layers[:1]), r.share, r.gflops, r.gbytes] for r in rows]
+    return {"gflops": peaks.gflops, "gbytes": peaks.gbytes, "kernels": kernels}
 
 
 def start(path: Path, threads: int, runtime: str) -> Row:

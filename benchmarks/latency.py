@@ -5,8 +5,9 @@
 Both runtimes get the same thread count and inputs (the first, nominal shape of `benchmarks.inputs`) and are
 measured in alternating blocks; each block starts after a pause, in which ONNX Runtime's threads stop spinning (35 ms
 were seen), and one uncounted call. Figures from a busy
-machine are worth only their ratio. Cold compile: fresh process, empty kernel cache; warm: the same again,
-cache filled. Both count from `import minicc` to the end of `minicc.compile`; the first run is listed apart.
+machine are worth only their ratio. Cold compile: fresh process, empty cache; warm: the same again, where the module is kept;
+kernels kept: the same without kept modules (keep_bytes=0), so that all but the compilation of kernels is done anew. All count
+from `import minicc` to the end of `minicc.compile`; the first run is listed apart.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import json, sys, time
 start = time.perf_counter()
 import minicc
 imported = time.perf_counter()
-module = minicc.compile(sys.argv[1], cache_dir=sys.argv[2], threads=int(sys.argv[3]))
+module = minicc.compile(sys.argv[1], cache_dir=sys.argv[2], threads=int(sys.argv[3]), keep_bytes=int(sys.argv[5]))
 compiled = time.perf_counter()
 import numpy as np
 with np.load(sys.argv[4], allow_pickle=False) as feeds:
@@ -77,7 +78,7 @@ def measure(name: str, path: Path, threads: int, seconds: float) -> dict[str, An
 
 
 def compile_times(name: str, path: Path, threads: int) -> dict[str, Any]:
-    """Seconds of import, compile and first run, with an empty and then with a filled kernel cache."""
+    """Seconds of import, compile and first run: with an empty cache, with the module kept, and with kernels only."""
     model, source = load(name, path)
     row: dict[str, Any] = {"model": name}
     with tempfile.TemporaryDirectory(prefix="minicc-latency-") as folder:
@@ -88,8 +89,9 @@ def compile_times(name: str, path: Path, threads: int) -> dict[str, Any]:
         feeds = root / "feeds.npz"
         np.savez(feeds, **cases(name, model)[0].feeds)
         command = [sys.executable, "-c", _COMPILE, str(file), str(root / "cache"), str(threads), str(feeds)]
-        for state in ("cold", "warm"):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+        usual = minicc.Options().keep_bytes
+        for state, keep in (("cold", usual), ("warm", usual), ("kernels", 0)):
+            done = subprocess.run([*command, str(keep)], capture_output=True, text=True, timeout=1800, check=False)
             if done.returncode:
                 return row | {"problem": (done.stderr.strip().splitlines() or ["failed"])[-1]}
             row |= {f"{state}_{key}": value for key, value in json.loads(done.stdout).items()}
@@ -126,10 +128,11 @@ def latency_table(rows: list[dict[str, Any]]) -> Table:
 
 def compile_table(rows: list[dict[str, Any]]) -> Table:
     view = Table(title="compile seconds in a fresh process")
-    for title in ("model", "import", "cold compile", "cold first run", "warm compile", "warm first run"):
+    titles = ("import", "cold compile", "cold first run", "warm compile", "warm first run", "kernels kept")
+    for title in ("model", *titles):
         view.add_column(title, no_wrap=True)
     for row in rows:
-        keys = ("warm_import_s", "cold_compile_s", "cold_first_run_s", "warm_compile_s", "warm_first_run_s")
+        keys = ("warm_import_s", "cold_compile_s", "cold_first_run_s", "warm_compile_s", "warm_first_run_s", "kernels_compile_s")
         figures = [f"{row[key]:.2f}" if key in row else "[red]failed[/]" for key in keys]
         view.add_row(row["model"], *figures)
     return view

@@ -12,6 +12,7 @@ from minicc.ir.dims import Dim, symbol
 from minicc.ir.graph import Graph, Node
 from minicc.ir.opdef import get_op
 from minicc.ir.types import TensorType, dtype_of
+from minicc.lower.context import Choices
 from minicc.lower.lower import lower
 from minicc.lower.program import HostStep
 from minicc.options import Options
@@ -23,11 +24,11 @@ from minicc.targets.cpu import host_target
 Array = np.ndarray[Any, Any]
 
 
-def compile_graph(graph: Graph, **options: Any) -> CompiledModule:
-    """The module of a graph as it is."""
+def compile_graph(graph: Graph, choices: Choices | None = None, **options: Any) -> CompiledModule:
+    """The module of a graph as it is. choices: which ways to go where lowering has several."""
     chosen = Options.from_env().override(**options)
     target = host_target()
-    program = lower(graph, target, chosen)
+    program = lower(graph, target, chosen, choices=choices)
     code = build_code(program.kernels, target, Store(chosen.store_dir))
     return CompiledModule(program, code, target, chosen)
 

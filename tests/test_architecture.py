@@ -17,15 +17,16 @@ SOURCE = ROOT / "src" / "minicc"
 
 # A package imports only from itself and from those before it.
 LAYERS = (
-    "errors", "options", "ir", "targets", "ops", "frontend", "passes", "kernels", "lower", "codegen",
-    "runtime", "debug", "module", "api", "backend", "demo", "peers", "cli", "__main__",
+    "errors", "options", "report", "ir", "targets", "ops", "frontend", "passes", "kernels", "lower", "codegen",
+    "runtime", "debug", "module", "walk", "tune", "api", "backend", "demo", "peers", "cli", "__main__",
 )
 # Packages that are slow to import or optional: functions may import them when they need them.
 HEAVY = {
-    "cuda", "llvmlite", "matplotlib", "ml_dtypes", "networkx", "numba", "onnx", "onnxruntime", "openvino", "rich",
+    "concurrent", "cuda", "llvmlite", "matplotlib", "ml_dtypes", "networkx", "numba", "onnx", "onnxruntime", "openvino", "rich",
 }
 # Our own modules that pull a heavy package in, imported late by those that must start without it.
 DEFERRED = {
+    "api.py": {"minicc.frontend.model", "minicc.lower.context", "minicc.tune", "minicc.walk"},
     "cli/app.py": {"minicc.cli.compare", "minicc.cli.inspection", "minicc.demo.run"},
     "cli/common.py": {"minicc.api"},
     "codegen/build.py": {"minicc.codegen.cuda", "minicc.codegen.objects"},

@@ -7,50 +7,27 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 from minicc.debug import levels
 from minicc.debug.explain import Explanation, explain
 from minicc.debug.profile import Profile, profile
-from minicc.lower.program import Program
+from minicc.errors import PlacementError
+from minicc.lower.program import HostStep, Program
 from minicc.options import Options
+from minicc.report import CompileReport
 from minicc.runtime import artifact
 from minicc.runtime.artifact import Saved
 from minicc.runtime.code import Code
-from minicc.runtime.module import CompiledModule
+from minicc.runtime.module import CompiledModule, steps_of
 from minicc.runtime.store import Store
 from minicc.targets.parse import Target
 
-if TYPE_CHECKING:
-    from minicc.passes.manager import PassRow
-
 # progress(stage, done, of): what is being done; `of` is 0 where the amount of work is not known.
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class CompileReport:
-    """What compilation did: a row per pass, seconds per stage, and what the file says wrongly of itself."""
-
-    passes: tuple[PassRow, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def kept_in_fp32(self) -> tuple[str, ...]:
-        """Nodes that a 16-bit precision leaves in float32, each with its reason; empty for "fp32" and "tf32"."""
-        return tuple(line for row in self.passes if row.name == "reduced-precision" for line in row.refusals)
-
-    def __str__(self) -> str:
-        stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
-        rows = [
-            f"{r.name:<24}{r.changes:>6} changes {r.nodes_before:>6} -> {r.nodes_after} nodes"
-            for r in self.passes
-        ]
-        kept = [f"kept in fp32: {line}" for line in self.kept_in_fp32]
-        return "\n".join([*rows, *kept, stages, *self.warnings])
 
 
 class Module(CompiledModule):
@@ -78,9 +55,12 @@ class Module(CompiledModule):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the module to a file that `minicc.load` reads. Raises ArtifactError."""
+        artifact.save(path, self.saved(), self.store)
+
+    def saved(self) -> Saved:
+        """What a file of this module holds."""
         notes = {"report": asdict(self.report), **self.notes}
-        saved = Saved(self.program, self.code, self.target, self.options, self.pass_runs, notes)
-        artifact.save(path, saved, self.store)
+        return Saved(self.program, self.code, self.target, self.options, self.pass_runs, notes)
 
     def explain(self) -> Explanation:
         """Per kernel: which layers, which tier, why not a faster one, work and traffic."""
@@ -94,6 +74,25 @@ class Module(CompiledModule):
     def source(self, layer: str = "") -> str:
         """The generated texts of a layer's kernels, by ONNX node name; of all kernels for the empty name."""
         return explain(self).source(layer)
+
+
+class HostNodesWarning(UserWarning):
+    """Some nodes of a model run on the host, in numpy."""
+
+
+def check_placement(program: Program, options: Options) -> None:
+    """Say which nodes have no kernel: an error in strict mode, else one warning."""
+    found = [step for step in steps_of(program) if isinstance(step, HostStep) and step.op != "Raise"]
+    if not found:
+        return
+    shown = [f"{s.op} {', '.join(s.origin)}: {s.reason or 'no kernel'}" for s in found[:10]]
+    more = [f"and {len(found) - 10} more"] if len(found) > 10 else []
+    what = f"{len(found)} node(s) of {program.name!r} run on the host, in numpy"
+    if options.strict:
+        raise PlacementError(
+            what, why="; ".join([*shown, *more]), hint="compile without strict=True to accept this"
+        )
+    warnings.warn("\n  ".join([what + ":", *shown, *more]), HostNodesWarning, stacklevel=4)
 
 
 def load(
@@ -143,8 +142,12 @@ class Stages:
 
     def kernels(self, done: int, of: int) -> None:
         """One more kernel is compiled."""
+        self.progress_of("kernels", done, of)
+
+    def progress_of(self, stage: str, done: int, of: int) -> None:
+        """So much of the stage is done."""
         if self.progress is not None:
-            self.progress("kernels", done, of)
+            self.progress(stage, done, of)
 
     def finish(self) -> dict[str, float]:
         self("")

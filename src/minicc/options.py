@@ -33,8 +33,13 @@ class Options:
                  kernels be chosen and arrays be placed beforehand; other sizes are then refused. Text: batch=1,sequence=128.
     winograd:    allow Winograd convolution where it measures faster; it errs by about 3e-6 of a layer's largest
                  output, a direct sum by 1e-6.
+    tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
+                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
+    tune_seconds: after so many seconds no further choice is tried.
     opt_level:   0 correctness only (no fusion), 1 fusion without layout, 2 everything.
-    cache_dir:   kernel store; the empty string switches the store off.
+    cache_dir:   folder of compiled kernels and kept modules; the empty string keeps nothing.
+    keep_bytes:  most bytes of modules kept in that folder: a model file that was compiled before, with the same options and
+                 for the same target, is loaded instead. The least recently used go first; 0 keeps none.
     max_bytes:   largest single tensor, and largest arena, in bytes.
     max_loop_iterations: bound on the trip count of one ONNX Loop.
     debug:       MINICC_DEBUG level, 0 to 6 (see docs/debugging.md).
@@ -49,8 +54,11 @@ class Options:
     strict: bool = False
     dims: Mapping[str, int] = field(default_factory=dict, hash=False)
     winograd: bool = True
+    tune: bool = False
+    tune_seconds: int = 120
     opt_level: int = 2
     cache_dir: str | None = None
+    keep_bytes: int = 4 << 30
     max_bytes: int = 16 << 30
     max_loop_iterations: int = 1_000_000
     debug: int = 0
@@ -69,6 +77,10 @@ class Options:
         for name, size in self.dims.items():
             if not isinstance(name, str) or isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 raise InputError(f"dims: {name!r} has size {size!r}", hint="a number that is not negative for each name")
+        if self.tune_seconds < 0:
+            raise InputError(f"tune_seconds must not be negative, got {self.tune_seconds}")
+        if self.keep_bytes < 0:
+            raise InputError(f"keep_bytes must not be negative, got {self.keep_bytes}")
         if self.check not in (0, 1, 2):
             raise InputError(f"check must be 0, 1 or 2, got {self.check}")
 

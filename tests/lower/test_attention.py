@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicc
-from minicc.api import optimise
 from minicc.errors import ShapeError
 from minicc.ir.dims import Dim, symbol
 from minicc.ir.evaluate import evaluate
@@ -21,6 +20,7 @@ from minicc.lower.program import KernelStep
 from minicc.options import Options
 from minicc.runtime.module import CompiledModule
 from minicc.targets.parse import target_of
+from minicc.walk import optimise
 from tests.compiling import compile_graph, host_ops
 from tests.passes.models import parse, run_reference
 

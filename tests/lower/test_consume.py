@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from minicc.api import optimise
 from minicc.frontend.model import load_model
 from minicc.ir.graph import Graph
 from minicc.ir.types import TensorType, f32
@@ -16,6 +15,7 @@ from minicc.lower.lower import lower
 from minicc.lower.serialize import to_data
 from minicc.options import Options
 from minicc.targets.cpu import host_target
+from minicc.walk import optimise
 from tests.strategies import models
 
 OPTIONS = Options()

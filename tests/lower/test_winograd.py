@@ -18,7 +18,7 @@ from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.domain import WINOGRAD_INPUTS
 from minicc.lower.kernel import TemplateKernel
 from minicc.lower.templates import is_anchor
-from minicc.lower.templates.winograd import winograd_tile
+from minicc.lower.templates.winograd import convolution_work
 from minicc.passes.fuse import fuse
 from minicc.targets.cpu import parse_target
 from tests.compiling import compile_graph, host_ops
@@ -84,7 +84,7 @@ def test_of_known_sizes_and_with_the_switch(size):
 @pytest.mark.parametrize(
     "attrs",
     [{"strides": [2, 1]}, {"dilations": [1, 2]}, {"groups": 2}, {"kernel": (1, 1)}, {"kernel": (3, 2)},
-     {"kernel": (5, 3)}],
+     {"kernel": (5, 3)}, {"kernel": (5, 5), "strides": [2, 2]}, {"kernel": (7, 7)}],
     ids=str,
 )
 def test_other_convolutions_do_not(attrs):
@@ -102,9 +102,10 @@ def test_of_every_second_output():
         check(module, graph, (n, h, w, 40))
 
 
-@pytest.mark.parametrize(("kernel", "tile"), [((1, 3), (1, 4)), ((3, 1), (4, 1))])
-def test_of_taps_along_one_axis(kernel, tile):
-    graph = convolution(24, 40, SYMBOLS, kernel=kernel, pads=[kernel[0] // 2, 0, 0, kernel[1] // 2])
+@pytest.mark.parametrize(("kernel", "tile"), [((1, 3), (1, 4)), ((3, 1), (4, 1)), ((1, 5), (1, 2)), ((5, 5), (2, 2))])
+def test_of_other_taps(kernel, tile):
+    height, width = kernel[0] // 2, kernel[1] // 2
+    graph = convolution(24, 40, SYMBOLS, kernel=kernel, pads=[height, width, height, width])
     module = compile_graph(graph)
     assert tiles_of(module) == [tile]
     for n, h, w in ((1, 9, 8), (3, 5, 31)):
@@ -138,17 +139,19 @@ def test_padding_of_its_own_on_every_side():
 @given(
     target=st.sampled_from(["cpu:sse", "cpu:avx2", "cpu:avx512"]), filters=st.integers(1, 2000),
     channels=st.integers(1, 12000), stride=st.sampled_from([1, 2]),
-    images=st.integers(1, 9), sizes=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    images=st.integers(1, 9), sizes=st.tuples(st.integers(1, 300), st.integers(1, 300)), taps=st.sampled_from([3, 5]),
 )  # fmt: skip
-def test_the_choice(target, filters, channels, stride, images, sizes):
-    machine = parse_target(target)
-    tile = winograd_tile(machine, (filters, channels, 3, 3), stride, images, sizes)
+def test_the_choice(target, filters, channels, stride, images, sizes, taps):
+    machine, stride = parse_target(target), stride if taps == 3 else 1
+    work = convolution_work(machine, (filters, channels, taps, taps), stride, images, sizes)
+    tile = min(work, key=work.get)
     if channels < machine.vector_width:
         assert tile is None
-    elif tile:  # the stack array holds at least one tile
-        assert side(tile[0], stride) * side(tile[1], stride) * channels <= WINOGRAD_INPUTS
+    for tile in filter(None, work):  # the stack array holds at least one tile
+        assert side(tile[0], stride, taps) * side(tile[1], stride, taps) * channels <= WINOGRAD_INPUTS
     # Caches decide about blocks, not about the tile.
-    assert tile == winograd_tile(replace(machine, l2_bytes=8 << 20), (filters, channels, 3, 3), stride, images, sizes)
+    other = replace(machine, l2_bytes=8 << 20)
+    assert work == convolution_work(other, (filters, channels, taps, taps), stride, images, sizes)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +160,5 @@ def test_the_choice(target, filters, channels, stride, images, sizes):
 )
 def test_the_choice_for_a_residual_network(shape, size, tile):
     """What was measured to be fastest where weights come from memory."""
-    assert winograd_tile(parse_target("cpu:avx512"), (*shape, 3, 3), 1, 1, (size, size)) == tile
+    work = convolution_work(parse_target("cpu:avx512"), (*shape, 3, 3), 1, 1, (size, size))
+    assert min(work, key=work.get) == tile

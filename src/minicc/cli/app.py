@@ -99,11 +99,12 @@ def compile_(
     dims: Fixed = "",
     json: Json = False,
     strict: Annotated[bool, typer.Option(help="fail when a node has no compiled kernel")] = False,
+    tune: Annotated[bool, typer.Option(help="time several ways of computing each layer, and keep the fastest")] = False,
 ) -> None:
     """Compile a model and save it; `minicc run` and `minicc.load` read the file."""
 
     def command() -> None:
-        module = common.open_model(model, target, threads, level, dims=dims, strict=strict)
+        module = common.open_model(model, target, threads, level, dims=dims, strict=strict, tune=tune)
         module.save(output)
         stats = {"file": str(output), "bytes": output.stat().st_size, **module.stats()}
         if json:
@@ -114,6 +115,8 @@ def compile_(
                 f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes",
                 highlight=False,
             )
+            for line in module.report.tuned:
+                common.out.print(f"  {line}", markup=False, highlight=False)
 
     guarded(command)
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from minicc.api import build
 from minicc.errors import InputError, MiniccError
 from minicc.frontend.model import Argument, load_model
 from minicc.ir.evaluate import evaluate
 from minicc.module import Module, Stages
 from minicc.options import Options
 from minicc.peers import peer
+from minicc.walk import build
 
 
 def diff(

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minicc.api import optimise
 from minicc.cli import common
 from minicc.frontend.model import load_model
 from minicc.ir.text import print_graph
 from minicc.options import Options
+from minicc.walk import optimise
 
 
 def inspect(path: Path, passes: bool, as_json: bool) -> None:

@@ -48,7 +48,7 @@ class ImportedModel:
 
     inputs, outputs: in the model's order; output types are the inferred ones. `graph.inputs` has the same
     order. opset, opsets:   version of ai.onnx, and of every domain. warnings:        annotations of the
-    file that its own nodes contradict, in words.
+    file that its own nodes contradict, in words. external: locations of external data, relative to the model's folder.
     """
 
     graph: Graph
@@ -61,6 +61,7 @@ class ImportedModel:
     producer: str
     metadata: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    external: tuple[str, ...] = ()
 
 
 def load_model(
@@ -123,6 +124,7 @@ def _import(proto: onnx.ModelProto, tensors: TensorReader, name: str, options: O
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         metadata={p.key: p.value for p in proto.metadata_props},
         warnings=tuple(_disagreements(proto.graph, scope.names)),
+        external=tuple(tensors.files),
     )
 
 

@@ -195,7 +195,7 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
     Taken is what occupies the threads for the shortest time: blocks of panels share the weights out but each
     transforms its inputs again, blocks of tiles read the weights again.
     """
-    height, width, stride = constants["OUT_H"], constants["OUT_W"], constants["STRIDE"]
+    height, width, stride, taps = (constants[name] for name in ("OUT_H", "OUT_W", "STRIDE", "TAPS"))
     c, columns = w["C"], constants["NR"]
     tiles = w["IMAGES"] * ceil_divide(w["OH"], height) * ceil_divide(w["OW"], width)
     panels, mr = ceil_divide(w["N"], columns), tile_rows(target)
@@ -203,7 +203,7 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
         w["TILES"] = w["PANELS"] = 1
         return 0
     # Inputs take at most 5/8 of L2, but two product tiles share a weight even so.
-    depth = side(height, stride) * side(width, stride) * c
+    depth = side(height, stride, taps) * side(width, stride, taps) * c
     wide = max(2 * mr, target.l2_bytes * 5 // 32 // depth)
     most = max(1, min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // depth, wide, tiles))
     shares = [threads * k for k in range(1, UNITS_PER_THREAD + 1)] if threads > 1 else []

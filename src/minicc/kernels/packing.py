@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minicc.kernels.cpu.winograd_points import POINTS
+from minicc.kernels.cpu.winograd_points import POINTS, side
 
 Array = np.ndarray[Any, Any]
 CACHE_LINE = 64  # bytes
@@ -60,8 +60,8 @@ def pack_conv(weights: Array, groups: int, columns: int) -> Array:
     return pack_b(matrices, columns, (kernel[-1] if kernel else 1) * c)
 
 
-def winograd_filter(out: int, stride: int = 1) -> Array:
-    """The matrix [side, taps] of an axis: it evaluates three taps, as a polynomial, at the points and at infinity.
+def winograd_filter(out: int, stride: int = 1, taps: int = 3) -> Array:
+    """The matrix [side, taps] of an axis: it evaluates its taps, as a polynomial, at the points and at infinity.
 
     Each row is divided by the product of the differences of its point from the others. For out = 1: one tap. With
     stride 2 (out = 2) the outer taps meet every other input, at the points 0 and 1, and the one between meets the rest.
@@ -70,10 +70,10 @@ def winograd_filter(out: int, stride: int = 1) -> Array:
         return np.ones((1, 1))
     if stride == 2:
         return np.array([[1.0, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]])
-    points = POINTS[out]
+    points = POINTS[side(out, stride, taps)]
     divisors = [np.prod([p - q for q in points if q != p]) for p in points]
-    rows = [[p**k / divisor for k in range(3)] for p, divisor in zip(points, divisors)]
-    return np.array([*rows, [0.0, 0.0, 1.0]])
+    rows = [[p**k / divisor for k in range(taps)] for p, divisor in zip(points, divisors)]
+    return np.array([*rows, [0.0] * (taps - 1) + [1.0]])
 
 
 def pack_winograd(weights: Array, tile: tuple[int, int], stride: int, columns: int) -> Array:
@@ -81,17 +81,17 @@ def pack_winograd(weights: Array, tile: tuple[int, int], stride: int, columns: i
 
     Transformed in float64, stored as float32; `columns` is NR. The zeros stand for the padding.
     """
-    m, c, *_ = weights.shape
-    both_axes = np.kron(*(winograd_filter(out, stride) for out in tile))
+    m, c, *kernel = weights.shape
+    both_axes = np.kron(*(winograd_filter(out, stride, max(kernel)) for out in tile))
     positions, taps = both_axes.shape
     panels, panel = -(-m // columns), positions * c * columns
     packed = aligned_empty((panels * panel + c,), np.float32)
     packed[...] = 0
     for number in range(panels):
-        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, taps).transpose(2, 1, 0)
-        form = both_axes @ part.reshape(taps, -1).astype(np.float64)
+        part = weights[number * columns : (number + 1) * columns].reshape(-1, c, taps).transpose(1, 2, 0).astype(np.float64)
         place = packed[number * panel : (number + 1) * panel].reshape(positions, c, columns)
-        place[..., : part.shape[-1]] = form.reshape(positions, c, -1)
+        # A small product per input channel: a large one starts the threads of the BLAS, which take seconds on a busy machine.
+        place[..., : part.shape[-1]] = (both_axes @ part).swapaxes(0, 1)
     return packed
 
 

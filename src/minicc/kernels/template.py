@@ -30,9 +30,9 @@ conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = grou
   PD PH PW        pads before the first element (those behind follow from the output extents)
   MERGED ROW_TILES PANELS  (bind)
 
-winograd  convolution with 3x3, 1x3 or 3x1 taps, one group, two spatial axes, no dilation, C >= VW; indices as
-          conv (b1 = 0). Constants: OUT_H, OUT_W, the outputs of a tile, 2 or 4 along an axis with taps, 1 along
-          one without; STRIDE of both axes, 1, or 2 with 3x3 taps and 2x2 outputs. W is packed by
+winograd  convolution with TAPS, 3 or 5, along two spatial axes or one of them, one group, no dilation, C >= VW; indices
+          as conv (b1 = 0). Constants: OUT_H, OUT_W, the outputs of a tile, 2 or with 3 taps 4 along an axis with
+          taps, 1 along one without; STRIDE of both axes, 1, or 2 with 3x3 taps and 2x2 outputs. W is packed by
           `packing.pack_winograd`
   X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW   as conv
   TILES PANELS    (bind) tiles and panels per unit
@@ -202,7 +202,7 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "winograd",
             "X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW TILES PANELS",
-            "NR OUT_H OUT_W STRIDE",
+            "NR OUT_H OUT_W STRIDE TAPS",
             domain.winograd_domain,
         ),
         _template(

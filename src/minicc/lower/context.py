@@ -6,9 +6,10 @@ composed into their readers until something (a host node, a graph output, a temp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from mmap import mmap
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from minicc.targets.cpu import CpuTarget
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
+Way = TypeVar("Way")
+
 
 @dataclass
 class KernelTable:
@@ -41,11 +44,24 @@ class KernelTable:
         return self.index.setdefault(kernel, len(self.index))
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Where lowering may go several ways, by the layers of a node.
+
+    picked: names of the ways to go; elsewhere it is the first of them. open: the names found on the way.
+    """
+
+    picked: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    open: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+
+
 class Lowering:
     """Buffers, steps and kernels of one graph being lowered."""
 
-    def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True, precision: str = "fp32") -> None:
+    def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True, precision: str = "fp32",
+                 choices: Choices | None = None) -> None:  # fmt: skip
         self.target, self.kernels, self.winograd, self.precision = target, kernels, winograd, precision
+        self.choices = choices or Choices()
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.places: dict[Value, int] = {}
@@ -58,6 +74,14 @@ class Lowering:
         """The target, for templates that only CPUs have."""
         assert isinstance(self.target, CpuTarget)
         return self.target
+
+    def choose(self, node: Node, ways: Mapping[str, Way]) -> Way:
+        """One of several ways to compute a node: the first unless another was picked for its layers."""
+        names = tuple(ways)
+        if len(names) > 1:
+            self.choices.open[node.origin] = names
+        picked = self.choices.picked.get(node.origin, names[0])
+        return ways.get(picked, ways[names[0]])
 
     # -- buffers
 

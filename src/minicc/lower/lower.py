@@ -16,7 +16,7 @@ from minicc.ir.opdef import Kind
 from minicc.ir.types import OpaqueType, TensorType, i64
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Write
-from minicc.lower.context import KernelTable, Lowering, is_view
+from minicc.lower.context import Choices, KernelTable, Lowering, is_view
 from minicc.lower.inplace import reuse_in_place
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
 from minicc.lower.requirements import requirements
@@ -30,14 +30,14 @@ from minicc.targets.parse import Target
 RELEASED_BYTES = 1 << 14
 
 
-def lower(graph: Graph, target: Target, options: Options, consume: bool = False) -> Program:
+def lower(graph: Graph, target: Target, options: Options, consume: bool = False, choices: Choices | None = None) -> Program:
     """Lower a graph (and the bodies of its control flow) to a program for a target.
 
     consume: large constants leave the graph with the last node that reads them, so that weights are not held twice,
-    as the model has them and packed; the graph is of no use afterwards.
+    as the model has them and packed; the graph is of no use afterwards. choices: which way to go where there are several.
     """
     table = KernelTable()
-    program = lower_graph(graph, target, options, table, consume)
+    program = lower_graph(graph, target, options, table, consume, choices)
     return Program(
         program.name, program.buffers, program.steps, program.inputs, program.outputs, program.input_types,
         program.output_types, tuple(table.index), tuple(v.name for v in graph.inputs),
@@ -45,10 +45,11 @@ def lower(graph: Graph, target: Target, options: Options, consume: bool = False)
     )  # fmt: skip
 
 
-def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTable, consume: bool = False) -> Program:
+def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTable, consume: bool = False,
+                choices: Choices | None = None) -> Program:  # fmt: skip
     """One graph with a kernel table shared by the whole program."""
     last_read = _last_read(graph) if consume else {}
-    low = Lowering(target, table, options.winograd, options.precision)
+    low = Lowering(target, table, options.winograd, options.precision, choices)
     low.outputs = frozenset(graph.outputs)
     for value in graph.inputs:
         low.allocate(value, "input")
@@ -277,7 +278,7 @@ def _lower_host(low: Lowering, node: Node, reason: str) -> None:
 
 def _lower_control(low: Lowering, node: Node, options: Options) -> None:
     names = ("then_branch", "else_branch") if node.op.name == "If" else ("body",)
-    bodies = tuple(lower_graph(node.attrs[name], low.target, options, low.kernels) for name in names)
+    bodies = tuple(lower_graph(node.attrs[name], low.target, options, low.kernels, choices=low.choices) for name in names)
     attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
     inputs = tuple(None if v is None else low.shaped_buffer(v) for v in node.inputs)
     for value in node.outputs:

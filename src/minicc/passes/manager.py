@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from minicc.ir.text import print_graph
 from minicc.ir.types import OpaqueType
 from minicc.ir.verify import Stage, verify
 from minicc.options import Options
+from minicc.report import PassRow
 
 MAX_ROUNDS = 20
 CHECK_SIZE = 3  # what symbols are bound to when numbers are compared
@@ -98,22 +99,6 @@ class Repeat:
 
 Pipeline = Sequence[Pass | Repeat]
 Observer = Callable[[str, Graph], None]
-
-
-@dataclass(frozen=True)
-class PassRow:
-    """What one pass did, over all its runs; `rules` counts changes by rule, `refusals` reasons of rules that
-    did not apply.
-    """
-
-    name: str
-    runs: int
-    changes: int
-    nodes_before: int
-    nodes_after: int
-    milliseconds: float
-    rules: Mapping[str, int]
-    refusals: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """Saved modules: one zip file, stored uncompressed, readable with any zip tool and free of pickle.
 
-    manifest.json   format, versions, target, options, and size and SHA-256 of every other member
+    manifest.json   format, versions, target, options, and size and digest of every other member
     signature       SHA-256 of the manifest, and its HMAC by the saving user's key
     program.json    the program (lower/serialize)
     weights.bin     constants, each at a multiple of 64 bytes, memory-mapped on load
     objects/*.o     machine code by symbol        kernels/*.py    its texts, for reading, never executed
     report.json, graph.txt    what compilation had to say
 
-Everything is checked against the manifest before it is used. Machine code is used only when the signature is
-this user's (or with `trust=True`) and versions and target fit; otherwise kernels are generated again from the
-program.
+Everything is checked against the manifest before it is used; digests are those of runtime/digest. Machine code is used
+only when the signature is this user's (or with `trust=True`) and versions and target fit; otherwise kernels are generated
+again from the program.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from minicc.lower.program import Program
 from minicc.lower.serialize import from_data, to_data
 from minicc.options import Options
 from minicc.runtime.code import Code, build_code, executor_objects
+from minicc.runtime.digest import digest, digest_stream
 from minicc.runtime.executor import executor_sources
 from minicc.runtime.memory import ALIGNMENT
 from minicc.runtime.store import Store
@@ -44,7 +44,7 @@ from minicc.targets.cpu import CpuTarget, host_target
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
-FORMAT = "minicc-1"
+FORMAT = "minicc-2"
 _REQUIRED = ("manifest.json", "signature", "program.json", "weights.bin")
 _MEMBER = re.compile(r"(report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII)
 _MAX_MEMBERS = 1 << 16
@@ -52,8 +52,10 @@ _MAX_TEXT = 1 << 30
 # Options that belong to the program; the others are the loading caller's.
 _KEPT_OPTIONS = ("threads", "precision", "winograd", "opt_level", "max_bytes", "max_loop_iterations")
 _LOCAL_HEADER = 30
+_LARGE_FIELD = 20  # bytes
 _PADDING_FIELD = b"\x35\xd9"  # an extra field that zip tools ignore
 Array = np.ndarray[Any, Any]
+Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ class Saved:
     notes: Mapping[str, Any]
 
 
-def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
-    """Write a module to a file, replacing it in one step. Raises ArtifactError when that cannot be done."""
+def save(path: str | os.PathLike[str], saved: Saved, store: Store, *, durable: bool = True) -> None:
+    """Write a module to a file, replacing it in one step. Raises ArtifactError when that cannot be done.
+
+    durable: wait until the disk has it.
+    """
     data, arrays = to_data(saved.program)
-    weights, table = _pack(arrays)
+    weights, table = _layout(arrays)
     data["weights"] = table
     data["symbols"] = list(saved.code.symbols)
     objects = {s: saved.code.objects[s] for s in saved.code.symbols}
@@ -79,28 +84,26 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store) -> None:
     if objects and triple.split("-")[0] == host_target().triple.split("-")[0]:
         assert isinstance(saved.target, CpuTarget)
         objects |= executor_objects(saved.target, store)  # its system calls are those of this architecture
-    members: dict[str, bytes] = {
-        "program.json": json.dumps(data, separators=(",", ":")).encode(),
-        "weights.bin": weights,
-    }
-    members |= {f"objects/{symbol}.o": code for symbol, code in objects.items()}
-    members |= {f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()}
     notes = dict(saved.notes)
-    members["graph.txt"] = str(notes.pop("graph", "")).encode()
-    members["report.json"] = json.dumps(notes, indent=1, default=str).encode()
+    texts: dict[str, bytes] = {
+        "program.json": json.dumps(data, separators=(",", ":")).encode(),
+        **{f"objects/{symbol}.o": code for symbol, code in objects.items()},
+        **{f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()},
+        "graph.txt": str(notes.pop("graph", "")).encode(),
+        "report.json": json.dumps(notes, indent=1, default=str).encode(),
+    }
+    members: dict[str, list[Buffer]] = {"weights.bin": weights, **{name: [text] for name, text in texts.items()}}
     manifest = {
         "format": FORMAT,
         **({} if isinstance(saved.target, CudaTarget) else _versions()),
         "target": asdict(saved.target),
         "pass_runs": saved.pass_runs,
         "options": {name: getattr(saved.options, name) for name in _KEPT_OPTIONS},
-        "members": {name: [len(m), hashlib.sha256(m).hexdigest()] for name, m in members.items()},
+        "members": {name: [sum(map(len, parts)), digest_stream(parts)] for name, parts in members.items()},
     }
     text = json.dumps(manifest, indent=1).encode()
-    _write(
-        Path(path),
-        {"manifest.json": text, "signature": hashlib.sha256(text).digest() + store.sign(text), **members},
-    )
+    signature = hashlib.sha256(text).digest() + store.sign(text)
+    _write(Path(path), {"manifest.json": [text], "signature": [signature], **members}, durable)
 
 
 def read(
@@ -109,11 +112,13 @@ def read(
     options: Options,
     *,
     trust: bool = False,
+    own: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Saved:
     """Read and check a saved module; code is built anew where the file's own may not or cannot be used.
 
-    options: the caller's; the file's own are kept for what belongs to the program. Raises ArtifactError.
+    options: the caller's; the file's own are kept for what belongs to the program. own: refuse a file that this user has not
+    signed, and take it for one of this toolchain. Raises ArtifactError.
     """
     members = _open(Path(path))
     manifest_text = bytes(members["manifest.json"])
@@ -122,6 +127,9 @@ def read(
         raise ArtifactError(
             "manifest.json is damaged", hint="copy the file again, or compile the model again"
         )
+    trusted = trust or store.verify(manifest_text, signature[32:])
+    if own and not trusted:
+        raise ArtifactError(f"{path} is not signed by this user")
     manifest = _json(manifest_text, "manifest.json")
     try:
         if manifest.get("format") != FORMAT:
@@ -143,8 +151,9 @@ def read(
     data = _json(bytes(members["program.json"]), "program.json")
     program = from_data(data, _constants(data, members["weights.bin"]))
     check_program(program)
-    trusted = trust or store.verify(manifest_text, signature[32:])
-    code = _code_of(data, members, program, isinstance(target, CpuTarget)) if trusted and _fits(manifest, target) else None
+    runs = isinstance(target, CudaTarget) or not target.missing_features()
+    usable = trusted and runs and (own or _fits(manifest, target))
+    code = _code_of(data, members, program, isinstance(target, CpuTarget)) if usable else None
     if code is None and isinstance(target, CudaTarget):
         code = build_code(program.kernels, target, store, progress)
     elif code is None:
@@ -160,15 +169,15 @@ def read(
 
 
 def _versions() -> dict[str, str]:
+    from importlib import metadata  # slow to import
+
     versions = {package: metadata.version(package) for package in ("numba", "llvmlite")}
     return {"toolchain": toolchain(), **versions}
 
 
 def _fits(manifest: Mapping[str, Any], target: Target) -> bool:
-    """Whether the file's machine code was made by this very toolchain for what this machine is; cubins are complete."""
-    if isinstance(target, CudaTarget):
-        return True
-    return all(manifest.get(k) == v for k, v in _versions().items()) and not target.missing_features()
+    """Whether the file's machine code was made by this very toolchain; cubins are complete."""
+    return isinstance(target, CudaTarget) or all(manifest.get(k) == v for k, v in _versions().items())
 
 
 def _cuda_target(data: Any) -> CudaTarget:
@@ -226,16 +235,18 @@ def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program
     return Code(tuple(symbols), texts, objects)
 
 
-def _pack(arrays: list[Array]) -> tuple[bytes, list[list[int]]]:
-    """(weights.bin, [offset, bytes] of each array)."""
-    table, parts, at = [], [], 0
+def _layout(arrays: list[Array]) -> tuple[list[Buffer], list[list[int]]]:
+    """(the parts of weights.bin in order, [offset, bytes] of each array)."""
+    table: list[list[int]] = []
+    parts: list[Buffer] = []
+    at = 0
     for array in arrays:
-        raw = np.ascontiguousarray(array).tobytes()
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         skip = -at % ALIGNMENT
         table.append([at + skip, len(raw)])
         parts += [bytes(skip), raw]
         at += skip + len(raw)
-    return b"".join(parts), table
+    return parts, table
 
 
 def _constants(
@@ -274,8 +285,8 @@ def _check_members(members: Mapping[str, memoryview], listed: Mapping[str, Any])
     if present != set(listed):
         odd = ", ".join(sorted(present ^ set(listed))[:5])
         raise ArtifactError("the file's members are not those of its manifest", why=odd)
-    for name, (size, digest) in listed.items():
-        if len(members[name]) != size or hashlib.sha256(members[name]).hexdigest() != digest:
+    for name, (size, expected) in listed.items():
+        if len(members[name]) != size or digest(members[name]) != expected:
             raise ArtifactError(
                 f"{name} is damaged",
                 why="its size or SHA-256 is not that of the manifest",
@@ -295,23 +306,29 @@ def _json(text: bytes, name: str) -> dict[str, Any]:
     return data
 
 
-def _write(path: Path, members: Mapping[str, bytes]) -> None:
+def _write(path: Path, members: Mapping[str, Sequence[Buffer]], durable: bool) -> None:
     temporary = path.with_name(f".{path.name[:64]}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, content in members.items():
+                for name, parts in members.items():
                     info = zipfile.ZipInfo(name)  # its fixed date makes equal modules equal files
                     info.external_attr = 0o644 << 16
+                    info.file_size = sum(map(len, parts))
+                    large = info.file_size * 1.05 > zipfile.ZIP64_LIMIT  # then zipfile adds a field of its own
                     if name == "weights.bin":
-                        info.extra = _padding(file.tell() + _LOCAL_HEADER + len(name))
-                    archive.writestr(info, content)
+                        info.extra = _padding(file.tell() + _LOCAL_HEADER + len(name) + _LARGE_FIELD * large)
+                    with archive.open(info, "w", force_zip64=large) as member:
+                        for part in parts:
+                            member.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ArtifactError(f"{path} cannot be written", why=str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _padding(header_end: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The kernel store: a private folder of object files, each authenticated before it is ever used.
+"""The store: a private folder of object files, each authenticated before it is ever used; beside it that of kept modules.
 
 An entry is a small file: a format mark, an HMAC-SHA256 over its key and content, the content. The HMAC key
 is made on first use and readable by its owner only. A file that fails authentication counts as absent and is
@@ -69,13 +69,27 @@ class Store:
         """Whether `mac` is the code `sign` gives to data, now or in an earlier process."""
         return hmac.compare_digest(self.sign(data), mac)
 
+    def modules(self) -> Path | None:
+        """The private folder of kept modules (runtime/kept), made on first use; None when the store is off."""
+        self._key()
+        if self._folder is None:
+            return None
+        folder = self._folder.parent / "modules"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _check_private(folder.lstat(), folder, stat.S_ISDIR)
+        except OSError as error:
+            self._warn(f"modules cannot be kept in {folder}: {error}")
+            return None
+        return folder
+
     def clear(self) -> None:
-        """Delete every entry; the key stays, so that signed artifacts stay valid."""
+        """Delete every entry and kept module; the key stays, so that signed artifacts stay valid."""
         for folder in self._entry_folders():
             shutil.rmtree(folder, ignore_errors=True)
 
     def size(self) -> int:
-        """Bytes of all entries."""
+        """Bytes of all entries and kept modules."""
         files = (path for folder in self._entry_folders() for path in folder.iterdir())
         return sum(path.stat().st_size for path in files)
 
@@ -89,7 +103,9 @@ class Store:
         self._key()
         if self._folder is None:
             return []
-        return [path for path in self._folder.iterdir() if path.is_dir() and not path.is_symlink()]
+        kept = self._folder.parent / "modules"
+        folders = [path for path in self._folder.iterdir() if path.is_dir() and not path.is_symlink()]
+        return [*folders, *([kept] if kept.is_dir() and not kept.is_symlink() else [])]
 
     def _key(self) -> bytes:
         """The HMAC key; on first use opens the folder, or switches the store off with a warning."""

@@ -1,8 +1,9 @@
-"""Convolution with 3x3, 1x3 or 3x1 taps, channels last, float32, by Winograd's minimal filtering.
+"""Convolution with 3 or 5 taps along two axes or one, channels last, float32, by Winograd's minimal filtering.
 
 y = A^T [ (G w G^T) * (B^T x B) ] A per tile of OUT_H x OUT_W outputs: its SIDE_H x SIDE_W inputs become as many
 positions, each a product over the channels that all tiles share the weights of. The 3 multiplications of an output
-along an axis become 2 (OUT = 2) or 1.5 (OUT = 4); with stride 2, where outputs share fewer inputs, 2.5 (OUT = 2).
+along an axis become 2 (OUT = 2) or 1.5 (OUT = 4); with stride 2, where outputs share fewer inputs, 2.5 (OUT = 2). Of 5
+multiplications 3 are left (OUT = 2).
 
 One unit is a block of tiles (of any images) times a block of panels. It transforms the inputs of its tiles,
 with zeros where they lie in the padding; then, panel by panel, makes the products of all positions and
@@ -10,7 +11,7 @@ transforms them back into the epilogue. Both intermediate forms are on the stack
 in L2 between the steps, and units share nothing. The weights of a position come from memory while those of
 the one before it are used.
 
-The error of float32 sums grows: to about 1e-6 (OUT = 2) and 3e-6 (OUT = 4) of the largest output, with 3x3 taps.
+The error of float32 sums grows: to about 1e-6 (4 positions along an axis) and 3e-6 (6 of them) of the largest output.
 """
 
 import numpy as np
@@ -31,15 +32,17 @@ from minicc.kernels.cpu.tiles import tile_height
 from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.cpu.winograd_tiles import position_tile, winograd_input, winograd_output
 
-# Constants: product tile of MR rows by NR columns, vector width; then the tile of outputs, and how far apart they are.
+# Constants: product tile of MR rows by NR columns, vector width; then the tile of outputs, how far apart they are, and the
+# taps of an axis that has some.
 MR = 8
 NR = 32
 VW = 16
 OUT_H = 4
 OUT_W = 4
 STRIDE = 1
-SIDE_H = side(OUT_H, STRIDE)
-SIDE_W = side(OUT_W, STRIDE)
+TAPS = 3
+SIDE_H = side(OUT_H, STRIDE, TAPS)
+SIDE_W = side(OUT_W, STRIDE, TAPS)
 POSITIONS = SIDE_H * SIDE_W
 
 # Tiles in a block, and floats of their inputs in Winograd's form (without gaps).
@@ -138,7 +141,7 @@ def kernel(args, begin, end):
             y = at // across * OUT_H
             x = at % across * OUT_W
             fill_pixels(args, image, y * STRIDE - arg(args, PH), x * STRIDE - arg(args, PW), zeros, pixels)
-            winograd_input(OUT_H, OUT_W, STRIDE, VW, pixels, c, off(inputs, t * c), input_step)
+            winograd_input(OUT_H, OUT_W, STRIDE, TAPS, VW, pixels, c, off(inputs, t * c), input_step)
         for p in range(p_begin, p_end):
             panel = off(ptr_f32(arg(args, W)), p * panel_size)
             for position in range(POSITIONS):
@@ -161,7 +164,7 @@ def kernel(args, begin, end):
                 at = first + t - image * per_image
                 y = at // across * OUT_H
                 x = at % across * OUT_W
-                winograd_output(OUT_H, OUT_W, STRIDE, NR, VW, off(products, t * NR), PRODUCT_STEP, result)
+                winograd_output(OUT_H, OUT_W, STRIDE, TAPS, NR, VW, off(products, t * NR), PRODUCT_STEP, result)
                 for r in range(min(OUT_H, oh - y)):
                     line = off(result, r * OUT_W * NR)
                     store_tile(args, image, (y + r) * ow + x, p * NR, min(OUT_W, ow - x), n - p * NR, line)

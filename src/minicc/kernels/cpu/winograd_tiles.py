@@ -3,7 +3,7 @@
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with other interpolation points (see
 winograd_points).
 
-A tile of OUT outputs along an axis with three taps reads SIDE = (OUT - 1) * STRIDE + 3 inputs, and becomes as many products
+A tile of OUT outputs along an axis with TAPS taps reads SIDE = (OUT - 1) * STRIDE + TAPS inputs, and becomes as many products
 over the channels; of two such axes, every input of one with every input of the other. What is here goes into and
 comes out of that form; the weights go into it in packing. A transform along one axis is a function from a list of
 vectors to a list of vectors, and is applied to the columns of a tile and then to its rows.
@@ -59,19 +59,19 @@ class _Arithmetic:
         return fma(self.builder, constant(self.type, factor), x, y)
 
 
-def _input_2(on, d):
+def _input_4(on, d):
     """Of 4 inputs, as F(2,3) with the points 0, 1, -1 and infinity: row p is the product of (x - q) over the others q."""
     return [on.sub(d[2], d[0]), on.add(d[2], d[1]), on.sub(d[2], d[1]), on.sub(d[3], d[1])]
 
 
-def _output_2(on, m):
+def _output_2_of_4(on, m):
     """To 2 outputs: row k is the power k of the points; infinity counts for the last."""
     return [on.add(m[0], on.add(m[1], m[2])), on.add(m[3], on.sub(m[1], m[2]))]
 
 
-def _input_4(on, d):
-    """Of 6 inputs, as F(4,3) with the points 0, a, -a, b, -b and infinity."""
-    _, a, _, b, _ = POINTS[4]
+def _input_6(on, d):
+    """Of 6 inputs, as F(4,3) and F(2,5) with the points 0, a, -a, b, -b and infinity."""
+    _, a, _, b, _ = POINTS[6]
     even_a, odd_a = on.scale_add(-b * b, d[2], d[4]), on.scale_add(-b * b, d[1], d[3])
     even_b, odd_b = on.scale_add(-a * a, d[2], d[4]), on.scale_add(-a * a, d[1], d[3])
     return [
@@ -84,9 +84,17 @@ def _input_4(on, d):
     ]
 
 
-def _output_4(on, m):
+def _output_2_of_6(on, m):
+    """To 2 outputs."""
+    _, a, _, b, _ = POINTS[6]
+    even_a, odd_a = on.add(m[1], m[2]), on.sub(m[1], m[2])
+    even_b, odd_b = on.add(m[3], m[4]), on.sub(m[3], m[4])
+    return [on.add(m[0], on.add(even_a, even_b)), on.scale_add(a, odd_a, on.scale_add(b, odd_b, m[5]))]
+
+
+def _output_4_of_6(on, m):
     """To 4 outputs."""
-    _, a, _, b, _ = POINTS[4]
+    _, a, _, b, _ = POINTS[6]
     even_a, odd_a = on.add(m[1], m[2]), on.sub(m[1], m[2])
     even_b, odd_b = on.add(m[3], m[4]), on.sub(m[3], m[4])
     return [
@@ -112,38 +120,39 @@ def _same(on, values):
     return values
 
 
-# By outputs and stride.
-_INPUT = {(1, 1): _same, (2, 1): _input_2, (4, 1): _input_4, (2, 2): _input_2_apart}
-_OUTPUT = {(1, 1): _same, (2, 1): _output_2, (4, 1): _output_4, (2, 2): _output_2_apart}
+# By outputs, stride and positions.
+_INPUT = {(1, 1, 1): _same, (2, 1, 4): _input_4, (4, 1, 6): _input_6, (2, 1, 6): _input_6, (2, 2, 5): _input_2_apart}
+_OUTPUT = {(1, 1, 1): _same, (2, 1, 4): _output_2_of_4, (4, 1, 6): _output_4_of_6, (2, 1, 6): _output_2_of_6,
+           (2, 2, 5): _output_2_apart}  # fmt: skip
 
 
 def _along_both(transforms, shape, on, values):
     """The transforms of the columns of a tile, given row after row, and then of its rows; row after row."""
-    down, across, stride = shape
-    width = side(across, stride)
-    columns = [transforms[down, stride](on, values[at::width]) for at in range(width)]
-    return [value for row in zip(*columns) for value in transforms[across, stride](on, list(row))]
+    down, across, stride, taps = shape
+    height, width = side(down, stride, taps), side(across, stride, taps)
+    columns = [transforms[down, stride, height](on, values[at::width]) for at in range(width)]
+    return [value for row in zip(*columns) for value in transforms[across, stride, width](on, list(row))]
 
 
 def _positions(shape):
-    down, across, stride = shape
-    return side(down, stride) * side(across, stride)
+    down, across, stride, taps = shape
+    return side(down, stride, taps) * side(across, stride, taps)
 
 
 @intrinsic
-def winograd_input(typing_context, out_h, out_w, stride, width, addresses, channels, result, step):
+def winograd_input(typing_context, out_h, out_w, stride, taps, width, addresses, channels, result, step):
     """Into Winograd's form: result[position * step + c] for the SIDE_H * SIDE_W positions and c < channels.
 
-    out_h, out_w, stride, width: literals OUT_H, OUT_W, STRIDE and VW; channels >= VW.
+    out_h, out_w, stride, taps, width: literals OUT_H, OUT_W, STRIDE, TAPS and VW; channels >= VW.
     addresses: int64 [SIDE_H * SIDE_W] byte addresses of the tile's input pixels (float32, channels contiguous).
     result:    float32 scratch.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, stride, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, stride, taps, width)):
         return None
-    *shape, vw = [value.literal_value for value in (out_h, out_w, stride, width)]
+    *shape, vw = [value.literal_value for value in (out_h, out_w, stride, taps, width)]
 
     def emit(context, builder, signature, values):
-        table, channels, result, step = values[4:]
+        table, channels, result, step = values[5:]
         on = _Arithmetic(builder, vw)
         last = builder.sub(channels, I64(vw))
         with counted_loop(builder, I64(0), channels, vw) as start:
@@ -165,18 +174,18 @@ def winograd_input(typing_context, out_h, out_w, stride, width, addresses, chann
 
 
 @intrinsic
-def winograd_output(typing_context, out_h, out_w, stride, columns, width, products, step, result):
+def winograd_output(typing_context, out_h, out_w, stride, taps, columns, width, products, step, result):
     """Out of Winograd's form: result [OUT_H][OUT_W][NR] from products[position * step + j], j < NR.
 
-    out_h, out_w, stride, columns, width: literals OUT_H, OUT_W, STRIDE, NR and VW.
+    out_h, out_w, stride, taps, columns, width: literals OUT_H, OUT_W, STRIDE, TAPS, NR and VW.
     products, result: float32 scratch, aligned to a vector; so is `step`.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, stride, columns, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (out_h, out_w, stride, taps, columns, width)):
         return None
-    *shape, nr, vw = [value.literal_value for value in (out_h, out_w, stride, columns, width)]
+    *shape, nr, vw = [value.literal_value for value in (out_h, out_w, stride, taps, columns, width)]
 
     def emit(context, builder, signature, values):
-        products, step, result = values[5:]
+        products, step, result = values[6:]
         on = _Arithmetic(builder, vw)
         with counted_loop(builder, I64(0), I64(nr), vw) as j:
             at = builder.gep(products, [j])

@@ -10,6 +10,7 @@ from minicc.ir.dims import Dim
 from minicc.ir.expr import Expr, accumulator, cast, iteration
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import DType, bf16, f16, f32
+from minicc.kernels.domain import panel_columns
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Space, Write, normalise_epilogue
@@ -28,6 +29,14 @@ def anchor_of(node: Node, lead: Node | None) -> tuple[Node, tuple[Value | None, 
     body: Graph = node.attrs["body"]
     outer = dict(zip(body.inputs, node.inputs))
     return lead, tuple(None if v is None else outer.get(v, v) for v in lead.inputs)
+
+
+def columns(low: Lowering, n: Dim, prefix: str = "") -> dict[str, int]:
+    """Widths of the panels (NR) that a right operand of n columns may be packed in, by name, the usual one first."""
+    width = low.cpu.vector_width
+    usual = panel_columns(low.cpu, n if isinstance(n, int) else None)
+    widths = [usual, *(w for w in (width, 2 * width) if w != usual and (not isinstance(n, int) or n > width))]
+    return {f"{prefix}{w} columns": w for w in widths}
 
 
 def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[dict[int, Dim]],

@@ -29,7 +29,7 @@ from minicc.lower.templates.expand import (
     expansion_flops,
     filled_bias,
 )
-from minicc.lower.templates.winograd import emit_winograd, takes_winograd, winograd_tile
+from minicc.lower.templates.winograd import Tile, convolution_work, emit_winograd, takes_winograd
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
 from minicc.targets.cpu import CpuTarget
 
@@ -106,12 +106,17 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [pixel], axes, index, finish)
     if isinstance(space, str):
         return space
+    work: dict[Tile | None, int] = {None: 0}
     if low.winograd and data is not None and takes_winograd(geometry, groups):
-        tile = winograd_tile(low.cpu, data.shape, geometry.strides[0], batch, pixels)
-        if tile is not None:
-            emit_winograd(low, node, space, (buffer, offset, strides), w, tile, batch, spatial, geometry, results)
-            return ""
-    weights, nr = _packed_filters(low, node, w, data, groups)
+        work = convolution_work(low.cpu, data.shape, geometry.strides[0], batch, pixels)
+    ways: dict[str, int | Tile] = {}
+    for tile in sorted(work, key=work.__getitem__):
+        ways |= {f"winograd {tile[0]}x{tile[1]}": tile} if tile else common.columns(low, per_group, "direct, ")
+    way = low.choose(node, ways)
+    if isinstance(way, tuple):
+        emit_winograd(low, node, space, (buffer, offset, strides), w, way, batch, spatial, geometry, results)
+        return ""
+    weights = _packed_filters(low, node, w, data, groups, nr := way)
     pad = 3 - rank
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": batch, "GROUPS": groups, "M": product(pixels),
@@ -171,7 +176,8 @@ def _lower_few(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value,
     """A convolution of few input channels, whose image is read as it lies."""
     assert w.data is not None
     filters, channels, *kernel = w.data.shape
-    weights, nr = _packed_filters(low, node, w, w.data, 1)
+    nr = low.choose(node, common.columns(low, filters))
+    weights = _packed_filters(low, node, w, w.data, 1, nr)
     constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "CHANNELS": channels,
                  "PLANES": int(x[2][-2] == 1)}  # fmt: skip
     words = {"C": channels, "X_C": x[2][-1]}
@@ -202,8 +208,8 @@ def _lower_expanded(low: Lowering, node: Node, lead: Node, before: Sequence[Node
     spatial = expanded.shape[1:-1]
     geometry = window(lead.attrs, kernel, spatial)
     finish = bias_adder(low, rest[0] if rest else None, 3)
-    panels, nr = _packed_matrix(low, node, point)
-    weights = _packed_narrow(low, w, nr)
+    nr = panel_columns(low.target, channels)
+    panels, weights = _packed_point(low, point, nr), _packed_narrow(low, w, nr)
     constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "APART": geometry.dilations[-1],
                  **expansion_constants(before)}  # fmt: skip
     words: dict[str, Word | Dim] = {
@@ -310,25 +316,28 @@ def _packed_narrow(low: Lowering, w: Value, nr: int) -> int:
 
 def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     """(panels of a 1x1 kernel as a right operand, NR)."""
-    nr = panel_columns(low.cpu, int(w.shape[0]))  # type: ignore[arg-type]
-    if w.data is not None:
+    nr = low.choose(node, common.columns(low, w.shape[0]))
+    return _packed_point(low, w, nr) if w.data is not None else _packed_at_run_time(low, node, w, nr, 0), nr
+
+
+def _packed_point(low: Lowering, w: Value, nr: int) -> int:
+    """Panels of the constant weights of a 1x1 kernel as a right operand."""
+    assert w.data is not None
+    key = ("pack_1x1", id(w.data), nr)
+    if key not in low.constants:
         matrix = w.data.reshape(w.data.shape[:2]).T.astype(np.float32, copy=False)
-        key = ("pack_1x1", id(w.data), nr)
-        if key not in low.constants:
-            low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
-        return low.constants[key], nr
-    return _packed_at_run_time(low, node, w, nr, 0), nr
+        low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
+    return low.constants[key]
 
 
-def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int) -> tuple[int, int]:
-    """(panels per tap with the zero row behind them, NR) of constant weights `data`, or of weights the model computes."""
-    nr = panel_columns(low.cpu, int(w.shape[0]) // groups)  # type: ignore[arg-type]
+def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int, nr: int) -> int:
+    """Panels per tap, with the zero row behind them, of constant weights `data`, or of weights the model computes."""
     if data is not None:
         key = ("pack_conv", id(w.data), nr, groups)
         if key not in low.constants:
             low.constant(packing.pack_conv(data.astype(np.float32, copy=False), groups, nr), f"{w.name}_packed", key)
-        return low.constants[key], nr
-    return _packed_at_run_time(low, node, w, nr, w.shape[-1] * w.shape[1]), nr
+        return low.constants[key]
+    return _packed_at_run_time(low, node, w, nr, w.shape[-1] * w.shape[1])
 
 
 def _packed_at_run_time(low: Lowering, node: Node, w: Value, nr: int, tail: Dim) -> int:

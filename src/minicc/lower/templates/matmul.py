@@ -8,7 +8,6 @@ from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import f32
 from minicc.kernels import packing
-from minicc.kernels.domain import panel_columns
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
@@ -25,8 +24,7 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
     shape = anchor.output.shape
     batch, m, n, k = shape[:-2], shape[-2], shape[-1], a.shape[-1]
     a_buffer, a_offset, a_strides = common.float_view(low, a, (*batch, m, k), len(batch) + 1)
-    right = _right_operand(low, node, b, (*batch, k, n), n if isinstance(n, int) else None)
-    b_buffer, b_strides, nr = right
+    b_buffer, b_strides, nr = _right_operand(low, node, b, (*batch, k, n))
     a_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(a_strides[:-1]) if s != 0}
     b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(b_strides) if s != 0}
     space = common.epilogue(low, node, lead, [a_walk, b_walk])
@@ -43,10 +41,9 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
     return ""
 
 
-def _right_operand(low: Lowering, node: Node, b: Value, shape: tuple[Dim, ...], columns: int | None
-                   ) -> tuple[int, tuple[Dim, ...], int]:  # fmt: skip
+def _right_operand(low: Lowering, node: Node, b: Value, shape: tuple[Dim, ...]) -> tuple[int, tuple[Dim, ...], int]:
     """(buffer of panels, strides of its batches by output axis, NR) of the right operand, packed now or at run time."""
-    nr = panel_columns(low.cpu, columns)
+    nr = low.choose(node, common.columns(low, shape[-1]))
     *batch, k, n = shape
     own = b.shape[:-2]
     panels = ceil_divide(n, nr)

@@ -2,7 +2,8 @@
 
 Winograd's algorithm trades multiplications for weights: with 3x3 taps and tiles of 2 x 2 outputs 16 / 9 times as many
 bytes of weights, with 4 x 4 outputs 4 times. On small maps every weight is used a few times only, and reading them
-from memory is what costs. The choice is made at compile time by `winograd_tile`; the template is right for any size.
+from memory is what costs. The choice is made at compile time, by `convolution_work` or by timing (minicc.tune); the
+template is right for any size.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 14
 
 
 def takes_winograd(geometry: Window, groups: int) -> bool:
-    """Whether the template computes such a convolution at all: over one or two axes, with 3 taps along some, else 1.
+    """Whether the template computes such a convolution at all: over one or two axes, with 3 or 5 taps along some, else 1.
 
     Every output, or with 3x3 taps every second one.
     """
@@ -43,11 +44,12 @@ def takes_winograd(geometry: Window, groups: int) -> bool:
         return False
     if geometry.strides == (2, 2):
         return geometry.kernel == (3, 3)
-    return set(geometry.strides) == {1} and 3 in geometry.kernel and set(geometry.kernel) <= {1, 3}
+    return set(geometry.strides) == {1} and set(geometry.kernel) - {1} in ({3}, {5})
 
 
-def winograd_tile(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim]) -> Tile | None:
-    """(height, width) in outputs of the tiles that take the least estimated time; None when the direct sum does.
+def convolution_work(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim]
+                     ) -> dict[Tile | None, int]:  # fmt: skip
+    """The estimated time of the direct sum (None) and of each (height, width) of tiles in outputs that the template takes.
 
     shape: of the weights, [M, C, *kernel].
 
@@ -55,25 +57,23 @@ def winograd_tile(target: CpuTarget, shape: Sequence[int], stride: int, batch: D
     they do in models whose weights exceed the caches.
     """
     filters, channels, *kernel = shape
-    if channels < target.vector_width:
-        return None
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
     height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in _plane(pixels))
     nr = panel_columns(target, filters)
     weights = channels * -(-filters // nr) * nr
     # Of 4 bytes each.
-    least = int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)
-    best = None
-    for out in (2, 4) if stride == 1 else (2,):
-        down, across = (out if taps == 3 else 1 for taps in _plane(kernel))
-        positions = side(down, stride) * side(across, stride)
+    found: dict[Tile | None, int] = {None: int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)}
+    if channels < target.vector_width:
+        return found
+    taps = max(kernel)
+    for out in (2, 4) if stride == 1 and taps == 3 else (2,):
+        down, across = (out if extent != 1 else 1 for extent in _plane(kernel))
+        positions = side(down, stride, taps) * side(across, stride, taps)
         tiles = images * -(-height // down) * -(-width // across)
         products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
-        work = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
-        fits = positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS
-        if fits and work < least:
-            best, least = (down, across), work
-    return best
+        if positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS:
+            found[down, across] = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
+    return found
 
 
 def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], w: Value, tile: Tile,
@@ -81,8 +81,8 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     """The step of a convolution with constant weights; x is (buffer, offset, strides over [N, *spatial, C])."""
     assert w.data is not None
     buffer, offset, strides = x
-    filters, channels = w.data.shape[:2]
-    stride = geometry.strides[0]
+    filters, channels, *kernel = w.data.shape
+    stride, taps = geometry.strides[0], max(kernel)
     nr = panel_columns(low.cpu, filters)
     key = ("pack_winograd", id(w.data), nr, tile, stride)
     if key not in low.constants:
@@ -96,9 +96,9 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     for name, unused, row in (("X_", 0, strides[1:-1]), ("I", 1, spatial), ("O", 1, geometry.output), ("P", 0, geometry.begin)):
         values |= dict(zip((f"{name}H", f"{name}W"), _plane(row, unused)))
     tiles = batch * product(ceil_divide(extent, out) for extent, out in zip(_plane(geometry.output), tile))
-    positions = side(tile[0], stride) * side(tile[1], stride)
+    positions = side(tile[0], stride, taps) * side(tile[1], stride, taps)
     common.emit(
-        low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride}, values, space,
+        low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride, "TAPS": taps}, values, space,
         (buffer, weights), tiles * (2 * positions * channels * filters), results=results, name=f"winograd_{tile[0]}x{tile[1]}",
     )  # fmt: skip
 
