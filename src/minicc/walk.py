@@ -21,6 +21,7 @@ from minicc.lower.lower import lower
 from minicc.lower.program import Program
 from minicc.lower.prune import prune_kernels
 from minicc.lower.templates import is_anchor, keeps
+from minicc.lower.templates.expand import expansion_refusal
 from minicc.module import Module, Stages, check_placement
 from minicc.options import Options
 from minicc.passes import default_pipeline
@@ -69,8 +70,9 @@ def build(
 
 def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = (), target: Target | None = None) -> Report:
     """Run the default passes on a graph, in place; no target is this machine's CPU."""
-    keep, zero_points = keeps(target or target_of("cpu")), not isinstance(target, CudaTarget)
-    context = PassContext(options, keep=keep, is_anchor=is_anchor, zero_points=zero_points)
+    target = target or target_of("cpu")
+    cpu = not isinstance(target, CudaTarget)
+    context = PassContext(options, keeps(target), is_anchor, expansion_refusal(target), zero_points=cpu, resize_by_axis=cpu)
     return run_passes(graph, default_pipeline(options), options, observers, context)
 
 

@@ -38,7 +38,7 @@ def depthwise(shape, channels, kernel, strides, dilations, pads, *, images=1, ki
     name, constants = "depthwise", {"NR": nr}
     if line:
         name = "conv_line"
-        constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1], "GROUP": group}
+        constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": strides[-1], "APART": dilations[-1], "GROUP": group}
     result, bias, rest = run_fused(name, constants, words, extents, kind, 0, **options)
     exact = reference(x, w, strides, dilations, pads, channels // group).reshape(extents)
     magnitude = reference(np.abs(x), np.abs(w), strides, dilations, pads, channels // group).reshape(extents)
@@ -61,9 +61,10 @@ def test_depthwise(problem, channels, images, kind, gap, threads, cuts):
     depthwise(shape, channels, *window, images=images, kind=kind, gap=gap, threads=threads, cuts=cuts)
 
 
-# (taps, step, channels of a group, epilogue, columns of a panel): every two values of two of the first four occur.
+# (taps, step, distance of taps, channels of a group, epilogue, columns of a panel): every two values of two of taps, step,
+# channels and epilogue occur.
 LINES = [
-    (taps, 1 + (t + g // 2) % 2, group, FLOAT_EPILOGUES[(t + g) % len(FLOAT_EPILOGUES)],
+    (taps, 1 + (t + g // 2) % 2, (1, 1, 2, 3)[(t + g) % 4], group, FLOAT_EPILOGUES[(t + g) % len(FLOAT_EPILOGUES)],
      TARGETS["cpu"].vector_width * (2 if group == 1 and t % 2 else 1))
     for t, taps in enumerate([1, 2, 3, 5, 7]) for g, group in enumerate([1, 2, 4, 8])
 ]  # fmt: skip
@@ -82,9 +83,8 @@ LINES = [
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
 )
 def test_narrow_groups_along_lines(variant, other, shape, pads, channels, images, gap, threads, cuts):
-    taps, step, group, kind, columns = variant
-    axes = [other] if other else []
-    kernel, strides, dilations = zip(*[(k, s, d) for k, s, d in axes], (taps, step, 1))
+    *line, group, kind, columns = variant
+    kernel, strides, dilations = zip(*([other] if other else []), line)
     pads, shape = tuple(pads[-len(kernel):]), shape[-len(kernel):]
     assume(all(i + a + b >= (k - 1) * d + 1 for i, (a, b), k, d in zip(shape, pads, kernel, dilations)))
     depthwise(shape, -(-channels // group) * group, kernel, strides, dilations, pads, images=images, kind=kind, gap=gap,

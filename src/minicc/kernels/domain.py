@@ -294,7 +294,7 @@ def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, thr
 
 
 def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill LINES and PANELS of a convolution of narrow groups along lines; the number of units.
+    """Fill LINES and PANELS of a convolution of narrow groups, or of few channels, along lines; the number of units.
 
     Lines are cut before panels. No blocks for the caches: runs of memory as long as all channels were as fast as any
     block of channels and pixels, whose lines of input would have stayed in L1.
@@ -302,12 +302,51 @@ def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     w["LINES"] = w["PANELS"] = 1
     if w["M"] == 0 or w["N"] == 0 or w["IMAGES"] == 0:
         return 0
-    work = w["IMAGES"] * w["M"] * w["N"] * w["KH"] * constants["LINE_TAPS"] * constants["GROUP"]
-    wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT // 8)) if threads > 1 else 1
+    few = "CHANNELS" in constants
+    taps = w["KH"] * constants["LINE_TAPS"]
+    work = w["IMAGES"] * w["M"] * w["N"] * taps * constants["CHANNELS" if few else "GROUP"]
+    wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT if few else MIN_UNIT // 8)) if threads > 1 else 1
     lines, panels = w["OH"], ceil_divide(w["N"], constants["NR"])
     w["LINES"], line_blocks = _blocks(lines, lines * w["IMAGES"] // max(1, wanted))
     w["PANELS"], panel_blocks = _blocks(panels, panels * w["IMAGES"] * line_blocks // max(1, wanted))
     return w["IMAGES"] * line_blocks * panel_blocks
+
+
+# As in kernels/cpu/conv_expand.py and tiles.py: floats of expanded lines in scratch memory, and a bound that is none.
+EXPANDED = 65536
+UNBOUNDED = 1 << 30
+
+
+def band_lines(span: int, stride: int, line: int, target: CpuTarget) -> int:
+    """Lines of output in a band of which the expanded lines take at most half of L2; 0 where no band fits.
+
+    span: lines of input under one line of output; stride: lines of input from one to the next; line: floats of one.
+    """
+    room = min(EXPANDED, target.l2_bytes // 8) // max(1, line)
+    most = (room - span) // stride + 1
+    return most if room >= span and most * stride >= span - stride else 0
+
+
+def expand_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill LINES and BAND_LINES of a depthwise convolution of an expansion; the number of units.
+
+    A unit has one panel. Lines are cut to occupy the threads, and so that the inputs of a block stay in L2 for all its
+    panels; every block computes the lines at its edge again.
+    """
+    w["LINES"] = w["BAND_LINES"] = 1
+    if w["M"] == 0 or w["N"] == 0 or w["IMAGES"] == 0:
+        return 0
+    span = (w["KH"] - 1) * w["DH"] + 1
+    most = max(1, band_lines(span, w["SH"], w["IW"] * constants["NR"], target))
+    panels = ceil_divide(w["N"], constants["NR"])
+    work = w["IMAGES"] * w["N"] * (w["IH"] * w["IW"] * w["C"] + w["M"] * w["KH"] * constants["LINE_TAPS"])
+    wanted = min(threads * UNITS_PER_THREAD, work // MIN_UNIT) if threads > 1 else 1
+    blocks = ceil_divide(max(1, wanted), w["IMAGES"] * panels)
+    blocks = max(blocks, ceil_divide(4 * w["IH"] * w["IW"] * w["C"], target.l2_bytes // 2))
+    blocks = min(blocks, max(1, w["OH"] * w["SH"] // (4 * span)))
+    w["LINES"], line_blocks = _blocks(w["OH"], ceil_divide(w["OH"], blocks))
+    w["BAND_LINES"], _ = _blocks(w["LINES"], most)
+    return w["IMAGES"] * line_blocks * panels
 
 
 def recurrent_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:

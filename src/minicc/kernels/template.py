@@ -54,10 +54,23 @@ depthwise convolution with one input and one output channel per group, channels 
           `packing.pack_narrow` (NR: panel_columns(target, channels)); then
   ROW_TILES PANELS  (bind)
 
-conv_line convolution of narrow groups, as many output as input channels in each, channels last, at most two spatial axes, not
-          dilated along the line; indices as depthwise. Constants: GROUP, the channels of a group, a divisor of VW;
-          LINE_TAPS and STEP, taps and stride along the line. Words as depthwise up to PW, W packed by
+conv_line convolution of narrow groups, as many output as input channels in each, channels last, at most two spatial axes;
+          indices as depthwise. Constants: GROUP, the channels of a group, a divisor of VW; LINE_TAPS, STEP and APART,
+          taps, stride and dilation along the line. Words as depthwise up to PW, W packed by
           `packing.pack_narrow`; then
+  LINES PANELS    (bind)
+
+conv_expand depthwise convolution of the activation of a 1x1 convolution, channels last, two spatial axes; indices and
+          words as conv_line with C = input channels of the 1x1 convolution and X its input, of the extents I*. Constants:
+          LINE_TAPS, STEP and APART as there; ACTIVATION, LOW, HIGH (see the kernel); then
+  E BIAS          the 1x1 convolution's weights packed by `packing.pack_b`, its bias filled up to whole panels
+  LINES BAND_LINES  (bind)
+
+conv_few  convolution of few input channels in one group, at most two spatial axes, not dilated along the line; indices as
+          depthwise. Constants: CHANNELS; LINE_TAPS and STEP, taps and stride along the line; PLANES: 1 when a line of a
+          channel is contiguous (X_W = 1), 0 when the pixels of a line are (channels last, X_W = CHANNELS). Words as
+          depthwise up to PW, W packed by `packing.pack_conv`; then
+  X_C             stride between planes
   LINES PANELS    (bind)
 
 pool      max or average pooling, channels last; indices as depthwise. AVERAGE (constant): 0 max, 1 average
@@ -213,7 +226,19 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "conv_line",
             f"{_WINDOWS} LINES PANELS",
-            "NR LINE_TAPS STEP GROUP",
+            "NR LINE_TAPS STEP APART GROUP",
+            domain.line_domain,
+        ),
+        _template(
+            "conv_expand",
+            f"{_WINDOWS} E BIAS LINES BAND_LINES",
+            "NR LINE_TAPS STEP APART ACTIVATION LOW HIGH",
+            domain.expand_domain,
+        ),
+        _template(
+            "conv_few",
+            f"{_WINDOWS} X_C LINES PANELS",
+            "NR LINE_TAPS STEP CHANNELS PLANES",
             domain.line_domain,
         ),
         _template(

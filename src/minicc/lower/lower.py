@@ -22,6 +22,7 @@ from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Prog
 from minicc.lower.requirements import requirements
 from minicc.lower.templates import find_template
 from minicc.options import Options
+from minicc.passes.common import RESHAPES
 from minicc.passes.fuse import has_loops
 from minicc.targets.parse import Target
 
@@ -125,6 +126,11 @@ def _output(low: Lowering, value: Value, graph: Graph) -> int:
     """
     if isinstance(value.type, OpaqueType) or value.type.shape is None:
         return low.buffer(value)
+    node = value.producer
+    if node is not None and low.is_inline(value) and node.op.name not in RESHAPES and value.type.dtype.name in _COPYABLE:
+        # A copy of its own is an output as it is; reshapes share their source's array.
+        low.emit_loops([value], low.composer(), node.origin, f"copy_{node.op.name.lower()}")
+        return low.places[value]
     number = low.buffer(value)
     found = low.buffers[number]
     taken = [low.places.get(v) for v in graph.outputs if v is not value]
@@ -213,7 +219,7 @@ def _lower_fused(low: Lowering, node: Node) -> None:
     outer = dict(zip(body.inputs, node.inputs))
     anchor = node.attrs["anchor"]
     if anchor:
-        lead = body.nodes[0]
+        lead = body.nodes[node.attrs["lead"]]
         template = find_template(lead, low.target)
         refusal = template(low, node, lead) if template is not None else "no template"
         if not refusal:

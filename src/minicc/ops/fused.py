@@ -21,6 +21,6 @@ def _propagate(n: Inference) -> Sequence[Content | None]:
 
 
 FUSED = register(OpDef(
-    "Fused", Kind.CONTROL, infer=_infer, propagate=_propagate, attrs={"body": REQUIRED, "anchor": ""},
+    "Fused", Kind.CONTROL, infer=_infer, propagate=_propagate, attrs={"body": REQUIRED, "anchor": "", "lead": 0},
     domain="minicc",
 ))  # fmt: skip

@@ -16,6 +16,7 @@ from minicc.passes.manager import Pass, PassContext, Repeat
 from minicc.passes.precision import reduced_precision
 from minicc.passes.quantise_integer import integer_products
 from minicc.passes.recognise import recognise
+from minicc.passes.resize import resize_by_axis
 from minicc.passes.simplify import simplify
 from minicc.passes.specialise import specialise_ranks
 from minicc.passes.transposes import sink_transposes
@@ -23,7 +24,7 @@ from minicc.passes.zero_points import zero_points
 
 
 def _fuse(graph: Graph, context: PassContext) -> int:
-    return fuse(graph, context.is_anchor)
+    return fuse(graph, context.is_anchor, context.refuse_pair)
 
 
 FOLD_SHAPES = Pass("fold-shape-values", fold_shape_values)
@@ -41,6 +42,7 @@ RECOGNISE = Pass("recognise", recognise)
 FOLD_AFFINE = Pass("fold-affine", fold_affine)
 LAYOUT = Pass("choose-layout", choose_layout)
 SINK = Pass("sink-transposes", sink_transposes)
+RESIZE = Pass("resize-by-axis", resize_by_axis)
 FUSE = Pass("fuse", _fuse, Stage.FUSED)
 
 
@@ -50,7 +52,7 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
         return (FOLD_SHAPES, DEAD_CODE, PRECISION, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, ZERO_POINTS, DEAD_CODE)
     first = Repeat((FOLD_SHAPES, INTEGER_PRODUCTS, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     expanded = Repeat((*first.passes, ZERO_POINTS))
-    layout = (LAYOUT, SINK, first) if options.opt_level >= 2 else ()
+    layout = (LAYOUT, SINK, RESIZE, first) if options.opt_level >= 2 else ()
     return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)
 
 

@@ -3,19 +3,22 @@
 Two questions are kept apart: is it *legal* (`refuse_to_absorb`) and is it *worth it* (`not_worth`). Both answer with a
 sentence, so that `explain` can say why not. Regions grow in two ways: forward from an anchor (an op with a template
 whose epilogue takes pointwise ops of its own shape), and backward from the last op of a group of generated
-loops. Each region becomes a `Fused` node with a body; nothing is computed differently yet.
+loops. A region whose result only another anchor reads is joined with that one's where the target computes both at
+once. Each region becomes a `Fused` node with a body; nothing is computed differently yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from minicc.ir.expr import EXPENSIVE, Expr, const, walk
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import KERNEL_DTYPES, TensorType
 from minicc.passes.common import RESHAPES
+from minicc.passes.manager import no_pair
 
+RefusePair = Callable[[Sequence[Node], Node], str]
 MAX_NODES = 40  # in one group: bounds the size of an expression and its compile time
 MAX_INPUTS = 16
 LOOPS = (Kind.POINTWISE, Kind.INDEX, Kind.REDUCE)
@@ -30,25 +33,29 @@ VIEWS = frozenset(("Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsquee
 ALONE = frozenset(("Concat",))
 
 
-def fuse(graph: Graph, is_anchor: Callable[[Node], bool]) -> int:
+def fuse(graph: Graph, is_anchor: Callable[[Node], bool], refuse_pair: RefusePair = no_pair) -> int:
     """Group ops into `Fused` nodes, also in bodies of control flow; returns the number of nodes that disappeared.
 
     is_anchor: whether a node has a template that takes an epilogue (known to the target).
+    refuse_pair: why the target does not compute a region together with the anchor that reads its result; "" when it does.
     """
     absorbed = 0
     for node in graph.nodes:
         if node.op.name != "Fused":
-            absorbed += sum(fuse(a, is_anchor) for a in node.attrs.values() if isinstance(a, Graph))
+            absorbed += sum(fuse(a, is_anchor, refuse_pair) for a in node.attrs.values() if isinstance(a, Graph))
     graph.tidy()
     position = {node: i for i, node in enumerate(graph.nodes)}
     taken: set[Node] = set()
-    regions: list[tuple[list[Node], Node | None]] = []
+    anchored: dict[Node, list[Node]] = {}  # regions by their anchor
     for node in graph.nodes:
         if node not in taken and is_anchor(node):
             region = _grow_epilogue(graph, node, position, taken)
             taken.update(region)
-            if len(region) > 1:
-                regions.append((region, node))
+            before = _only_read_by(graph, node, anchored)
+            if before is not None and not refuse_pair(anchored[before], node):
+                region = anchored.pop(before) + region
+            anchored[node] = region
+    regions: list[tuple[list[Node], Node | None]] = [(r, node) for node, r in anchored.items() if len(r) > 1]
     for node in reversed(graph.nodes):
         if node in taken or not has_loops(node) or node.op.name in VIEWS | ALONE:
             continue
@@ -103,6 +110,17 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
         if len(escaping) <= 1:
             best = list(region)
     return best
+
+
+def _only_read_by(graph: Graph, node: Node, anchored: Mapping[Node, list[Node]]) -> Node | None:
+    """The anchor of the region whose only result is the first input of `node`, which alone reads it."""
+    value = node.inputs[0]
+    if value is None or value in graph.outputs or any(reader is not node for reader in value.consumers()):
+        return None
+    for anchor, region in anchored.items():
+        if region[-1] is value.producer and region[0] is anchor:
+            return None if any(value is other for other in node.inputs[1:]) else anchor
+    return None
 
 
 def _fits_epilogue(node: Node, shape: object) -> bool:
@@ -312,8 +330,9 @@ def _outline(graph: Graph, region: list[Node], anchor: Node | None) -> Node:
     ]  # fmt: skip
     body.outputs = [mapping[v] for v in escaping]
     origin = tuple(dict.fromkeys(name for node in region for name in node.origin))
-    fused = graph.add("Fused", outer, {"body": body, "anchor": anchor.op.name if anchor else ""},
-                      origin=origin, outputs=len(escaping), names=[v.name for v in escaping], domain="minicc")  # fmt: skip
+    lead = region.index(anchor) if anchor else 0
+    fused = graph.add("Fused", outer, {"body": body, "anchor": anchor.op.name if anchor else "", "lead": lead}, origin=origin,
+                      outputs=len(escaping), names=[v.name for v in escaping], domain="minicc")  # fmt: skip
     for old, new_value in zip(escaping, fused.outputs):
         graph.replace(old, new_value)
     return fused

@@ -41,22 +41,31 @@ def no_template(_: Node) -> bool:
     return False
 
 
+def no_pair(_region: Sequence[Node], _node: Node) -> str:
+    """A target that computes no two convolutions at once."""
+    return "the target has no kernel for both"
+
+
 @dataclass
 class PassContext:
     """What passes know besides the graph, and where they leave their counts.
 
     keep:          whether the target computes a node of an EXPAND op whole.
     is_anchor:     whether a node has a template that takes an epilogue.
+    refuse_pair:   why a region that ends in the input of another anchor is not computed together with it; "" when it is.
     channels_last: whether the target's convolutions want layout "NHWC".
     zero_points:   whether the target's integer products take zero points.
+    resize_by_axis: whether the target gains when an interpolation is done axis by axis.
     symbols:       sizes known outside the graph at hand (set while bodies are visited).
     """
 
     options: Options = field(default_factory=Options)
     keep: Callable[[Node], bool] = no_template
     is_anchor: Callable[[Node], bool] = no_template
+    refuse_pair: Callable[[Sequence[Node], Node], str] = no_pair
     channels_last: bool = True
     zero_points: bool = True
+    resize_by_axis: bool = True
     symbols: frozenset[str] = frozenset()
     rules: Counter[str] = field(default_factory=Counter)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)

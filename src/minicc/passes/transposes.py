@@ -21,7 +21,7 @@ from minicc.ir.dims import Dim
 from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Content, Kind
 from minicc.ir.types import TensorType
-from minicc.passes.common import RESHAPES, visit_bodies
+from minicc.passes.common import RESHAPES, estimate, visit_bodies
 from minicc.passes.manager import PassContext
 
 Perm = tuple[int, ...]
@@ -271,6 +271,12 @@ def _length(position: int, divisor: int = 1) -> Callable[[Node], int | None]:
 
 
 def _resize(graph: Graph, node: Node, perm: Perm) -> bool:
+    x = node.inputs[0]
+    assert x is not None
+    # A transpose of something larger is worth it only where it vanishes.
+    vanishes = all(c.op.name == "Transpose" for c in node.output.consumers()) and node.output not in graph.outputs
+    if not vanishes and estimate(node.output.shape) > estimate(x.shape):
+        return False
     axes = node.attrs.get("axes")
     named = [a % len(perm) for a in axes] if axes else list(range(len(perm)))
     order = sorted(range(len(named)), key=lambda i: perm[named[i]])

@@ -1,8 +1,8 @@
 """Convolution of narrow groups along lines, channels last, float32: depthwise, or with as many input as output channels
-in a group, a part of a vector. Up to two spatial axes, the taps of a line known when it is compiled and not dilated.
+in a group, a part of a vector. Up to two spatial axes, the taps of a line and their distance known when it is compiled.
 
 y[image, h, w, c] = sum over taps (kh, kw) and g < GROUP of
-                    x[image, h * SH + kh * DH - PH, w * STEP + kw - PW, c - c % GROUP + g] * weights[kh, g, kw, c],
+                    x[image, h * SH + kh * DH - PH, w * STEP + kw * APART - PW, c - c % GROUP + g] * weights[kh, g, kw, c],
 vectors over channels, PIXELS neighbours of a line at a time. One unit is some lines of output of an image times a
 block of channel panels.
 """
@@ -14,11 +14,13 @@ from minicc.kernels.cpu.intrinsics import arg, helper, ld_scratch, off, ptr_f32,
 from minicc.kernels.cpu.line_tiles import line_tile
 from minicc.kernels.cpu.windows import DH, IH, IW, KH, OH, OW, PH, PW, SH, X_H, X_IMAGE, X_W, M, N, W, X
 
-# Constants: tiles of NR channels, vector width; taps and positions between pixels along a line; channels of a group.
+# Constants: tiles of NR channels, vector width; taps, positions between pixels and positions between taps along a line;
+# channels of a group.
 NR = 16
 VW = 8
 LINE_TAPS = 3
 STEP = 1
+APART = 1
 GROUP = 1
 # Pixels of a tile: with as many sums as this, the latency of a multiply-add is hidden, the sums, seven weights and an input
 # fit 16 registers, and lines of 7, 14, 28, 56 and 112 pixels have no remainder. Remainders have a smaller tile.
@@ -87,15 +89,15 @@ def kernel(args, begin, end):
                 rows = min(ow - pixel, PIXELS)
                 size = PIXELS if rows > FEW else FEW
                 w0 = pixel * STEP - arg(args, PW)
-                inside = 1 if (w0 >= 0) & (w0 + (size - 1) * STEP + LINE_TAPS <= iw) else 0
+                inside = 1 if (w0 >= 0) & (w0 + (size - 1) * STEP + (LINE_TAPS - 1) * APART < iw) else 0
                 at = image + (h0 + low * dh) * x_h + w0 * x_w
                 for p in range(p_begin, p_end):
                     facts = (at + 4 * p * NR, x_w, dh * x_h, w0, iw, zeros + 4 * p * NR, inside)
                     under = off(weights, (p * kh + low) * GROUP * LINE_TAPS * NR)
                     left = n - p * NR
                     if size == PIXELS:
-                        line_tile(PIXELS, NR, VW, LINE_TAPS, STEP, GROUP, facts, left, under, tile, count)
+                        line_tile(PIXELS, NR, VW, LINE_TAPS, STEP, APART, GROUP, facts, left, under, tile, count)
                     else:
-                        line_tile(FEW, NR, VW, LINE_TAPS, STEP, GROUP, facts, left, under, tile, count)
+                        line_tile(FEW, NR, VW, LINE_TAPS, STEP, APART, GROUP, facts, left, under, tile, count)
                     store_tile(args, b0, line * ow + pixel, p * NR, rows, left, tile)
                 pixel += rows

@@ -10,7 +10,7 @@ the row and the chunk, so a thread that comes late can never take a chunk of the
 only while the caller waits for that chunk. One caller owns the pool at a time; another one that comes meanwhile
 does not wait but runs its rows alone.
 
-Threads spin for a few microseconds and then sleep. When the machine is busy, pieces of work get stuck on a
+Threads spin for a short time and then sleep. When the machine is busy, pieces of work get stuck on a
 thread that lost its core; the throttle watches for that and lets the caller run alone for ten times the time
 lost, which bounds the loss at about a tenth. Nothing here allocates, raises, or knows what a kernel does.
 """
@@ -64,7 +64,10 @@ FIELD = (1 << FIELD_BITS) - 1
 MAX_CHUNKS = FIELD - 4096  # threads may draw past the end once each
 MAX_ROWS = FIELD
 
-SPIN = 400  # pauses before sleeping, a few microseconds
+SPIN = 400  # pauses of the caller before sleeping, a few microseconds
+# Pauses of a worker, 50 to 200 us: longer than the short rows which the caller runs alone between shared ones, as waking a
+# worker takes tens of microseconds, in which the caller does the whole next row.
+LINGER = 4000
 EXCESS = 20_000  # ns of waiting that count as a lost core
 LOOK_EVERY = 8  # shared rows
 SLICE = 1_000_000  # ns; a thread that takes a core keeps it about as long, what the system does itself takes less
@@ -148,7 +151,7 @@ def worker(args, begin, end):
             if atomic_add(args, DONE, 1) == chunks - 1 and atomic_load(args, WAITING) != 0:
                 futex_wake(args, DONE, 1)
             spins = 0
-        elif spins < SPIN:
+        elif spins < LINGER:
             pause()
             spins += 1
         else:

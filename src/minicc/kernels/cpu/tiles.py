@@ -34,6 +34,7 @@ from minicc.kernels.cpu.intrinsics import (
 )
 
 UNROLL = 4
+UNBOUNDED = 1 << 30
 
 _WORDS = types.CPointer(types.int64)
 _FLOATS = types.CPointer(types.float32)
@@ -176,13 +177,22 @@ class _Sums:
         with counted_loop(builder, whole, depth) as k:
             products(k, 1)
 
-    def store(self):
-        """Write the sums back."""
+    def totals(self):
+        """The sums, each with its place."""
         for place in self.places:
             total = self.builder.load(self.parts[0][place])
             for part in self.parts[1:]:
                 total = self.builder.fadd(total, self.builder.load(part[place]))
-            store_vector(self.builder, total, self._at(place), "scratch", 64)
+            yield place, total
+
+    def write(self, place, total):
+        """A sum to its place in the buffer."""
+        store_vector(self.builder, total, self._at(place), "scratch", 4 * self.vw)
+
+    def store(self):
+        """Write the sums back."""
+        for place, total in self.totals():
+            self.write(place, total)
 
 
 @intrinsic
@@ -226,6 +236,52 @@ def strided_product(typing_context, rows, columns, width, left, row_step, step, 
     size = types.int64
     operands = [_FLOATS, size, size, _FLOATS, _FLOATS, size, size, types.boolean]
     return types.void(*literals, *operands), emit
+
+
+@intrinsic
+def expanded_rows(typing_context, rows, columns, width, low, high, left, step, panel, bias, sums, count, depth):
+    """sums[r, j] = min(max(bias[j] + sum over k < depth of left[r * step + k] * panel[k * NR + j], low), high), r < count.
+
+    rows, columns, width: literals MR, NR and the vector width VW; NR is a multiple of VW.
+    low, high: literals, hundredths; those of the magnitude UNBOUNDED bound nothing. NaN stays.
+    left:  float32 rows `step` apart. panel: float32 [depth][NR]. bias: float32 [NR]. sums: float32 scratch [count][NR].
+    """
+    if not are_literals(rows, columns, width, low, high):
+        return None
+    mr, nr, vw, low, high = (value.literal_value for value in (rows, columns, width, low, high))
+    bounds = [(word, bound / 100) for word, bound in (("<", low), (">", high)) if abs(bound) < UNBOUNDED]
+
+    def emit(context, builder, signature, values):
+        left, step, panel, bias, sums, count, depth = values[5:]
+        type_ = vector(F32, vw)
+        starts = [load_vector(builder, builder.gep(bias, [I64(v * vw)]), vw, "input") for v in range(nr // vw)]
+
+        def tile(height, row):
+            start = builder.gep(left, [builder.mul(row, step)])
+            pointers = [builder.gep(start, [builder.mul(step, I64(r))]) for r in range(height)]
+            found = _Sums(builder, (mr, nr, vw, height), builder.gep(sums, [builder.mul(row, I64(nr))]), ir.IntType(1)(1))
+            for r, v in found.places:
+                builder.store(starts[v], found.parts[0][r, v])
+            found.add_products(pointers, None, panel, "input", depth)
+            for place, total in found.totals():
+                for word, bound in bounds:
+                    edge = constant(type_, bound)
+                    total = builder.select(builder.fcmp_ordered(word, total, edge), edge, total)
+                found.write(place, total)
+
+        done = builder.mul(builder.sdiv(count, I64(mr)), I64(mr))
+        with counted_loop(builder, I64(0), done, mr) as row:
+            tile(mr, row)
+        for height in heights(mr)[1:]:  # each at most once
+            fits = builder.icmp_signed(">=", builder.sub(count, done), I64(height))
+            with builder.if_then(fits):
+                tile(height, done)
+            done = builder.select(fits, builder.add(done, I64(height)), done)
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in (mr, nr, vw, low, high)]
+    size = types.int64
+    return types.void(*literals, _FLOATS, size, _FLOATS, _FLOATS, _FLOATS, size, size), emit
 
 
 _STARTS = {"sum": 0.0, "max": float("-inf"), "weighted": 0.0}

@@ -1,10 +1,10 @@
-"""Conv onto the templates `gemm`, `conv`, `conv_line`, `depthwise` and `winograd`: channels last, weights packed, bias and
-what follows in the epilogue.
+"""Conv onto the templates `gemm`, `conv`, `conv_few`, `conv_line`, `conv_expand`, `depthwise` and `winograd`: channels
+last, weights packed, bias and what follows in the epilogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,33 @@ from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
+from minicc.lower.templates.expand import (
+    MOST_APART,
+    MOST_STEP,
+    MOST_TAPS,
+    expanding_nodes,
+    expansion_constants,
+    expansion_flops,
+    filled_bias,
+)
 from minicc.lower.templates.winograd import Tile, convolution_work, emit_winograd, takes_winograd
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
 from minicc.targets.cpu import CpuTarget
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
+Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *spatial, C]
 
-# Taps and stride along a line up to which `conv_line` is compiled for them: so many weights stay in registers.
-MOST_TAPS, MOST_STEP = 7, 2
+# Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
+MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
 
 
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     """Convolution of any stride, dilation, padding and group over one to three spatial axes."""
     anchor, inputs = common.anchor_of(node, lead)
+    before = expanding_nodes(node, lead)
+    if before:
+        return _lower_expanded(low, node, anchor, before)
     x, w = inputs[0], inputs[1]
     bias = inputs[2] if len(inputs) > 2 else None
     assert x is not None and w is not None
@@ -51,7 +64,6 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     layout = anchor.attrs["layout"]
     spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
     geometry = window(anchor.attrs, kernel, spatial)
-    buffer, offset, strides = channels_last(low, x, layout)
     out = anchor.output.shape
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     finish = bias_adder(low, bias, channel_axis(layout, len(out)))
@@ -59,6 +71,11 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     results = node.outputs if lead is not None else (anchor.output,)
     matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
         geometry.padded(a) for a in range(rank))  # fmt: skip
+    if groups == 1 and not matrix and w.data is not None and _takes_few(geometry, channels, kernel):
+        image = _few_image(low, x, layout)
+        if image is not None:
+            return _lower_few(low, node, lead, image, w, geometry, spatial, finish, flops)
+    buffer, offset, strides = channels_last(low, x, layout)
     if matrix and layout == "NHWC":
         walk = {axis: s for axis, s in enumerate(strides[:-1]) if s != 0}
         space = common.epilogue(low, node, lead, [walk, {}], finish=finish)
@@ -128,34 +145,97 @@ def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
 
 def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
     """Whether `conv_line` takes these windows."""
-    taps, step, dilation = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
-    return geometry.rank < 3 and dilation == 1 and isinstance(taps, int) and taps <= MOST_TAPS and step <= MOST_STEP
+    taps, step, apart = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
+    if geometry.rank > 2 or not isinstance(taps, int):
+        return False
+    return taps <= MOST_TAPS and step <= MOST_STEP and apart <= MOST_APART
 
 
-def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: tuple[int, Dim, tuple[Dim, ...]], w: Value,
+def _takes_few(geometry: Window, channels: Dim, kernel: Sequence[Dim]) -> bool:
+    """Whether `conv_few` takes these windows over so many channels."""
+    if not isinstance(channels, int) or not isinstance(kernel[-1], int) or geometry.rank > 2:
+        return False
+    short = 0 < channels <= MOST_FEW and channels * kernel[-1] <= MOST_FEW_PRODUCTS
+    return short and geometry.dilations[-1] == 1 and geometry.strides[-1] <= MOST_FEW_STEP
+
+
+def _few_image(low: Lowering, x: Value, layout: str) -> Place | None:
+    """Where the image of a convolution of few channels is, in planes or channels last; None when lines have gaps."""
+    found = low.view(x, x.shape) if x.tensor.dtype == f32 else None
+    if found is not None:
+        batch, *others = found[2]
+        channel, lines = (others[-1], others[:-1]) if layout == "NHWC" else (others[0], others[1:])
+        if lines[-1] == 1:
+            return found[0], found[1], (batch, *lines, channel)
+    place = channels_last(low, x, layout)
+    return place if place[2][-2] == x.shape[channel_axis(layout, len(x.shape))] else None
+
+
+def _lower_few(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value, geometry: Window, spatial: Sequence[Dim],
+               finish: Finish, flops: Dim) -> str:  # fmt: skip
+    """A convolution of few input channels, whose image is read as it lies."""
+    assert w.data is not None
+    filters, channels, *kernel = w.data.shape
+    nr = low.choose(node, common.columns(low, filters))
+    weights = _packed_filters(low, node, w, w.data, 1, nr)
+    constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "CHANNELS": channels,
+                 "PLANES": int(x[2][-2] == 1)}  # fmt: skip
+    words = {"C": channels, "X_C": x[2][-1]}
+    return _emit_lines(low, node, lead, "conv_few", constants, x, weights, filters, words, geometry, spatial, finish, flops)
+
+
+def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value,
                   geometry: Window, spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
     """Groups of as many output as input channels, a part of a vector (in `depthwise` one): vectors over channels."""
     assert w.data is not None
     channels, group, *kernel = w.data.shape
     nr = panel_columns(low.target, channels) if group == 1 else low.cpu.vector_width
-    key = ("pack_narrow", id(w.data), nr)
-    if key not in low.constants:
-        low.constant(packing.pack_narrow(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
-    weights = low.constants[key]
+    weights = _packed_narrow(low, w, nr)
     name, constants = "depthwise", {"NR": nr}
     if isinstance(low.target, CpuTarget) and _along_lines(geometry, kernel):
         name = "conv_line"
-        constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "GROUP": group}
+        constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "APART": geometry.dilations[-1], "GROUP": group}
+    return _emit_lines(low, node, lead, name, constants, x, weights, channels, {"C": 1}, geometry, spatial, finish, flops)
+
+
+def _lower_expanded(low: Lowering, node: Node, lead: Node, before: Sequence[Node]) -> str:
+    """A depthwise convolution of what the nodes before it in a fused body make of their input (see expand.py)."""
+    first = before[0]
+    _, (x, point, *_) = common.anchor_of(node, first)
+    _, (expanded, w, *rest) = common.anchor_of(node, lead)
+    assert x is not None and point is not None and expanded is not None and w is not None and w.data is not None
+    channels, _, *kernel = w.data.shape
+    spatial = expanded.shape[1:-1]
+    geometry = window(lead.attrs, kernel, spatial)
+    finish = bias_adder(low, rest[0] if rest else None, 3)
+    nr = panel_columns(low.target, channels)
+    panels, weights = _packed_point(low, point, nr), _packed_narrow(low, w, nr)
+    constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "APART": geometry.dilations[-1],
+                 **expansion_constants(before)}  # fmt: skip
+    words: dict[str, Word | Dim] = {
+        "C": point.shape[1], "E": Word(0, panels), "BIAS": Word(0, filled_bias(low, first, nr)),
+    }  # fmt: skip
+    flops = product(lead.output.shape) * product(kernel) * 2 + expansion_flops(first)
+    place = channels_last(low, x, "NHWC")
+    return _emit_lines(low, node, lead, "conv_expand", constants, place, weights, channels, words, geometry, spatial, finish,
+                       flops)  # fmt: skip
+
+
+def _emit_lines(low: Lowering, node: Node, lead: Node | None, name: str, constants: common.Constants, x: Place, weights: int,
+                channels: int, words: Mapping[str, Word | Dim], geometry: Window, spatial: Sequence[Dim], finish: Finish,
+                flops: Dim) -> str:  # fmt: skip
+    """A template over windows of one group. channels: of the output; words: what the templates do not share."""
     anchor, _ = common.anchor_of(node, lead)
     buffer, offset, strides = x
-    out, layout, rank = anchor.output.shape, anchor.attrs["layout"], len(spatial)
+    out, layout = anchor.output.shape, anchor.attrs["layout"]
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
     space = window_space(low, node, lead, pixels, channels, finish)
     if isinstance(space, str):
         return space
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": 1, "M": product(pixels),
-        "N": channels, "C": 1, "X_IMAGE": strides[0], **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
+        "N": channels, "X_IMAGE": strides[0], **words,
+        **spatial_words(spatial, pixels, geometry, 3 - len(spatial), strides[1:-1]),
     }  # fmt: skip
     results = node.outputs if lead is not None else (anchor.output,)
     common.emit(low, node, name, constants, values, space, (buffer, weights), flops, results=results)
@@ -200,7 +280,7 @@ def bias_adder(low: Lowering, bias: Value | None, axis: int) -> Finish:
     return add
 
 
-def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple[Dim, ...]]:
+def channels_last(low: Lowering, x: Value, layout: str) -> Place:
     """(buffer, offset, strides over [N, *spatial, C]) of an activation with contiguous channels; a copy if need be.
 
     Half types become float32, 8-bit integers stay.
@@ -225,16 +305,29 @@ def channels_last(low: Lowering, x: Value, layout: str) -> tuple[int, Dim, tuple
     return number, 0, row_major(shape)
 
 
+def _packed_narrow(low: Lowering, w: Value, nr: int) -> int:
+    """Panels of the constant weights of narrow groups."""
+    assert w.data is not None
+    key = ("pack_narrow", id(w.data), nr)
+    if key not in low.constants:
+        low.constant(packing.pack_narrow(w.data.astype(np.float32, copy=False), nr), f"{w.name}_packed", key)
+    return low.constants[key]
+
+
 def _packed_matrix(low: Lowering, node: Node, w: Value) -> tuple[int, int]:
     """(panels of a 1x1 kernel as a right operand, NR)."""
     nr = low.choose(node, common.columns(low, w.shape[0]))
-    if w.data is not None:
+    return _packed_point(low, w, nr) if w.data is not None else _packed_at_run_time(low, node, w, nr, 0), nr
+
+
+def _packed_point(low: Lowering, w: Value, nr: int) -> int:
+    """Panels of the constant weights of a 1x1 kernel as a right operand."""
+    assert w.data is not None
+    key = ("pack_1x1", id(w.data), nr)
+    if key not in low.constants:
         matrix = w.data.reshape(w.data.shape[:2]).T.astype(np.float32, copy=False)
-        key = ("pack_1x1", id(w.data), nr)
-        if key not in low.constants:
-            low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
-        return low.constants[key], nr
-    return _packed_at_run_time(low, node, w, nr, 0), nr
+        low.constant(packing.pack_b(matrix, nr), f"{w.name}_packed", key)
+    return low.constants[key]
 
 
 def _packed_filters(low: Lowering, node: Node, w: Value, data: Array | None, groups: int, nr: int) -> int:
