@@ -211,8 +211,9 @@ def _measuring(usual: Runner, recorder: _Recorder, module: CompiledModule) -> Ru
 
 
 class _MeasuringSteps(Runner):
-    """A runner that measures its host steps."""
+    """A runner that measures its host steps; loops come turn by turn."""
 
+    native_turns = False
     record: _Recorder
 
     def run_step(self, step: Other, run: HostCall | ControlCall, shapes: Shapes, frame: Frame) -> None:  # type: ignore[override]

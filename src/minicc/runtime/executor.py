@@ -30,13 +30,16 @@ MAX_ROWS = 1 << 20
 MIN_CHUNK_NS = 10_000.0
 CHUNKS_PER_THREAD = 6
 
-# Of the native state, as laid out in kernels/cpu/executor.py (a test compares them).
+# Of the description of a loop and of the native state, as laid out in kernels/cpu/executor.py (a test compares them).
+TABLE, TABLE_ROWS, MOVES, MOVES_COUNT, CONDITION, TURNS_DONE, TURN_WORDS = range(7)
+MOVE_WORDS = 4
 TICKETS = 144
 TICKET_WORDS = 16
 WORKERS = 113
 
 _HAS_POOL = sys.platform == "linux"
-_WORDS = ("run", "worker", "stop", "run_alone") if _HAS_POOL else ("run_alone",)
+_ALONE = ("run_alone", "turns_alone")
+_WORDS = ("run", "turns", "worker", "stop", *_ALONE) if _HAS_POOL else _ALONE
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -101,6 +104,10 @@ class Executor:
             address, count = address + 8 * ROW_WORDS * MAX_ROWS, count - MAX_ROWS
         self._pool.run(address, count)
 
+    def turns_at(self, address: int, most: int) -> None:
+        """Up to `most` turns of a loop, given by the address of its TURN_WORDS words; its table has at most MAX_ROWS rows."""
+        self._pool.turns(address, most)
+
 
 class _Pool:
     """The native state and the threads that serve it."""
@@ -110,10 +117,12 @@ class _Pool:
         self._size = threads
         if threads > 1:
             self._run = _Entry(code.address("minicc_executor_run"))
+            self._turns = _Entry(code.address("minicc_executor_turns"))
             self._worker = _Entry(code.address("minicc_executor_worker"))
             self._stop = _Entry(code.address("minicc_executor_stop"))
         else:
             self._run = _Entry(code.address("minicc_executor_run_alone"))
+            self._turns = _Entry(code.address("minicc_executor_turns_alone"))
         self.forget_threads()
 
     def forget_threads(self) -> None:
@@ -131,6 +140,11 @@ class _Pool:
         if not self._started:
             self._start()
         self._run(self._address, rows, count)
+
+    def turns(self, words: int, most: int) -> None:
+        if not self._started:
+            self._start()
+        self._turns(self._address, words, most)
 
     def _start(self) -> None:
         with self._lock:
