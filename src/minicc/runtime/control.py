@@ -55,8 +55,9 @@ class ControlCall:
         turns = most if limit is None else min(limit, most)
         if self.native and going and turns > 0:
             head = [_number(0, types[0]), _number(True, types[1])]
+            forwards = ((), (False,) * (len(body.program.outputs) - 1 - count))
             ahead = min(limit_total, BYTES_AHEAD)
-            result = run_turns(body, turns, head, carried, (), captures, ((), ()), dict(sizes), ahead)
+            result = run_turns(body, turns, head, carried, (), captures, forwards, dict(sizes), ahead)
             if result is not None:
                 if result.turns == most and result.going and (limit is None or limit > most):
                     raise self._too_many(most)
