@@ -148,6 +148,8 @@ def _record_calls(
         step = segment.steps[at]
         symbol = module.code.symbols[step.kernel]
         if symbol in calls:
+            if row[5] > 0 and calls[symbol]["layers"] is step.origin:  # a further stage of the same call
+                calls[symbol]["units"] = row[5] + row[2]
             continue
         words = bound.words[row[1] // 8 :][: len(step.words)].tolist()
         used = list(dict.fromkeys(w.buffer for w in step.words if w.buffer is not None))

@@ -23,11 +23,13 @@ from minicc.codegen.build import ObjectStore, build_objects
 from minicc.runtime.objects import LoadedObjects, load_objects
 from minicc.targets.cpu import CpuTarget
 
-ROW_WORDS = 5
+ROW_WORDS = 6
 MAX_ROWS = 1 << 20
 
 # Splitting a row costs up to a microsecond of waiting, so each chunk should be worth ten.
 MIN_CHUNK_NS = 10_000.0
+# Those of the stages of one kernel follow each other so closely that no thread goes to sleep in between.
+MIN_STAGE_NS = 3_000.0
 CHUNKS_PER_THREAD = 6
 
 # Of the description of a loop and of the native state, as laid out in kernels/cpu/executor.py (a test compares them).
@@ -49,13 +51,13 @@ def executor_sources() -> dict[str, str]:
     return {f"minicc_executor_{word}": text.format(word) for word in _WORDS}
 
 
-def chunking(n: int, cost_ns: float, threads: int) -> tuple[int, int]:
+def chunking(n: int, cost_ns: float, threads: int, least_ns: float = MIN_CHUNK_NS) -> tuple[int, int]:
     """How to cut a row of n units: (units per chunk, number of chunks), with chunks = ceil(n / units).
 
-    cost_ns: estimated time of the whole row on one thread. Rows below about 20 us stay whole; long ones
+    cost_ns: estimated time of the whole row on one thread. Rows below twice `least_ns` stay whole; long ones
     become several chunks per thread, so that a thread which lost its core delays the row by one chunk only.
     """
-    pieces = min(n, threads * CHUNKS_PER_THREAD, int(cost_ns / MIN_CHUNK_NS))
+    pieces = min(n, threads * CHUNKS_PER_THREAD, int(cost_ns / least_ns))
     if threads == 1 or pieces < 2:
         return max(n, 1), 1
     if pieces > threads:
@@ -82,7 +84,7 @@ class Executor:
         self._pool = _shared_pool(self.threads, store, target, objects)
 
     def run(self, rows: NDArray[np.int64]) -> None:
-        """Run a table of shape (k, 5): function, argument block, n, chunk, ceil(n / chunk).
+        """Run a table of shape (k, 6): function, argument block, n, chunk, ceil(n / chunk), first unit.
 
         Blocks until every row is done, without the GIL. Any number of threads may call at once: one of them
         gets the pool, the others run alone. The caller keeps all memory the rows point to alive. ValueError

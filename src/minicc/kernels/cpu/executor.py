@@ -1,7 +1,7 @@
 """The native executor: walks a table of kernel calls and shares each one out among a pool of threads.
 
-A row is five int64 words: kernel address, argument block address, domain size n, chunk, number of chunks
-(ceil(n / chunk)). Rows run in order; the chunks of one row run in any order, on any thread.
+A row is six int64 words: kernel address, argument block address, domain size n, chunk, number of chunks
+(ceil(n / chunk)), first unit of the domain. Rows run in order; the chunks of one row run in any order, on any thread.
 
 Each thread has a share of a row's chunks, the caller the first ones, so that row after row a thread meets the
 part of the data that it has written before; when its share is done it takes from the others'. Shares are handed
@@ -37,7 +37,7 @@ from minicc.kernels.cpu.system import (
     thread_number,
 )
 
-ROW_WORDS = 5
+ROW_WORDS = 6
 ROW_BYTES = 8 * ROW_WORDS
 
 # Words that describe a loop whose turns run the same rows. What differs from turn to turn is in the rows' arguments: a
@@ -89,15 +89,21 @@ def run_chunk(row, index):
     """Run one chunk of the row at this address."""
     words = ptr_i64(row)
     begin = index * words[3]
-    call_kernel(words[0], words[1], begin, min(begin + words[3], words[2]))
+    call_kernel(words[0], words[1], words[5] + begin, words[5] + min(begin + words[3], words[2]))
+
+
+@helper
+def run_row(row):
+    """Run the whole row at this address."""
+    words = ptr_i64(row)
+    call_kernel(words[0], words[1], words[5], words[5] + words[2])
 
 
 @helper
 def run_rows_alone(begin, end):
     """Run `end` rows at address `begin` on this thread."""
     for index in range(end):
-        row = ptr_i64(begin + index * ROW_BYTES)
-        call_kernel(row[0], row[1], 0, row[2])
+        run_row(begin + index * ROW_BYTES)
 
 
 def run_alone(args, begin, end):
@@ -262,11 +268,12 @@ def run_rows(args, begin, end):
         return
     atomic_store(args, ROWS, begin)
     for index in range(end):
-        row = ptr_i64(begin + index * ROW_BYTES)
-        if row[4] <= 1 or (args[ALONE_UNTIL] != 0 and clock() < args[ALONE_UNTIL]):
-            call_kernel(row[0], row[1], 0, row[2])
+        row = begin + index * ROW_BYTES
+        chunks = ptr_i64(row)[4]
+        if chunks <= 1 or (args[ALONE_UNTIL] != 0 and clock() < args[ALONE_UNTIL]):
+            run_row(row)
         else:
-            watch_preemption(args, share_out(args, begin, index, row[4]))
+            watch_preemption(args, share_out(args, begin, index, chunks))
     atomic_store(args, OWNER, 0)
 
 
