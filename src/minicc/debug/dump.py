@@ -24,6 +24,7 @@ from minicc.lower.text import print_program
 from minicc.options import Options
 from minicc.runtime.bind import Bound, Segment, itemsize
 from minicc.runtime.code import Code
+from minicc.runtime.executor import GUARD
 from minicc.runtime.module import CompiledModule, segments_of
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
@@ -145,6 +146,8 @@ def _record_calls(
 ) -> None:
     buffers = segment.program.buffers
     for row, at in zip(bound.rows.tolist(), bound.steps.tolist()):
+        if row[4] == GUARD:
+            continue
         step = segment.steps[at]
         symbol = module.code.symbols[step.kernel]
         if symbol in calls:

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +27,7 @@ from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
-from minicc.runtime.executor import MIN_STAGE_NS, ROW_WORDS, chunking
+from minicc.runtime.executor import GUARD, MAX_ROWS, MIN_STAGE_NS, ROW_WORDS, chunking
 from minicc.runtime.memory import ALIGNMENT, Interval, Layout, MemoryPlan, layout, place
 from minicc.runtime.sizes import DimTable
 from minicc.targets.cpu import CpuTarget
@@ -224,6 +225,10 @@ class Segment:
                     templates_at.append(at)
                 else:
                     copies.append((first, at))
+            for b, _ in step.guards:
+                value.append(self._dims.number(0))
+                scale.append(1)
+                base.append(base_of[b])
             starts.append(len(value))
             for required in step.requires:
                 self._dims.number(required)
@@ -462,7 +467,25 @@ class Segment:
             place = int(np.searchsorted(kept, at))
             for row, (first, n, cost) in zip(rows[place : place + len(own)], own):
                 row[2:] = n, *chunking(n, cost, threads, MIN_STAGE_NS), first
-        return rows, kept
+        return self._guarded(rows, kept) if any(step.guards for step in self.steps) else (rows, kept)
+
+    def _guarded(self, rows: Words, kept: NDArray[np.intp]) -> tuple[Words, NDArray[np.intp]]:
+        """The rows with the guards of each step before its own."""
+        out: list[Any] = []
+        steps: list[int] = []
+        last = 0
+        for at, same in groupby(kept.tolist()):
+            first, last = last, last + len(list(same))
+            step = self.steps[at]
+            place = int(self.starts[at]) + len(step.words)
+            for number, (_, wanted) in enumerate(step.guards):
+                behind = len(step.guards) - 1 - number + last - first
+                out.append((0, 8 * (place + number), wanted, behind, GUARD, 0))
+            out += rows[first:last].tolist()
+            steps += [at] * (len(step.guards) + last - first)
+        if len(out) > MAX_ROWS:  # the executor gets longer tables in pieces
+            raise ResourceLimitError("too many kernel calls in the branches of an If", where=self.program.name)
+        return np.array(out, np.int64).reshape(-1, ROW_WORDS), np.array(steps, np.intp)
 
 
 def address_of(array: Array) -> int:

@@ -25,6 +25,7 @@ from minicc.targets.cpu import CpuTarget
 
 ROW_WORDS = 6
 MAX_ROWS = 1 << 20
+GUARD = -1  # as the number of chunks
 
 # Splitting a row costs up to a microsecond of waiting, so each chunk should be worth ten.
 MIN_CHUNK_NS = 10_000.0
@@ -84,7 +85,7 @@ class Executor:
         self._pool = _shared_pool(self.threads, store, target, objects)
 
     def run(self, rows: NDArray[np.int64]) -> None:
-        """Run a table of shape (k, 6): function, argument block, n, chunk, ceil(n / chunk), first unit.
+        """Run a table of shape (k, 6): function, argument block, n, chunk, ceil(n / chunk), first unit; or guards.
 
         Blocks until every row is done, without the GIL. Any number of threads may call at once: one of them
         gets the pool, the others run alone. The caller keeps all memory the rows point to alive. ValueError

@@ -2,6 +2,9 @@
 
 A row is six int64 words: kernel address, argument block address, domain size n, chunk, number of chunks
 (ceil(n / chunk)), first unit of the domain. Rows run in order; the chunks of one row run in any order, on any thread.
+A guard, a row with GUARD for the number of chunks, makes the next rows depend on a condition: its second word is the
+address of a word that holds the address of a byte; unless this is not 0 where the third is not 0, and 0 where it is,
+as many rows are passed over as the fourth says.
 
 Each thread has a share of a row's chunks, the caller the first ones, so that row after row a thread meets the
 part of the data that it has written before; when its share is done it takes from the others'. Shares are handed
@@ -39,6 +42,7 @@ from minicc.kernels.cpu.system import (
 
 ROW_WORDS = 6
 ROW_BYTES = 8 * ROW_WORDS
+GUARD = -1
 
 # Words that describe a loop whose turns run the same rows. What differs from turn to turn is in the rows' arguments: a
 # move, four words, names one of them by its address and says what is added to it before the second turn, the third, the
@@ -100,10 +104,24 @@ def run_row(row):
 
 
 @helper
+def passed_over(row):
+    """How many rows are passed over after the guard at this address."""
+    words = ptr_i64(row)
+    holds = ptr_u8(ptr_i64(words[1])[0])[0] != 0
+    return 0 if holds == (words[2] != 0) else words[3]
+
+
+@helper
 def run_rows_alone(begin, end):
     """Run `end` rows at address `begin` on this thread."""
-    for index in range(end):
-        run_row(begin + index * ROW_BYTES)
+    index = 0
+    while index < end:
+        row = begin + index * ROW_BYTES
+        if ptr_i64(row)[4] == GUARD:
+            index += passed_over(row)
+        else:
+            run_row(row)
+        index += 1
 
 
 def run_alone(args, begin, end):
@@ -267,13 +285,17 @@ def run_rows(args, begin, end):
         run_rows_alone(begin, end)
         return
     atomic_store(args, ROWS, begin)
-    for index in range(end):
+    index = 0
+    while index < end:
         row = begin + index * ROW_BYTES
         chunks = ptr_i64(row)[4]
-        if chunks <= 1 or (args[ALONE_UNTIL] != 0 and clock() < args[ALONE_UNTIL]):
+        if chunks == GUARD:
+            index += passed_over(row)
+        elif chunks <= 1 or (args[ALONE_UNTIL] != 0 and clock() < args[ALONE_UNTIL]):
             run_row(row)
         else:
             watch_preemption(args, share_out(args, begin, index, chunks))
+        index += 1
     atomic_store(args, OWNER, 0)
 
 
