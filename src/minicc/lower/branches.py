@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from minicc.ir.dims import Dim, SymbolicDim
+from minicc.ir.dims import Atom, SymbolicDim
 from minicc.ir.graph import Node
 from minicc.ir.types import TensorType, Type, boolean
 from minicc.lower.context import Lowering
@@ -31,7 +31,7 @@ def _plain(branch: Program, types: Sequence[Type]) -> bool:
     written = {b for step in branch.steps if isinstance(step, KernelStep) for b in step.writes}
     return (
         all(_always_binds(step) for step in branch.steps)
-        and all(_is_polynomial(d, positive=True) for b in branch.buffers for d in b.shape or ())
+        and all(_is_defined(d, positive=True) for b in branch.buffers for d in b.shape or ())
         and len(set(branch.outputs)) == len(outputs)
         and written.issuperset(branch.outputs)
         and all(b.kind == "output" and b.dtype and TensorType(b.dtype, b.shape) == t for b, t in zip(outputs, types))
@@ -41,16 +41,31 @@ def _plain(branch: Program, types: Sequence[Type]) -> bool:
 def _always_binds(step: Step) -> bool:
     if not isinstance(step, KernelStep) or step.requires:
         return False
-    return all(_is_polynomial(d) for d in (step.units, *(w.value for w in step.words)))
+    return all(_is_defined(d) for d in (step.units, *(w.value for w in step.words)))
 
 
-def _is_polynomial(dim: Dim, positive: bool = False) -> bool:
-    """Whether a size has a value for any sizes of its symbols (`positive`: one of at least 0)."""
-    if not isinstance(dim, SymbolicDim):
+def _is_defined(dim: object, positive: bool = False) -> bool:
+    """Whether a size has a value for any sizes of its symbols (`positive`: surely one of at least 0)."""
+    if isinstance(dim, int):
         return dim >= 0 or not positive
-    return all(isinstance(atom, str) for monomial, _ in dim.terms for atom in monomial) and (
-        not positive or all(coefficient >= 0 for _, coefficient in dim.terms)
-    )
+    if not isinstance(dim, SymbolicDim):
+        return False
+    atoms = {atom for monomial, _ in dim.terms for atom in monomial}
+    signs = all(coefficient >= 0 for _, coefficient in dim.terms) or not positive
+    return signs and all(_is_defined_atom(atom, positive) for atom in atoms)
+
+
+def _is_defined_atom(atom: Atom, positive: bool) -> bool:
+    if atom.op == "symbol":
+        return True
+    if atom.op == "max":
+        return all(map(_is_defined, atom.args)) and (not positive or any(_is_defined(a, True) for a in atom.args))
+    if atom.op == "min":
+        return all(_is_defined(a, positive) for a in atom.args)
+    if atom.op in ("//", "%"):
+        divided, by = atom.args
+        return isinstance(by, int) and by > 0 and _is_defined(divided, positive and atom.op == "//")
+    return False
 
 
 def merge_branches(low: Lowering, node: Node, condition: int, captures: Sequence[int], branches: Sequence[Program]) -> None:
