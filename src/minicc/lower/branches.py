@@ -19,7 +19,8 @@ from minicc.lower.program import Buffer, KernelStep, Program, Step, Word
 def merges(node: Node, branches: Sequence[Program]) -> bool:
     """Whether the branches of an If can be steps of the program around it."""
     condition, *captures = node.inputs
-    if condition is None or condition.type != TensorType(boolean, (1,) * len(condition.shape)):
+    kind = None if condition is None else condition.type
+    if not isinstance(kind, TensorType) or kind.shape is None or kind != TensorType(boolean, (1,) * len(kind.shape)):
         return False
     known = all(v is not None and isinstance(v.type, TensorType) and v.type.shape is not None for v in captures)
     return known and all(_plain(branch, [v.type for v in node.outputs]) for branch in branches)
