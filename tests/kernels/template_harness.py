@@ -88,12 +88,19 @@ def call(
     threads: int = 1,
     cuts: tuple[float, ...] = (0.4,),
 ) -> None:
-    """Bind and run a template; arrays stand for their addresses, `cuts` are where the domain is split."""
+    """Bind and run a template; arrays stand for their addresses, `cuts` are where the domain is split.
+
+    Where it has stages, these run in order and the units of each in any order.
+    """
     function, _ = _function(name, tuple(sorted(constants.items())), kind, target)
     values = [words.get(word, 0) for word in template.TEMPLATES[name].words]
     numbers = [w.ctypes.data if isinstance(w, np.ndarray) else int(w) for w in (*values, *tail)]
     units = template.bind(name, constants, numbers, TARGETS[target], threads)
     block = np.array(numbers, np.int64)
+    for first, count, _ in template.stages(name, constants, numbers):
+        for unit in np.random.default_rng(first).permutation(count).tolist():
+            function(block.ctypes.data, first + unit, first + unit + 1)
+        units = 0
     marks = sorted({0, units, *(int(cut * units) for cut in cuts)})
     for begin, end in itertools.pairwise(marks):
         function(block.ctypes.data, begin, end)

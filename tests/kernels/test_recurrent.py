@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from minicc.kernels import recurrent
 from minicc.kernels.domain import panel_columns
 from minicc.kernels.packing import pack_b
 from tests.kernels.template_harness import TARGETS, Array, aligned, call
@@ -132,6 +135,39 @@ def test_directions_and_lengths(op, direction):
 def test_sizes(op, t, b, h):
     compare(op, t=t, b=b, h=h, states=False)
     compare(op, t=t, b=b, h=h, direction="bidirectional", threads=2)
+
+
+@pytest.mark.parametrize("op", sorted(GATES))
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_stages(op: str, data: st.DataObject) -> None:
+    """Few sequences on many threads: each step's product is shared out, whatever the sizes."""
+    t, b, h = (data.draw(st.integers(1, most)) for most in (6, 9, 70))
+    attributes: dict[str, Any] = {"direction": data.draw(st.sampled_from(["forward", "reverse", "bidirectional"]))}
+    if op == "GRU":
+        attributes["linear_before_reset"] = data.draw(st.integers(0, 1))
+    if op == "LSTM":
+        attributes["peepholes"] = data.draw(st.booleans())
+    lengths = data.draw(st.none() | st.lists(st.integers(1, t), min_size=b, max_size=b))
+    target = data.draw(st.sampled_from(sorted(TARGETS)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recurrent, "STEP_WORK", 0)
+        patch.setattr(recurrent, "WHOLE_WORK", 0)
+        compare(op, t, b, 4, h, lengths, data.draw(st.booleans()), target=target, threads=5, **attributes)
+
+
+def test_when_there_are_stages() -> None:
+    target = TARGETS["cpu"]
+    constants = {"COUNT": 3, "NR": 2 * target.vector_width}
+    words = {"B": 1, "DIRECTIONS": 1, "H": 400, "T": 20, "ROWS": 0, "STAGE": 0}
+    units = recurrent.recurrent_domain(words, constants, target, 2)
+    found = recurrent.recurrent_stages(words, constants)
+    assert len(found) == 2 + 4 * 20 and units == len(found) * words["STAGE"]
+    assert [first for first, _, _ in found] == list(range(0, units, words["STAGE"]))
+    for changed, threads in (({}, 1), ({"H": 40}, 2), ({"T": 1}, 2), ({"DIRECTIONS": 2}, 2), ({"T": 10**6}, 2)):
+        other = words | changed
+        recurrent.recurrent_domain(other, constants, target, threads)
+        assert recurrent.recurrent_stages(other, constants) == ()
 
 
 @pytest.mark.parametrize(

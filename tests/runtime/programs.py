@@ -109,7 +109,7 @@ class Sketch:
         def types(which: tuple[int, ...]) -> tuple[TensorType, ...]:
             return tuple(TensorType(self.buffers[b].dtype, self.buffers[b].shape) for b in which)
 
-        names_in = tuple("xyzuvw"[i] for i in range(len(inputs)))
+        names_in = tuple("xyzuvwabcdefgh"[i] for i in range(len(inputs)))
         return Program(
             self.name,
             tuple(self.buffers),

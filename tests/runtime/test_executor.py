@@ -47,17 +47,22 @@ class Work:
         self.x = rng.integers(0, 100, (rows, size))
         self.y = np.zeros(size, np.int64)
         self.args = np.array([[self.x[i].ctypes.data, self.y.ctypes.data] for i in range(rows)], np.int64)
-        self.rows = np.zeros((rows, 5), np.int64)
+        self.rows = np.zeros((rows, face.ROW_WORDS), np.int64)
         self.expected = np.zeros(size, np.int64)
         for i in range(rows):
-            n = int(rng.integers(0, size + 1))
+            first = int(rng.integers(0, size + 1))
+            n = int(rng.integers(0, size + 1 - first))
             chunk = int(rng.integers(1, size + 1))
-            self.rows[i] = function, self.args[i].ctypes.data, n, chunk, -(-n // chunk)
-            self.expected[:n] = 2 * self.expected[:n] + self.x[i, :n]
+            self.rows[i] = function, self.args[i].ctypes.data, n, chunk, -(-n // chunk), first
+            part = slice(first, first + n)
+            self.expected[part] = 2 * self.expected[part] + self.x[i, part]
 
 
 def test_state_layout() -> None:
     assert (face.TICKETS, face.TICKET_WORDS, face.WORKERS) == (native.TICKETS, native.TICKET_WORDS, native.WORKERS)
+    for name in ("TABLE", "TABLE_ROWS", "MOVES", "MOVES_COUNT", "CONDITION", "TURNS_DONE", "TURN_WORDS"):
+        assert getattr(face, name) == getattr(native, name)
+    assert 8 * face.MOVE_WORDS == native.MOVE_BYTES
     assert face.ROW_WORDS == native.ROW_WORDS
     assert face.MAX_ROWS <= native.MAX_ROWS
 
@@ -98,7 +103,7 @@ def test_workers_take_part(step: LoadedObjects) -> None:
     size = 1 << 21
     x, y = np.ones(size, np.int64), np.zeros(size, np.int64)
     args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
-    rows = np.array([[step.address("step"), args.ctypes.data, size, size // 16, 16]], np.int64)
+    rows = np.array([[step.address("step"), args.ctypes.data, size, size // 16, 16, 0]], np.int64)
     saved = []
     for _ in range(20):
         time.sleep(0.005)  # lets the worker fall asleep
@@ -119,7 +124,7 @@ def test_workers_stay_off_the_callers_core(step: LoadedObjects) -> None:
     size = 1 << 20
     x, y = np.ones(size, np.int64), np.zeros(size, np.int64)
     args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
-    row = np.array([[step.address("step"), args.ctypes.data, size, size // 16, 16]], np.int64)
+    row = np.array([[step.address("step"), args.ctypes.data, size, size // 16, 16, 0]], np.int64)
     time.sleep(0.005)  # lets the worker fall asleep: it is moved when it is woken
     executor.run(np.tile(row, (20, 1)))
     (worker,) = executor._pool._threads
@@ -141,7 +146,7 @@ def test_long_table_and_empty_table(executor: Executor, step: LoadedObjects) -> 
     x, y = np.ones(2, np.int64), np.zeros(2, np.int64)
     args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
     rows = np.tile(
-        np.array([step.address("step"), args.ctypes.data, 2, 2, 1], np.int64), (face.MAX_ROWS + 62, 1)
+        np.array([step.address("step"), args.ctypes.data, 2, 2, 1, 0], np.int64), (face.MAX_ROWS + 62, 1)
     )
     executor.run(rows)
     assert (y == -1).all()  # all 64 bits shifted in
@@ -150,7 +155,7 @@ def test_long_table_and_empty_table(executor: Executor, step: LoadedObjects) -> 
 
 @pytest.mark.parametrize(
     "rows",
-    [np.zeros((2, 4), np.int64), np.zeros(5, np.int64), np.zeros((2, 5)), np.zeros((4, 5), np.int64)[::2]],
+    [np.zeros((2, 5), np.int64), np.zeros(6, np.int64), np.zeros((2, 6)), np.zeros((4, 6), np.int64)[::2]],
 )
 def test_malformed_tables(executor: Executor, rows: np.ndarray) -> None:
     with pytest.raises(ValueError, match="table"):
@@ -181,7 +186,7 @@ code = load_objects({{"step": compile_object('''{STEP}''', "step", host_target()
 executor = Executor(3, None, host_target())
 x, y = np.ones(1000, np.int64), np.zeros(1000, np.int64)
 args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
-rows = np.array([[code.address("step"), args.ctypes.data, 1000, 10, 100]] * 20, np.int64)
+rows = np.array([[code.address("step"), args.ctypes.data, 1000, 10, 100, 0]] * 20, np.int64)
 def check():
     y[:] = 0
     executor.run(rows)

@@ -24,6 +24,7 @@ from minicc.lower.text import print_program
 from minicc.options import Options
 from minicc.runtime.bind import Bound, Segment, itemsize
 from minicc.runtime.code import Code
+from minicc.runtime.executor import GUARD
 from minicc.runtime.module import CompiledModule, segments_of
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
@@ -145,9 +146,13 @@ def _record_calls(
 ) -> None:
     buffers = segment.program.buffers
     for row, at in zip(bound.rows.tolist(), bound.steps.tolist()):
+        if row[4] == GUARD:
+            continue
         step = segment.steps[at]
         symbol = module.code.symbols[step.kernel]
         if symbol in calls:
+            if row[5] > 0 and calls[symbol]["layers"] is step.origin:  # a further stage of the same call
+                calls[symbol]["units"] = row[5] + row[2]
             continue
         words = bound.words[row[1] // 8 :][: len(step.words)].tolist()
         used = list(dict.fromkeys(w.buffer for w in step.words if w.buffer is not None))

@@ -8,6 +8,7 @@ inputs and outputs. The module itself is not disturbed: measuring uses runners o
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -211,8 +212,9 @@ def _measuring(usual: Runner, recorder: _Recorder, module: CompiledModule) -> Ru
 
 
 class _MeasuringSteps(Runner):
-    """A runner that measures its host steps."""
+    """A runner that measures its host steps; loops come turn by turn."""
 
+    native_turns = False
     record: _Recorder
 
     def run_step(self, step: Other, run: HostCall | ControlCall, shapes: Shapes, frame: Frame) -> None:  # type: ignore[override]
@@ -227,12 +229,14 @@ class _MeasuringSteps(Runner):
 
 
 class _MeasuringRunner(_MeasuringSteps):
-    """One that gives the executor one row at a time."""
+    """One that gives the executor one step at a time."""
 
     def execute(self, segment: Segment, bound: Bound, context: Context) -> None:
-        for i, at in enumerate(bound.steps.tolist()):
+        last = 0
+        for at, rows in itertools.groupby(bound.steps.tolist()):
+            first, last = last, last + len(list(rows))
             start = time.perf_counter()
-            self.executor.run(context.rows[i : i + 1])
+            self.executor.run(context.rows[first:last])
             self.note(segment.steps[at], start, time.perf_counter() - start, bound.sizes)
 
 

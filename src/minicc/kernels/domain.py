@@ -349,13 +349,6 @@ def expand_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, thr
     return w["IMAGES"] * line_blocks * panels
 
 
-def recurrent_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill ROWS of a recurrent layer; one unit is a block of so many sequences of one direction."""
-    sequences = w["B"] * w["DIRECTIONS"]
-    w["ROWS"] = max(1, min(tile_rows(target), w["B"], ceil_divide(sequences, threads)))
-    return w["DIRECTIONS"] * ceil_divide(w["B"], w["ROWS"])
-
-
 # As in kernels/cpu/attention.py: panels of a unit, floats of its packed queries (and of its sums), keys of a block.
 ATTENTION_PANELS = 8
 ATTENTION_QUERIES = 8192

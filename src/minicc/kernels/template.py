@@ -101,7 +101,7 @@ recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL
   Y Y_H Y_C       results, or 0 each; strides of Y: Y_D Y_T Y_B, of the others S_D S_B
   SCRATCH         float32 memory of at least D * (B + 8) * 7 * H elements
   T B H DIRECTIONS  extents; REVERSE: 1 when the only direction runs backwards (a second one always does)
-  ROWS            (bind)
+  ROWS STAGE      (bind)
 
 attention softmax over t of (SCALE * Q K^T + MASK), times V (no epilogue). GROUP neighbouring heads of queries share
           one of the GROUPS heads of keys
@@ -142,12 +142,12 @@ suppress  non-maximum suppression per batch and class (no epilogue). Constant CE
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from minicc.kernels import domain, sequential
+from minicc.kernels import domain, recurrent, sequential
 from minicc.targets.cpu import CpuTarget
 
 # Lines around a generated epilogue in the text of a kernel.
@@ -156,6 +156,8 @@ EPILOGUE_BEGIN, EPILOGUE_END = "# -- generated epilogue", "# -- end of the epilo
 _FOLDER = Path(__file__).parent
 
 Domain = Callable[[domain.Words, Mapping[str, int], CpuTarget, int], int]
+# Of a bound call: (first unit, units, ns on one thread) of each stage, none where all units may run together.
+Stages = Callable[[domain.Words, Mapping[str, int]], Sequence[tuple[int, int, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class Template:
     constants: names that `render` must be given; NR brings MR, VW and TILE with it.
     domain:    fills the blocking words (by name) and returns the number of units.
     fused:     whether it ends in an epilogue.
+    stages:    the ranges of units that must run one after the other, in order, where there are such.
     """
 
     name: str
@@ -173,10 +176,13 @@ class Template:
     constants: tuple[str, ...]
     domain: Domain
     fused: bool = True
+    stages: Stages | None = None
 
 
-def _template(name: str, words: str, constants: str, domain: Domain, fused: bool = True) -> Template:
-    return Template(name, tuple(words.split()), tuple(constants.split()), domain, fused)
+def _template(
+    name: str, words: str, constants: str, domain: Domain, fused: bool = True, stages: Stages | None = None
+) -> Template:
+    return Template(name, tuple(words.split()), tuple(constants.split()), domain, fused, stages)
 
 
 # The first words of templates whose windows slide over channels-last memory (kernels/cpu/windows.py).
@@ -257,11 +263,12 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "recurrent",
             "GATES R R2 RB P H0 C0 LENGTHS Y Y_H Y_C SCRATCH T B H DIRECTIONS REVERSE G_D G_T G_B R_D R2_D"
-            " Y_D Y_T Y_B S_D S_B ROWS",
+            " Y_D Y_T Y_B S_D S_B ROWS STAGE",
             "NR CELL COUNT ACT_F ACT_G ACT_H ALPHA_F BETA_F ALPHA_G BETA_G ALPHA_H BETA_H CLIP INPUT_FORGET"
             " LINEAR_BEFORE_RESET",
-            domain.recurrent_domain,
+            recurrent.recurrent_domain,
             fused=False,
+            stages=recurrent.recurrent_stages,
         ),
         _template(
             "attention",
@@ -323,6 +330,15 @@ def bind(
     units = template.domain(named, numbers, target, threads)
     words[: len(template.words)] = [named[word] for word in template.words]
     return units
+
+
+def stages(name: str, constants: Mapping[str, object], words: Sequence[int]) -> Sequence[tuple[int, int, float]]:
+    """The stages of a bound call: (first unit, units, ns on one thread) each; none where all its units may run together."""
+    template = TEMPLATES[name]
+    if template.stages is None:
+        return ()
+    numbers = {key: value for key, value in constants.items() if isinstance(value, int)}
+    return template.stages(dict(zip(template.words, words)), numbers)
 
 
 def render(name: str, constants: Mapping[str, object], epilogue: str, target: CpuTarget) -> str:

@@ -205,15 +205,14 @@ class Lowering:
     def emit_writes(self, writes: Sequence[Write], shape: Sequence[Dim], origin: tuple[str, ...], name: str,
                     allocate: Sequence[Value] = (), note: str = "") -> None:  # fmt: skip
         """A generated kernel for explicit writes over a parallel space of the given shape."""
-        if isinstance(self.target, CudaTarget):
 
-            def emit_parts(dtype: DType, extents: Sequence[Dim], value: Expr) -> int:
-                array = self.temporary(f"{name}_parts", dtype, extents)
-                place = linearise([iteration(axis) for axis in range(len(extents))], extents)
-                self.emit_writes([Write(array, dtype, place, value)], extents, origin, f"{name}_parts")
-                return array
+        def emit_parts(dtype: DType, extents: Sequence[Dim], value: Expr) -> int:
+            array = self.temporary(f"{name}_parts", dtype, extents)
+            place = linearise([iteration(axis) for axis in range(len(extents))], extents)
+            self.emit_writes([Write(array, dtype, place, value)], extents, origin, f"{name}_parts")
+            return array
 
-            writes = split_reductions(writes, shape, emit_parts)
+        writes = split_reductions(writes, shape, emit_parts, isinstance(self.target, CudaTarget))
         normal = normalise(writes, shape, keep=isinstance(self.target, CpuTarget))
         kernel = LoopKernel(len(normal.extents), normal.body, name[:60])
         for value in allocate:

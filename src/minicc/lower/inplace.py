@@ -63,7 +63,9 @@ def _rename(step: Step, renamed: dict[int, int]) -> Step:
 
     if isinstance(step, KernelStep):
         words = tuple(w if w.buffer is None else Word(w.value, new(w.buffer)) for w in step.words)
-        return replace(step, words=words, reads=tuple(map(new, step.reads)), writes=tuple(map(new, step.writes)))
+        guards = tuple((new(b), wanted) for b, wanted in step.guards)
+        reads, writes = tuple(map(new, step.reads)), tuple(map(new, step.writes))
+        return replace(step, words=words, reads=reads, writes=writes, guards=guards)
     inputs = tuple(None if b is None else new(b) for b in step.inputs)
     return replace(step, inputs=inputs)
 
@@ -76,7 +78,7 @@ def _overwritable(step: KernelStep, kernel: Kernel, buffers: Sequence[Buffer], t
         return None
     base = kernel.rank if isinstance(kernel, LoopKernel) else epilogue_base(kernel.template)
     places = _places(body, step.words, base)
-    own = {w.buffer for w in step.words[:base]}
+    own = {w.buffer for w in step.words[:base]} | {b for b, _ in step.guards}
     store = places[body.stores[0].operand]
     for source in step.reads:
         found = buffers[source]

@@ -16,6 +16,7 @@ from minicc.ir.opdef import Kind
 from minicc.ir.types import OpaqueType, TensorType, i64
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Write
+from minicc.lower.branches import merge_branches, merges
 from minicc.lower.context import Choices, KernelTable, Lowering, is_view
 from minicc.lower.inplace import reuse_in_place
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
@@ -24,6 +25,7 @@ from minicc.lower.templates import find_template
 from minicc.options import Options
 from minicc.passes.common import RESHAPES
 from minicc.passes.fuse import has_loops
+from minicc.targets.cpu import CpuTarget
 from minicc.targets.parse import Target
 
 # Constants of fewer bytes are not worth releasing.
@@ -280,7 +282,12 @@ def _lower_control(low: Lowering, node: Node, options: Options) -> None:
     names = ("then_branch", "else_branch") if node.op.name == "If" else ("body",)
     bodies = tuple(lower_graph(node.attrs[name], low.target, options, low.kernels, choices=low.choices) for name in names)
     attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, Graph)}
+    merged = node.op.name == "If" and isinstance(low.target, CpuTarget) and options.opt_level > 0 and merges(node, bodies)
     inputs = tuple(None if v is None else low.shaped_buffer(v) for v in node.inputs)
+    if merged:
+        condition, *captures = (b for b in inputs if b is not None)
+        merge_branches(low, node, condition, captures, bodies)
+        return
     for value in node.outputs:
         low.allocate(value, "host")
     low.steps.append(ControlStep(

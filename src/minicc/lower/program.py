@@ -61,6 +61,8 @@ class KernelStep:
     cost:    estimated nanoseconds of the whole call on one core, as a Dim (for chunking).
     flops, bytes: work and traffic, for the profile.
     requires: evaluated when sizes are bound, only to raise ShapeError for sizes that do not fit (lower/requirements.py).
+    guards:  (buffer of one bool, what it must hold), of the branches of an If that the step is in; it runs only where all
+             do. The buffers are among `reads`. On the CPU.
     """
 
     kernel: int
@@ -74,6 +76,7 @@ class KernelStep:
     bytes: Dim = 0
     note: str = ""  # why not a faster tier
     requires: tuple[Dim, ...] = ()
+    guards: tuple[tuple[int, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

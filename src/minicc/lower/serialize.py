@@ -25,7 +25,7 @@ from minicc.ir.types import BY_NAME, DType, OpaqueType, TensorType, Type
 from minicc.lower.kernel import Body, Kernel, LoopKernel, Operand, Store, TemplateKernel
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step, Word
 
-FORMAT = 1
+FORMAT = 2
 KINDS = ("input", "output", "constant", "content", "temporary", "host")
 MAX_DEPTH = 32
 MAX_ITEMS = 1 << 24
@@ -92,6 +92,7 @@ class _Writer:
                 "flops": self.dim(s.flops),
                 "bytes": self.dim(s.bytes),
                 "requires": [self.dim(d) for d in s.requires],
+                "guards": [list(guard) for guard in s.guards],
             }
         out = {
             "op": s.op,
@@ -297,6 +298,7 @@ class _Reader:
             self.dim(s["bytes"]),
             _string(s["note"]),
             tuple(self.dim(d) for d in _list(s["requires"])),
+            tuple(_guard(g, count) for g in _list(s["guards"])),
         )
 
     def dim(self, data: Any) -> Dim:
@@ -474,6 +476,12 @@ def _strings(data: Any) -> tuple[str, ...]:
 def _boolean(data: Any) -> bool:
     _need(isinstance(data, bool), f"true or false was expected, found {data!r}")
     return bool(data)
+
+
+def _guard(data: Any, count: int) -> tuple[int, bool]:
+    parts = _list(data)
+    _need(len(parts) == 2 and isinstance(parts[1], bool), "not a guard")
+    return _integer(parts[0], 0, count - 1), parts[1]
 
 
 def _integer(data: Any, low: int, high: int) -> int:

@@ -55,6 +55,9 @@ def _step(number: int, step: Step, program: Program, kernels: tuple[Kernel, ...]
         lines.append(
             f"{indent}     units {step.units}, cost {step.cost} ns, {step.flops} flop, {step.bytes} bytes"
         )
+        if step.guards:
+            wanted = ", ".join(f"{_name(b, buffers)} is {str(value).lower()}" for b, value in step.guards)
+            lines.append(f"{indent}     only where {wanted}")
         return lines + ([f"{indent}     note: {step.note}"] if step.note else [])
     ins = ", ".join("-" if b is None else _name(b, buffers) for b in step.inputs)
     outs = ", ".join(_name(b, buffers) for b in step.outputs)

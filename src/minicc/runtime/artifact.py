@@ -44,7 +44,7 @@ from minicc.targets.cpu import CpuTarget, host_target
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
-FORMAT = "minicc-2"
+FORMAT = "minicc-3"
 _REQUIRED = ("manifest.json", "signature", "program.json", "weights.bin")
 _MEMBER = re.compile(r"(report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII)
 _MAX_MEMBERS = 1 << 16

@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import Any, Generic, TypeVar
 
@@ -26,7 +27,7 @@ from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
-from minicc.runtime.executor import ROW_WORDS, chunking
+from minicc.runtime.executor import GUARD, MAX_ROWS, MIN_STAGE_NS, ROW_WORDS, chunking
 from minicc.runtime.memory import ALIGNMENT, Interval, Layout, MemoryPlan, layout, place
 from minicc.runtime.sizes import DimTable
 from minicc.targets.cpu import CpuTarget
@@ -41,6 +42,9 @@ KEPT_SHAPES = 16
 KEPT_CONTEXTS = 8
 # Chosen blocks of template calls kept per segment.
 KEPT_BLOCKINGS = 1024
+
+# Of a template call: its sizes with blocks chosen, the number of units, and (first unit, units, ns) of each stage.
+Blocking = tuple[list[int], int, Sequence[tuple[int, int, float]]]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -221,6 +225,10 @@ class Segment:
                     templates_at.append(at)
                 else:
                     copies.append((first, at))
+            for b, _ in step.guards:
+                value.append(self._dims.number(0))
+                scale.append(1)
+                base.append(base_of[b])
             starts.append(len(value))
             for required in step.requires:
                 self._dims.number(required)
@@ -256,7 +264,7 @@ class Segment:
         pairs = [pair for first, later in copies for pair in zip(self._sizes_of(first), self._sizes_of(later))]
         self._copied = np.array(copies, np.intp).reshape(-1, 2)
         self._copied_words = np.array(pairs, np.intp).reshape(-1, 2)
-        self._blockings: dict[tuple[int, ...], tuple[list[int], int]] = {}
+        self._blockings: dict[tuple[int, ...], Blocking] = {}
 
     def _sizes_of(self, at: int) -> list[int]:
         """The numbers of a step's words that are no addresses."""
@@ -336,8 +344,8 @@ class Segment:
         bases[self._temporary_bases] = plan.offsets
         words = values[self._word_value] * self._word_scale + bases[self._word_base]
         units = values[self._units]
-        self._bind_templates(words, units)
-        rows, kept = self._rows(units, values[self._costs])
+        stages = self._bind_templates(words, units)
+        rows, kept = self._rows(units, values[self._costs], stages)
         return Bound(self, words, rows, kept, plan, contents, shapes, {s: sizes[s] for s in self.symbols})
 
     def _plan(self, nbytes: Sequence[int]) -> MemoryPlan:
@@ -395,10 +403,14 @@ class Segment:
         }
         return nbytes, shapes
 
-    def _bind_templates(self, words: Words, units: Words) -> None:
-        """Fill the blocking words of template calls; of those with the same sizes (the layers of a model) once."""
+    def _bind_templates(self, words: Words, units: Words) -> dict[int, Sequence[tuple[int, int, float]]]:
+        """Fill the blocking words of template calls; of those with the same sizes (the layers of a model) once.
+
+        Returns the stages of the steps that have some.
+        """
         sizes = words[self._template_words].tolist()
         blocked: list[int] = []
+        stages: dict[int, Sequence[tuple[int, int, float]]] = {}
         if len(self._blockings) > KEPT_BLOCKINGS:
             self._blockings = {}
         known = self._blockings
@@ -406,27 +418,41 @@ class Segment:
             key = (at, *sizes[first:last])
             if key not in known:
                 known[key] = self._blocking(at, words)
-            filled, units[at] = known[key]
+            filled, units[at], own = known[key]
             blocked += filled
+            if own:
+                stages[at] = own
         words[self._template_words] = blocked
         words[self._copied_words[:, 1]] = words[self._copied_words[:, 0]]
         units[self._copied[:, 1]] = units[self._copied[:, 0]]
+        if stages:
+            stages |= {later: stages[first] for first, later in self._copied.tolist() if first in stages}
+        return stages
 
-    def _blocking(self, at: int, words: Words) -> tuple[list[int], int]:
-        """The words of a template call, without its addresses, with blocks chosen; and the number of units."""
+    def _blocking(self, at: int, words: Words) -> Blocking:
+        """The words of a template call, without its addresses, with blocks chosen; its units and stages."""
         machine, step = self.machine, self.steps[at]
         kernel = machine.kernels[step.kernel]
         assert isinstance(kernel, TemplateKernel)
         own, constants = words[self.starts[at] : self.starts[at + 1]].tolist(), dict(kernel.constants)
+        stages: Sequence[tuple[int, int, float]] = ()
         if isinstance(machine.target, CpuTarget):
             units = templates.bind(kernel.template, constants, own, machine.target, machine.threads)
+            stages = templates.stages(kernel.template, constants, own)
         else:
             units = prod(cuda_template.bind(kernel.template, constants, own, machine.target).grid)
-        return [value for value, word in zip(own, step.words) if word.buffer is None], units
+        return [value for value, word in zip(own, step.words) if word.buffer is None], units, stages
 
-    def _rows(self, units: Words, costs: Words) -> tuple[Words, NDArray[np.intp]]:
-        """Rows of the steps with work to do, with addresses relative to the words; and which steps."""
+    def _rows(
+        self, units: Words, costs: Words, stages: Mapping[int, Sequence[tuple[int, int, float]]]
+    ) -> tuple[Words, NDArray[np.intp]]:
+        """Rows of the steps with work to do, with addresses relative to the words; and which steps.
+
+        A step with stages has a row for each.
+        """
         kept = np.flatnonzero(units > 0)
+        if stages:
+            kept = np.repeat(kept, [len(stages.get(at, "1")) for at in kept.tolist()])
         rows = np.zeros((len(kept), ROW_WORDS), np.int64)
         rows[:, 0] = self._functions[kept]
         rows[:, 1] = self.starts[kept] * 8
@@ -436,8 +462,30 @@ class Segment:
             rows[:, 3], rows[:, 4] = rows[:, 2], 1  # alone, every row stays whole
         elif len(kept):
             pairs = zip(units[kept].tolist(), costs[kept].tolist())
-            rows[:, 3:] = [chunking(n, cost, threads) for n, cost in pairs]
-        return rows, kept
+            rows[:, 3:5] = [chunking(n, cost, threads) for n, cost in pairs]
+        for at, own in stages.items():
+            place = int(np.searchsorted(kept, at))
+            for row, (first, n, cost) in zip(rows[place : place + len(own)], own):
+                row[2:] = n, *chunking(n, cost, threads, MIN_STAGE_NS), first
+        return self._guarded(rows, kept) if any(step.guards for step in self.steps) else (rows, kept)
+
+    def _guarded(self, rows: Words, kept: NDArray[np.intp]) -> tuple[Words, NDArray[np.intp]]:
+        """The rows with the guards of each step before its own."""
+        out: list[Any] = []
+        steps: list[int] = []
+        last = 0
+        for at, same in groupby(kept.tolist()):
+            first, last = last, last + len(list(same))
+            step = self.steps[at]
+            place = int(self.starts[at]) + len(step.words)
+            for number, (_, wanted) in enumerate(step.guards):
+                behind = len(step.guards) - 1 - number + last - first
+                out.append((0, 8 * (place + number), wanted, behind, GUARD, 0))
+            out += rows[first:last].tolist()
+            steps += [at] * (len(step.guards) + last - first)
+        if len(out) > MAX_ROWS:  # the executor gets longer tables in pieces
+            raise ResourceLimitError("too many kernel calls in the branches of an If", where=self.program.name)
+        return np.array(out, np.int64).reshape(-1, ROW_WORDS), np.array(steps, np.intp)
 
 
 def address_of(array: Array) -> int:

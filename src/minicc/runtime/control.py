@@ -18,6 +18,10 @@ from minicc.ir.types import TensorType, Type
 from minicc.lower.program import ControlStep
 from minicc.runtime.bind import Array, Machine, Sizes
 from minicc.runtime.engine import Item, Runner
+from minicc.runtime.turns import is_native, run_turns
+
+# What the collected outputs of a loop, which may end early, may take before its first turn.
+BYTES_AHEAD = 1 << 28
 
 
 class ControlCall:
@@ -30,6 +34,7 @@ class ControlCall:
         if step.op not in runs:
             raise VerifyError(f"{step.op!r} is not a control-flow operator", where=self.where)
         self._run = runs[step.op]
+        self.native = step.op != "If" and is_native(self.bodies[0])
 
     def __call__(self, items: Sequence[Item], sizes: Sizes) -> Sequence[Item]:
         return self._run(items, sizes)
@@ -46,8 +51,18 @@ class ControlCall:
         limit = None if trips is None else int(self._one(trips))
         going = condition is None or bool(self._one(condition))
         most = self.machine.max_loop_iterations
-        collected: list[list[Array]] = [[] for _ in body.program.outputs[1 + count :]]
         types = body.program.input_types
+        turns = most if limit is None else min(limit, most)
+        if self.native and going and turns > 0:
+            head = [_number(0, types[0]), _number(True, types[1])]
+            forwards = ((), (False,) * (len(body.program.outputs) - 1 - count))
+            ahead = min(limit_total, BYTES_AHEAD)
+            result = run_turns(body, turns, head, carried, (), captures, forwards, dict(sizes), ahead)
+            if result is not None:
+                if result.turns == most and result.going and (limit is None or limit > most):
+                    raise self._too_many(most)
+                return [*result.states, *result.collected]
+        collected: list[list[Array]] = [[] for _ in body.program.outputs[1 + count :]]
         iteration = total = 0
         while going and (limit is None or iteration < limit):
             if iteration >= most:
@@ -78,11 +93,9 @@ class ControlCall:
         n_state, n_scanned = int(attrs["n_state"]), int(attrs["num_scan_inputs"])
         states, captures = list(items[:n_state]), items[n_state + n_scanned :]
         scanned = [
-            np.ascontiguousarray(np.moveaxis(array, axis, 0)[:: -1 if backwards else 1])
-            for array, axis, backwards in zip(
-                items[n_state : n_state + n_scanned],
-                _per_item(attrs, "scan_input_axes", n_scanned),
-                _per_item(attrs, "scan_input_directions", n_scanned),
+            np.ascontiguousarray(np.moveaxis(array, axis, 0))
+            for array, axis in zip(
+                items[n_state : n_state + n_scanned], _per_item(attrs, "scan_input_axes", n_scanned)
             )
         ]
         lengths = {len(array) for array in scanned}
@@ -91,9 +104,22 @@ class ControlCall:
                 "scanned inputs have different lengths", where=self.where, why=str(sorted(lengths))
             )
         declared = body.program.output_types[n_state:]
+        axes = _per_item(attrs, "scan_output_axes", len(declared))
+        backwards = [
+            [direction != 0 for direction in _per_item(attrs, f"scan_{kind}_directions", count)]
+            for kind, count in (("input", n_scanned), ("output", len(declared)))
+        ]
+        turns, machine = lengths.pop(), self.machine
+        if self.native and 0 < turns <= machine.max_loop_iterations:
+            given = (states, scanned, captures, backwards, dict(sizes), machine.max_bytes)
+            result = run_turns(body, turns, (), *given)
+            if result is not None:
+                stacks = zip(result.collected, axes)
+                return [*result.states, *(np.ascontiguousarray(np.moveaxis(a, 0, axis)) for a, axis in stacks)]
+        scanned = [array[::-1] if reverse else array for array, reverse in zip(scanned, backwards[0])]
         collected: list[list[Array]] = [[] for _ in declared]
-        for iteration in range(lengths.pop()):
-            if iteration >= self.machine.max_loop_iterations:
+        for iteration in range(turns):
+            if iteration >= machine.max_loop_iterations:
                 raise self._too_many(iteration)
             results = body.run(
                 [*states, *(array[iteration, ...] for array in scanned), *captures], dict(sizes)
@@ -101,11 +127,9 @@ class ControlCall:
             states = results[:n_state]
             for arrays, item in zip(collected, results[n_state:]):
                 arrays.append(item)
-        axes = _per_item(attrs, "scan_output_axes", len(declared))
-        directions = _per_item(attrs, "scan_output_directions", len(declared))
         outputs = (
-            self._stack(arrays[:: -1 if backwards else 1], type_, axis, sizes)
-            for arrays, type_, axis, backwards in zip(collected, declared, axes, directions)
+            self._stack(arrays[:: -1 if reverse else 1], type_, axis, sizes)
+            for arrays, type_, axis, reverse in zip(collected, declared, axes, backwards[1])
         )
         return [*states, *outputs]
 

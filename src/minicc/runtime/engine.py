@@ -47,6 +47,10 @@ class Executes(Protocol):
         """Run a table of rows, given by its address."""
         ...
 
+    def turns_at(self, address: int, most: int) -> None:
+        """Run turns of a loop, given by the address of its description."""
+        ...
+
 
 class HostRunner(Protocol):
     """Runs one host step on arrays; made by `host.host_runner`."""
@@ -116,7 +120,10 @@ class Runner:
     """A program whose segments, host steps and bodies are ready to run.
 
     make_step turns a host or control step into something callable (it may build further runners).
+    native_turns: whether all turns of a loop may be one call of the executor.
     """
+
+    native_turns = True
 
     def __init__(self, program: Program, machine: Machine, executor: Executes, make_step: MakeStep) -> None:
         self.program, self.machine, self.executor, self.make_step = program, machine, executor, make_step

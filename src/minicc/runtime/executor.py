@@ -23,20 +23,26 @@ from minicc.codegen.build import ObjectStore, build_objects
 from minicc.runtime.objects import LoadedObjects, load_objects
 from minicc.targets.cpu import CpuTarget
 
-ROW_WORDS = 5
+ROW_WORDS = 6
 MAX_ROWS = 1 << 20
+GUARD = -1  # as the number of chunks
 
 # Splitting a row costs up to a microsecond of waiting, so each chunk should be worth ten.
 MIN_CHUNK_NS = 10_000.0
+# Those of the stages of one kernel follow each other so closely that no thread goes to sleep in between.
+MIN_STAGE_NS = 3_000.0
 CHUNKS_PER_THREAD = 6
 
-# Of the native state, as laid out in kernels/cpu/executor.py (a test compares them).
+# Of the description of a loop and of the native state, as laid out in kernels/cpu/executor.py (a test compares them).
+TABLE, TABLE_ROWS, MOVES, MOVES_COUNT, CONDITION, TURNS_DONE, TURN_WORDS = range(7)
+MOVE_WORDS = 4
 TICKETS = 144
 TICKET_WORDS = 16
 WORKERS = 113
 
 _HAS_POOL = sys.platform == "linux"
-_WORDS = ("run", "worker", "stop", "run_alone") if _HAS_POOL else ("run_alone",)
+_ALONE = ("run_alone", "turns_alone")
+_WORDS = ("run", "turns", "worker", "stop", *_ALONE) if _HAS_POOL else _ALONE
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -46,13 +52,13 @@ def executor_sources() -> dict[str, str]:
     return {f"minicc_executor_{word}": text.format(word) for word in _WORDS}
 
 
-def chunking(n: int, cost_ns: float, threads: int) -> tuple[int, int]:
+def chunking(n: int, cost_ns: float, threads: int, least_ns: float = MIN_CHUNK_NS) -> tuple[int, int]:
     """How to cut a row of n units: (units per chunk, number of chunks), with chunks = ceil(n / units).
 
-    cost_ns: estimated time of the whole row on one thread. Rows below about 20 us stay whole; long ones
+    cost_ns: estimated time of the whole row on one thread. Rows below twice `least_ns` stay whole; long ones
     become several chunks per thread, so that a thread which lost its core delays the row by one chunk only.
     """
-    pieces = min(n, threads * CHUNKS_PER_THREAD, int(cost_ns / MIN_CHUNK_NS))
+    pieces = min(n, threads * CHUNKS_PER_THREAD, int(cost_ns / least_ns))
     if threads == 1 or pieces < 2:
         return max(n, 1), 1
     if pieces > threads:
@@ -79,7 +85,7 @@ class Executor:
         self._pool = _shared_pool(self.threads, store, target, objects)
 
     def run(self, rows: NDArray[np.int64]) -> None:
-        """Run a table of shape (k, 5): function, argument block, n, chunk, ceil(n / chunk).
+        """Run a table of shape (k, 6): function, argument block, n, chunk, ceil(n / chunk), first unit; or guards.
 
         Blocks until every row is done, without the GIL. Any number of threads may call at once: one of them
         gets the pool, the others run alone. The caller keeps all memory the rows point to alive. ValueError
@@ -101,6 +107,10 @@ class Executor:
             address, count = address + 8 * ROW_WORDS * MAX_ROWS, count - MAX_ROWS
         self._pool.run(address, count)
 
+    def turns_at(self, address: int, most: int) -> None:
+        """Up to `most` turns of a loop, given by the address of its TURN_WORDS words; its table has at most MAX_ROWS rows."""
+        self._pool.turns(address, most)
+
 
 class _Pool:
     """The native state and the threads that serve it."""
@@ -110,10 +120,12 @@ class _Pool:
         self._size = threads
         if threads > 1:
             self._run = _Entry(code.address("minicc_executor_run"))
+            self._turns = _Entry(code.address("minicc_executor_turns"))
             self._worker = _Entry(code.address("minicc_executor_worker"))
             self._stop = _Entry(code.address("minicc_executor_stop"))
         else:
             self._run = _Entry(code.address("minicc_executor_run_alone"))
+            self._turns = _Entry(code.address("minicc_executor_turns_alone"))
         self.forget_threads()
 
     def forget_threads(self) -> None:
@@ -131,6 +143,11 @@ class _Pool:
         if not self._started:
             self._start()
         self._run(self._address, rows, count)
+
+    def turns(self, words: int, most: int) -> None:
+        if not self._started:
+            self._start()
+        self._turns(self._address, words, most)
 
     def _start(self) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from minicc.errors import ArtifactError
 from minicc.ir.dims import Dim
-from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type
+from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type, boolean
 from minicc.kernels.cuda_template import CUDA_TEMPLATES, constants_of
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
@@ -177,6 +177,10 @@ def _check_kernel_step(step: KernelStep, program: Program, kernel: Kernel, writt
             f"a kernel writes a buffer of kind {buffer.kind}",
             buffer.name,
         )
+    for b, _ in step.guards:
+        flag = program.buffers[b]
+        one = flag.dtype == boolean and flag.shape is not None and flag.elements == 1
+        _need(one and b in step.reads and b in written, "a call depends on what is no condition", where)
     touched = {*step.reads, *step.writes}
     for word in step.words:
         if word.buffer is not None:

@@ -1,7 +1,10 @@
 """The native executor: walks a table of kernel calls and shares each one out among a pool of threads.
 
-A row is five int64 words: kernel address, argument block address, domain size n, chunk, number of chunks
-(ceil(n / chunk)). Rows run in order; the chunks of one row run in any order, on any thread.
+A row is six int64 words: kernel address, argument block address, domain size n, chunk, number of chunks
+(ceil(n / chunk)), first unit of the domain. Rows run in order; the chunks of one row run in any order, on any thread.
+A guard, a row with GUARD for the number of chunks, makes the next rows depend on a condition: its second word is the
+address of a word that holds the address of a byte; unless this is not 0 where the third is not 0, and 0 where it is,
+as many rows are passed over as the fourth says.
 
 Each thread has a share of a row's chunks, the caller the first ones, so that row after row a thread meets the
 part of the data that it has written before; when its share is done it takes from the others'. Shares are handed
@@ -12,12 +15,13 @@ does not wait but runs its rows alone.
 
 Threads spin for a short time and then sleep. When the machine is busy, pieces of work get stuck on a
 thread that lost its core; the throttle watches for that and lets the caller run alone for ten times the time
-lost, which bounds the loss at about a tenth. Nothing here allocates, raises, or knows what a kernel does.
+lost, which bounds the loss at about a tenth. Turns of a loop are runs of one table whose arguments move on in between.
+Nothing here allocates, raises, or knows what a kernel does.
 """
 
 # ruff: noqa: ARG001  (the kernel signature is fixed)
 
-from minicc.kernels.cpu.intrinsics import helper, ld_scratch, ptr_i64, st_scratch, stack_i64
+from minicc.kernels.cpu.intrinsics import helper, ld_scratch, ptr_i64, ptr_u8, st_scratch, stack_i64
 from minicc.kernels.cpu.system import (
     AFFINITY_WORDS,
     atomic_add,
@@ -36,8 +40,21 @@ from minicc.kernels.cpu.system import (
     thread_number,
 )
 
-ROW_WORDS = 5
+ROW_WORDS = 6
 ROW_BYTES = 8 * ROW_WORDS
+GUARD = -1
+
+# Words that describe a loop whose turns run the same rows. What differs from turn to turn is in the rows' arguments: a
+# move, four words, names one of them by its address and says what is added to it before the second turn, the third, the
+# fourth; from then on the last two alternate.
+TABLE = 0  # address of the rows
+TABLE_ROWS = 1
+MOVES = 2  # address of the moves
+MOVES_COUNT = 3
+CONDITION = 4  # address of a byte that ends the loop when a turn leaves 0 there; or 0
+TURNS_DONE = 5
+TURN_WORDS = 6
+MOVE_BYTES = 32
 
 # Words of the pool's state. Those which different threads write lie 128 bytes apart.
 DONE = 16  # chunks of the current row that are finished
@@ -79,14 +96,40 @@ def run_chunk(row, index):
     """Run one chunk of the row at this address."""
     words = ptr_i64(row)
     begin = index * words[3]
-    call_kernel(words[0], words[1], begin, min(begin + words[3], words[2]))
+    call_kernel(words[0], words[1], words[5] + begin, words[5] + min(begin + words[3], words[2]))
+
+
+@helper
+def run_row(row):
+    """Run the whole row at this address."""
+    words = ptr_i64(row)
+    call_kernel(words[0], words[1], words[5], words[5] + words[2])
+
+
+@helper
+def passed_over(row):
+    """How many rows are passed over after the guard at this address."""
+    words = ptr_i64(row)
+    holds = ptr_u8(ptr_i64(words[1])[0])[0] != 0
+    return 0 if holds == (words[2] != 0) else words[3]
+
+
+@helper
+def run_rows_alone(begin, end):
+    """Run `end` rows at address `begin` on this thread."""
+    index = 0
+    while index < end:
+        row = begin + index * ROW_BYTES
+        if ptr_i64(row)[4] == GUARD:
+            index += passed_over(row)
+        else:
+            run_row(row)
+        index += 1
 
 
 def run_alone(args, begin, end):
     """Run `end` rows at address `begin` on this thread, without a pool."""
-    for index in range(end):
-        row = ptr_i64(begin + index * ROW_BYTES)
-        call_kernel(row[0], row[1], 0, row[2])
+    run_rows_alone(begin, end)
 
 
 @helper
@@ -238,18 +281,59 @@ def stop(args, begin, end):
     futex_wake(args, ALARM, end)
 
 
-def run(args, begin, end):
+@helper
+def run_rows(args, begin, end):
     """Run `end` rows at address `begin`; `args` is the pool's state."""
     if atomic_load(args, WORKERS) == 0 or not atomic_exchange_if(args, OWNER, 0, 1):
-        for index in range(end):
-            row = ptr_i64(begin + index * ROW_BYTES)
-            call_kernel(row[0], row[1], 0, row[2])
+        run_rows_alone(begin, end)
         return
     atomic_store(args, ROWS, begin)
-    for index in range(end):
-        row = ptr_i64(begin + index * ROW_BYTES)
-        if row[4] <= 1 or (args[ALONE_UNTIL] != 0 and clock() < args[ALONE_UNTIL]):
-            call_kernel(row[0], row[1], 0, row[2])
+    index = 0
+    while index < end:
+        row = begin + index * ROW_BYTES
+        chunks = ptr_i64(row)[4]
+        if chunks == GUARD:
+            index += passed_over(row)
+        elif chunks <= 1 or (args[ALONE_UNTIL] != 0 and clock() < args[ALONE_UNTIL]):
+            run_row(row)
         else:
-            watch_preemption(args, share_out(args, begin, index, row[4]))
+            watch_preemption(args, share_out(args, begin, index, chunks))
+        index += 1
     atomic_store(args, OWNER, 0)
+
+
+@helper
+def next_turn(turn):
+    """Make the words of a turn at address `turn` those of the next one; whether there is to be one."""
+    words = ptr_i64(turn)
+    for index in range(words[MOVES_COUNT]):
+        move = ptr_i64(words[MOVES] + index * MOVE_BYTES)
+        ptr_i64(move[0])[0] += move[1]
+        move[1] = move[2]
+        move[2] = move[3]
+        move[3] = move[1]
+    words[TURNS_DONE] += 1
+    return words[CONDITION] == 0 or ptr_u8(words[CONDITION])[0] != 0
+
+
+def run(args, begin, end):
+    """Run `end` rows at address `begin`; `args` is the pool's state."""
+    run_rows(args, begin, end)
+
+
+def turns(args, begin, end):
+    """Up to `end` turns of a loop described at address `begin` (see TURN_WORDS); `args` is the pool's state."""
+    words = ptr_i64(begin)
+    for _ in range(end):
+        run_rows(args, words[TABLE], words[TABLE_ROWS])
+        if not next_turn(begin):
+            return
+
+
+def turns_alone(args, begin, end):
+    """As `turns`, on this thread, without a pool."""
+    words = ptr_i64(begin)
+    for _ in range(end):
+        run_rows_alone(words[TABLE], words[TABLE_ROWS])
+        if not next_turn(begin):
+            return

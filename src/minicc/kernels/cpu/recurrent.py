@@ -5,6 +5,10 @@ that is linear before reset, without the recurrent bias of the hidden gate: that
 hidden * R, applies the cell and stores the state. Gates are in ONNX's order: i o f c; z r h. A sequence of
 length L takes L steps; the steps of Y behind it are zero, and a reversed direction begins at its last
 element. One unit is a block of up to MR sequences of one direction, from the first step to the last.
+
+Where that leaves threads without work, STAGE is not 0 and the call goes in stages: the beginning, for each step the
+product with R (of a GRU also what comes between it and the product with R2, and this one) and the cell, and the end.
+Unit `stage * STAGE + i` is one panel of one block's product, or one block. Stages run in order, each shared out.
 """
 
 # ruff: noqa: ARG001  (activations and cells share one signature each)
@@ -63,7 +67,8 @@ Y_T = 23
 Y_B = 24
 S_D = 25  # of H0, C0, Y_H, Y_C
 S_B = 26
-ROWS = 27  # sequences per unit
+ROWS = 27  # sequences per block
+STAGE = 28  # units per stage, or 0
 
 
 @helper
@@ -157,11 +162,11 @@ def act_h(x):
 
 
 @helper
-def product(left, rows, packed, h, n, result, width, addresses, tile):
-    """result[r, j] += sum over k < h of left[r, k] * packed[k, j], j < n; scratch rows of h and `width`."""
+def product(left, rows, packed, h, begin, end, n, result, width, addresses, tile):
+    """result[r, j] += sum over k < h of left[r, k] * packed[k, j], j < n, for panels begin..end; rows of h and `width`."""
     for r in range(rows + MR - 1):
         st_scratch(addresses, r, left + 4 * min(r, rows - 1) * h)
-    for p in range((n + NR - 1) // NR):
+    for p in range(begin, end):
         i = 0
         while i < rows:
             height = tile_height(MR, rows - i)
@@ -175,21 +180,24 @@ def product(left, rows, packed, h, n, result, width, addresses, tile):
 
 
 @helper
-def lstm(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
-    """One step: gates [rows][4 * H] + hidden * R -> hidden, cell, for rows whose `active` is not 0."""
+def reset(args, d, rows, gates, hidden, spare):
+    """A GRU between its products: what the second one adds to, or its left operand reset * hidden."""
+    h = arg(args, H)
+    bias = arg(args, RB)
+    for r in range(rows):
+        for j in range(h):
+            if LINEAR_BEFORE_RESET:
+                st_scratch(spare, r * h + j, ld(ptr_f32(bias), d * h + j) if bias != 0 else np.float32(0))
+            else:
+                part = act_f(ld_scratch(gates, r * 3 * h + h + j))
+                st_scratch(spare, r * h + j, part * ld_scratch(hidden, r * h + j))
+
+
+@helper
+def lstm(args, d, rows, active, gates, hidden, cell, spare):
+    """The cell: gates [rows][4 * H] -> hidden, cell, for rows whose `active` is not 0."""
     h = arg(args, H)
     peepholes = arg(args, P)
-    product(
-        address(hidden),
-        rows,
-        off(ptr_f32(arg(args, R)), d * arg(args, R_D)),
-        h,
-        4 * h,
-        gates,
-        4 * h,
-        addresses,
-        tile,
-    )
     for r in range(rows):
         if ld_scratch(active, r) != 0:
             g = off(gates, r * 4 * h)
@@ -213,33 +221,9 @@ def lstm(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
 
 
 @helper
-def gru(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
-    """One step: gates [rows][3 * H] -> hidden."""
+def gru(args, d, rows, active, gates, hidden, cell, spare):
+    """The cell: gates [rows][3 * H] -> hidden."""
     h = arg(args, H)
-    bias = arg(args, RB)
-    recurrent = off(ptr_f32(arg(args, R2)), d * arg(args, R2_D))
-    product(
-        address(hidden),
-        rows,
-        off(ptr_f32(arg(args, R)), d * arg(args, R_D)),
-        h,
-        2 * h,
-        gates,
-        3 * h,
-        addresses,
-        tile,
-    )
-    for r in range(rows):
-        for j in range(h):
-            if LINEAR_BEFORE_RESET:
-                st_scratch(spare, r * h + j, ld(ptr_f32(bias), d * h + j) if bias != 0 else np.float32(0))
-            else:
-                reset = act_f(ld_scratch(gates, r * 3 * h + h + j))
-                st_scratch(spare, r * h + j, reset * ld_scratch(hidden, r * h + j))
-    if LINEAR_BEFORE_RESET:
-        product(address(hidden), rows, recurrent, h, h, spare, h, addresses, tile)
-    else:
-        product(address(spare), rows, recurrent, h, h, off(gates, 2 * h), 3 * h, addresses, tile)
     for r in range(rows):
         if ld_scratch(active, r) != 0:
             g = off(gates, r * 3 * h)
@@ -253,12 +237,9 @@ def gru(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
 
 
 @helper
-def rnn(args, d, rows, active, gates, hidden, cell, spare, addresses, tile):
-    """One step: gates [rows][H] -> hidden."""
+def rnn(args, d, rows, active, gates, hidden, cell, spare):
+    """The cell: gates [rows][H] -> hidden."""
     h = arg(args, H)
-    product(
-        address(hidden), rows, off(ptr_f32(arg(args, R)), d * arg(args, R_D)), h, h, gates, h, addresses, tile
-    )
     for r in range(rows):
         if ld_scratch(active, r) != 0:
             for j in range(r * h, r * h + h):
@@ -293,49 +274,113 @@ def sequence_length(args, b):
     return min(max(np.int64(ld(ptr_i32(arg(args, LENGTHS)), b)), 0), arg(args, T))
 
 
+@helper
+def step_place(args, b, t, backwards):
+    """The element of sequence b that step t takes, within the array."""
+    length = sequence_length(args, b)
+    return min(max(length - 1 - t if backwards else t, 0), arg(args, T) - 1)
+
+
+@helper
+def load_gates(args, d, b_begin, rows, t, backwards, gates):
+    """Copy the input's share of step t, if there is one."""
+    if t < arg(args, T):
+        width = COUNT * arg(args, H)
+        for r in range(rows):
+            at = step_place(args, b_begin + r, t, backwards) * arg(args, G_T) + (b_begin + r) * arg(args, G_B)
+            source = off(ptr_f32(arg(args, GATES)), d * arg(args, G_D) + at)
+            for j in range(width):
+                st_scratch(gates, r * width + j, ld(source, j))
+
+
+@helper
+def store_step(args, d, b_begin, rows, t, backwards, hidden):
+    """Copy the states after step t out, if anybody wants them."""
+    h = arg(args, H)
+    y = arg(args, Y)
+    if y != 0:
+        for r in range(rows):
+            length = sequence_length(args, b_begin + r)
+            s = length - 1 - t if backwards and t < length else t
+            at = d * arg(args, Y_D) + s * arg(args, Y_T) + (b_begin + r) * arg(args, Y_B)
+            for j in range(h):
+                value = ld_scratch(hidden, r * h + j)
+                st(ptr_f32(y), at + j, value if t < length else np.float32(0))
+
+
 def kernel(args, begin, end):
     h = arg(args, H)
     batch = arg(args, B)
     block = arg(args, ROWS)
     blocks = (batch + block - 1) // block
-    y = arg(args, Y)
+    per_step = 4 if COUNT == 3 else 2
+    stages = 2 + per_step * arg(args, T)
+    first_columns = 2 * h if COUNT == 3 else COUNT * h
+    width = arg(args, STAGE)
     addresses = stack_i64(ADDRESSES)
     active = stack_i64(MR)
     tile = stack_f32(TILE)
     for unit in range(begin, end):
-        d = unit // blocks
-        b_begin = (unit - d * blocks) * block
-        rows = min(block, batch - b_begin)
-        backwards = (d + arg(args, REVERSE)) % 2
-        hidden = off(ptr_f32(arg(args, SCRATCH)), unit * 7 * block * h)
-        cell = off(hidden, block * h)
-        spare = off(cell, block * h)
-        gates = off(spare, block * h)
-        for r in range(rows):
-            at = d * arg(args, S_D) + (b_begin + r) * arg(args, S_B)
-            load_state(arg(args, H0), at, off(hidden, r * h), h)
-            load_state(arg(args, C0), at, off(cell, r * h), h)
-        for t in range(arg(args, T)):
-            for r in range(rows):
-                length = sequence_length(args, b_begin + r)
-                s = min(max(length - 1 - t if backwards else t, 0), arg(args, T) - 1)
-                source = off(
-                    ptr_f32(arg(args, GATES)),
-                    d * arg(args, G_D) + s * arg(args, G_T) + (b_begin + r) * arg(args, G_B),
-                )
-                st_scratch(active, r, 1 if t < length else 0)
-                for j in range(COUNT * h):
-                    st_scratch(gates, r * COUNT * h + j, ld(source, j))
-            CELL(args, d, rows, active, gates, hidden, cell, spare, addresses, tile)
-            if y != 0:
+        stage = unit // width if width > 0 else 0
+        last = stage + 1 if width > 0 else stages
+        index = unit - stage * width
+        while stage < last:
+            t = (stage - 1) // per_step
+            kind = stage - 1 - t * per_step
+            inside = stage > 0 and stage < stages - 1
+            n = 0  # columns of a product
+            if inside and kind == 0:
+                n = first_columns
+            if inside and kind == 2:
+                n = h
+            p_begin = 0
+            p_end = (n + NR - 1) // NR
+            place = index
+            if width > 0 and n > 0:
+                place = index // p_end
+                p_begin = index - place * p_end
+                p_end = p_begin + 1
+            if place >= arg(args, DIRECTIONS) * blocks:
+                break  # a stage may have fewer units than STAGE
+            d = place // blocks
+            b_begin = (place - d * blocks) * block
+            rows = min(block, batch - b_begin)
+            backwards = (d + arg(args, REVERSE)) % 2
+            hidden = off(ptr_f32(arg(args, SCRATCH)), place * 7 * block * h)
+            cell = off(hidden, block * h)
+            spare = off(cell, block * h)
+            gates = off(spare, block * h)
+            if stage == 0:
                 for r in range(rows):
-                    length = sequence_length(args, b_begin + r)
-                    s = length - 1 - t if backwards and t < length else t
-                    at = d * arg(args, Y_D) + s * arg(args, Y_T) + (b_begin + r) * arg(args, Y_B)
-                    for j in range(h):
-                        value = ld_scratch(hidden, r * h + j)
-                        st(ptr_f32(y), at + j, value if t < length else np.float32(0))
-        for r in range(rows):
-            at = d * arg(args, S_D) + (b_begin + r) * arg(args, S_B)
-            store_state(off(hidden, r * h), arg(args, Y_H), at, h)
-            store_state(off(cell, r * h), arg(args, Y_C), at, h)
+                    at = d * arg(args, S_D) + (b_begin + r) * arg(args, S_B)
+                    load_state(arg(args, H0), at, off(hidden, r * h), h)
+                    load_state(arg(args, C0), at, off(cell, r * h), h)
+                load_gates(args, d, b_begin, rows, 0, backwards, gates)
+            elif stage == stages - 1:
+                for r in range(rows):
+                    at = d * arg(args, S_D) + (b_begin + r) * arg(args, S_B)
+                    store_state(off(hidden, r * h), arg(args, Y_H), at, h)
+                    store_state(off(cell, r * h), arg(args, Y_C), at, h)
+            elif n > 0:
+                packed = off(ptr_f32(arg(args, R)), d * arg(args, R_D))
+                left = address(hidden)
+                result = gates
+                columns = COUNT * h
+                if COUNT == 3 and kind == 2:
+                    packed = off(ptr_f32(arg(args, R2)), d * arg(args, R2_D))
+                    if LINEAR_BEFORE_RESET:
+                        result = spare
+                        columns = h
+                    else:
+                        left = address(spare)
+                        result = off(gates, 2 * h)
+                product(left, rows, packed, h, p_begin, p_end, n, result, columns, addresses, tile)
+            elif COUNT == 3 and kind == 1:
+                reset(args, d, rows, gates, hidden, spare)
+            else:
+                for r in range(rows):
+                    st_scratch(active, r, 1 if t < sequence_length(args, b_begin + r) else 0)
+                CELL(args, d, rows, active, gates, hidden, cell, spare)
+                store_step(args, d, b_begin, rows, t, backwards, hidden)
+                load_gates(args, d, b_begin, rows, t + 1, backwards, gates)
+            stage += 1
