@@ -1,8 +1,9 @@
 """A PTX interpreter: runs the exact text that is assembled for a GPU, on arrays, so that kernels are tested without one.
 
-It executes one block after another, or several blocks that have nothing in common as if they were one. All threads of a block
-that stand at the smallest program counter go together, as arrays, which reconverges branches; with `schedule="warps"` each warp runs as far as it can before
-the next one starts, last warp first, which turns missing barriers into wrong results. Registers are uint64.
+It executes one block after another, or several blocks that have nothing in common as if they were one. All threads of
+a block that stand at the smallest program counter go together, as arrays, which reconverges branches; with
+`schedule="warps"` each warp runs as far as it can before the next one starts, last warp first, which turns missing
+barriers into wrong results. Registers are uint64.
 
 Global memory is a `Memory` of placed arrays with gaps between them; touching a gap raises. Shared memory is
 filled with ones (NaN in every float format) and keeps its size. `cp.async` lands at `wait_group` and no
@@ -155,7 +156,7 @@ def _instruction(text: str) -> Instruction:
 class Block:
     """The state of a running block, or of several; `registers` hold one uint64 per thread.
 
-    places: of the blocks in the grid. size: threads of one block. shared_bytes: of one block; `shared` holds those of all of them.
+    places: of the blocks in the grid. size: threads of one block. shared_bytes: of one block; `shared` has those of all.
     """
 
     program: Program

@@ -1,4 +1,4 @@
-"""Every op that a CPU runs as a kernel runs as a kernel on a GPU: all of ONNX's cases lowered for both, and the tables of templates."""
+"""What runs as a kernel on a CPU runs as one on a GPU: all of ONNX's cases lowered for both, and the tables of templates."""
 
 from __future__ import annotations
 
