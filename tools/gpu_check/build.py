@@ -41,6 +41,7 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
     shutil.rmtree(out, ignore_errors=True)
     (out / "artifacts").mkdir(parents=True)
     (out / "data").mkdir()
+    (out / "models").mkdir()
     found: list[Case] = []
     for name in models:
         jobs = layer_jobs(name, precisions, out) if name in LAYERS else network_jobs(name, precisions, generated, out)
@@ -78,7 +79,7 @@ def is_quantised(model: onnx.ModelProto) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile for one case: model, what minicc is asked for as `precision`, and the case's arrays in the bundle."""
+    """What to compile for one case: model, what minicc is asked for as `precision`, the case's arrays and model in the bundle."""
 
     name: str
     precision: str
@@ -86,6 +87,7 @@ class Job:
     option: str
     inputs: tuple[str, ...]
     data: str
+    onnx: str
 
 
 def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, out: Path) -> Iterator[Job]:
@@ -98,9 +100,11 @@ def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, o
     feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
     if wanted:
         write_arrays(out / data, feeds, reference(model, feeds))
+        (out / "models" / f"{name}.onnx").write_bytes(model.SerializeToString())
     for precision in wanted:
         option = "fp32" if quantised else precision
-        yield Job(name, precision, model.SerializeToString(), option, tuple(feeds), data)
+        own = "" if precision in ("fp16", "bf16") else f"models/{name}.onnx"
+        yield Job(name, precision, model.SerializeToString(), option, tuple(feeds), data, own)
 
 
 def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]:
@@ -115,7 +119,9 @@ def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]
         data = f"data/{name}-{precision}.npz"
         write_arrays(out / data, _as_type(feeds, dtype), _as_type(expected, dtype))
         model = layer_model(layer, weights, feeds, dtype).SerializeToString()
-        yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data)
+        own = f"models/{name}-{precision}.onnx"
+        (out / own).write_bytes(model)
+        yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data, own)
 
 
 def _as_type(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
@@ -134,11 +140,12 @@ def compile_job(job: Job, target: str, out: Path) -> Case:
         module.save(out / artifact)
     except Exception as error:  # whatever it is, the other cases go on
         seconds = time.perf_counter() - started
-        return Case(job.name, job.precision, "", job.data, job.inputs, seconds, 0, 0, (), (), describe(error))
+        return Case(job.name, job.precision, "", job.data, job.inputs, seconds, 0, 0, (), (), describe(error), job.onnx)
     rows = module.explain().rows
     host = tuple(f"{', '.join(row.layers)}: {row.note}" for row in rows if row.tier == "host")
     size, kernels = (out / artifact).stat().st_size, len({row.kernel for row in rows if row.kernel})
-    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, module.report.kept_in_fp32)
+    kept = module.report.kept_in_fp32
+    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, kept, "", job.onnx)
 
 
 def describe(error: BaseException) -> str:
