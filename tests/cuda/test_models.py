@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ pytest.importorskip("numba.cuda.compiler", reason="numba-cuda is not installed (
 
 import minicc
 import minicc.demo
+from benchmarks import cuda_models
 from benchmarks.compare import difference, rule, session
 from benchmarks.inputs import cases
 from benchmarks.models import load
@@ -68,3 +70,16 @@ def test_digits_in_every_precision(precision: str, limit: float) -> None:
         (found, *_) = module.run(None, feeds)
     (wanted, *_) = session(DIGITS, 1).run(None, feeds)
     assert np.abs(found - wanted).max() < limit * np.abs(wanted).max()
+
+
+def test_figures_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """benchmarks.cuda_models: in processes of its own, what it cannot compile is a line and not the end."""
+    (tmp_path / "digits.onnx").write_bytes(DIGITS.read_bytes())
+    (tmp_path / "wrong.onnx").write_bytes(b"no model")
+    options = ["--generated", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+    assert cuda_models.main(cuda_models.parse(["digits", *options])) == 0
+    assert cuda_models.main(cuda_models.parse(["wrong", *options])) == 1
+    (figures,) = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["name"] == "wrong" and figures["problem"]
+    printed = capsys.readouterr().out
+    assert "| digits | " in printed and "| wrong | |" in printed

@@ -17,7 +17,7 @@ import minicc
 from tests.passes.models import parse
 from tools.gpu_check import run as run_module
 from tools.gpu_check.__main__ import main
-from tools.gpu_check.build import build, make_periodic, reference
+from tools.gpu_check.build import build, make_periodic, pack_within, reference
 from tools.gpu_check.bundle import (
     PERIOD,
     TOLERANCE,
@@ -171,6 +171,24 @@ def test_a_quantised_model_is_built_once_as_it_is(tmp_path: Path) -> None:
     onnx.save(dense(8), tmp_path / "good.onnx")
     build(tmp_path / "bundle", "cpu", ("m", "good"), ("fp32", "int8"), tmp_path)
     assert [c.name for c in read_manifest(tmp_path / "bundle").cases] == ["m/int8", "good/fp32"]
+
+
+def test_networks_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:
+    for folder in ("artifacts", "data", "models"):
+        (tmp_path / "b" / folder).mkdir(parents=True)
+    cases = tuple(
+        Case(name, p, f"artifacts/{name}-{p}", f"data/{name}", ("x",), 1.0, 1, 1, (), (), "", f"models/{name}")
+        for name in ("first", "second", "third", "layer_add") for p in ("fp32", "tf32")
+    )  # fmt: skip
+    for file in {f for c in cases for f in (c.artifact, c.data, c.onnx)}:
+        (tmp_path / "b" / file).write_bytes(np.random.default_rng(len(file)).bytes(10_000))
+    archive = pack_within(tmp_path / "b", Manifest("cpu", {}, cases), 90_000)
+    assert archive.stat().st_size <= 90_000
+    found = read_manifest(unpack(archive, tmp_path / "there")).cases
+    assert [c.model for c in found if c.artifact] == ["first", "first", "layer_add", "layer_add"]
+    assert all("left out" in c.error for c in found if c.model in ("second", "third"))
+    assert not (tmp_path / "there" / "artifacts" / "third-fp32").exists()
+    assert not any(job.endswith("third/fp32") for job in plan(read_manifest(tmp_path / "there"), rivals=True))
 
 
 # -- running

@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,27 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
             print(f"{case.name:<32}{case.compile_s:>8.1f} s {case.bytes / MIB:>8.1f} MiB  {case.error}", flush=True)
             found.append(case)
     packages = ("numpy", "numba", "numba-cuda", "onnxruntime")
-    write_manifest(out, Manifest(target, {"python": platform.python_version()} | dict(map(_version, packages)), tuple(found)))
-    archive = pack(out)
-    size = archive.stat().st_size
-    print(f"{archive}: {size / MIB:.1f} MiB{'' if size <= LIMIT_BYTES else ', more than may be copied: leave some models out'}")
-    return archive
+    made_by = {"python": platform.python_version()} | dict(map(_version, packages))
+    return pack_within(out, Manifest(target, made_by, tuple(found)), LIMIT_BYTES)
+
+
+def pack_within(out: Path, manifest: Manifest, limit: int) -> Path:
+    """The archive, without the last networks of the list where it would be larger than may be copied; the manifest names them."""
+    while True:
+        write_manifest(out, manifest)
+        archive = pack(out)
+        size = archive.stat().st_size
+        print(f"{archive}: {size / MIB:.1f} MiB", flush=True)
+        networks = [case.model for case in manifest.cases if case.artifact and case.model not in LAYERS]
+        if size <= limit or not networks:
+            return archive
+        why = f"left out: with it the bundle has {size / MIB:.0f} MiB of {limit / MIB:.0f}"
+        print(f"{networks[-1]} is {why}")
+        gone = [case for case in manifest.cases if case.model == networks[-1]]
+        for file in {f for case in gone for f in (case.artifact, case.data, case.onnx) if f}:
+            (out / file).unlink(missing_ok=True)
+        cases = tuple(replace(case, artifact="", onnx="", error=why) if case in gone else case for case in manifest.cases)
+        manifest = replace(manifest, cases=cases)
 
 
 def _version(package: str) -> tuple[str, str]:
@@ -98,12 +114,15 @@ def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, o
     if not quantised and model.ByteSize() > PERIODIC_BYTES:
         make_periodic(model)
     feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
+    # Weights of large quantised models do not compress: they go along once, in the artifact.
+    whole = "" if quantised and model.ByteSize() > PERIODIC_BYTES else f"models/{name}.onnx"
     if wanted:
         write_arrays(out / data, feeds, reference(model, feeds))
-        (out / "models" / f"{name}.onnx").write_bytes(model.SerializeToString())
+    if wanted and whole:
+        (out / whole).write_bytes(model.SerializeToString())
     for precision in wanted:
         option = "fp32" if quantised else precision
-        own = "" if precision in ("fp16", "bf16") else f"models/{name}.onnx"
+        own = "" if precision in ("fp16", "bf16") else whole
         yield Job(name, precision, model.SerializeToString(), option, tuple(feeds), data, own)
 
 
