@@ -17,6 +17,7 @@ from tests.cuda.ptx_interpreter import Memory as GlobalMemory
 from tests.cuda.ptx_interpreter import run
 
 Array = np.ndarray[Any, Any]
+TOGETHER = 8192  # threads of several blocks
 
 
 class FakeDevice:
@@ -76,7 +77,7 @@ class FakeDevice:
             self.log.append("replay")
             self.replayed_on = int(where)
             for kernel, launch, words in recorded:
-                run(kernel, "", launch.grid, launch.block, launch.shared_bytes, words, self.memory)
+                run(kernel, "", launch.grid, launch.block, launch.shared_bytes, words, self.memory, threads=TOGETHER)
 
         return replay
 

@@ -1,8 +1,9 @@
 """A PTX interpreter: runs the exact text that is assembled for a GPU, on arrays, so that kernels are tested without one.
 
-It executes one block after another. All threads of a block that stand at the smallest program counter go
-together, as arrays, which reconverges branches; with `schedule="warps"` each warp runs as far as it can before
-the next one starts, last warp first, which turns missing barriers into wrong results. Registers are uint64.
+It executes one block after another, or several blocks that have nothing in common as if they were one. All threads of
+a block that stand at the smallest program counter go together, as arrays, which reconverges branches; with
+`schedule="warps"` each warp runs as far as it can before the next one starts, last warp first, which turns missing
+barriers into wrong results. Registers are uint64.
 
 Global memory is a `Memory` of placed arrays with gaps between them; touching a gap raises. Shared memory is
 filled with ones (NaN in every float format) and keeps its size. `cp.async` lands at `wait_group` and no
@@ -16,7 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ NEXT_PC_LIMIT = 50_000_000
 
 
 class Memory:
-    """Global memory: arrays at addresses that are multiples of 256, each between two gaps."""
+    """Global memory, which grows: arrays at addresses that are multiples of 256, each between two gaps."""
 
     def __init__(self, size: int = 1 << 22) -> None:
         self.bytes: Array = np.full(size, POISON, np.uint8)
@@ -45,8 +47,10 @@ class Memory:
         """Address of a copy of an array, `offset` bytes behind a multiple of 256."""
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         start = -(-self.used // 256) * 256 + offset
-        if start + raw.size + GAP > self.bytes.size:
-            raise PtxError(f"global memory of {self.bytes.size} bytes is full")
+        if (more := start + raw.size + GAP - self.bytes.size) > 0:
+            more = max(more, self.bytes.size)
+            self.bytes = np.append(self.bytes, np.full(more, POISON, np.uint8))
+            self.allowed = np.append(self.allowed, np.zeros(more, bool))
         self.bytes[start : start + raw.size] = raw
         self.allowed[start : start + raw.size] = True
         self.used = start + raw.size + GAP
@@ -87,6 +91,11 @@ class Program:
     static_shared: int
     local: Mapping[str, int]
     cluster: int
+
+    @cached_property
+    def multiplies(self) -> bool:
+        """Whether four warps work together."""
+        return any(i.parts[0] == "wgmma" for i in self.instructions)
 
 
 @lru_cache(maxsize=16)
@@ -145,15 +154,18 @@ def _instruction(text: str) -> Instruction:
 
 @dataclass(eq=False)
 class Block:
-    """The state of a running block; `registers` hold one uint64 per thread."""
+    """The state of a running block, or of several; `registers` hold one uint64 per thread.
+
+    places: of the blocks in the grid. size: threads of one block. shared_bytes: of one block; `shared` has those of all.
+    """
 
     program: Program
     memory: Memory
     words: Sequence[int]
-    place: tuple[int, int, int]
+    places: Sequence[tuple[int, int, int]]
     grid: tuple[int, int, int]
-    threads: int
-    shared: Array
+    size: int
+    shared_bytes: int
     registers: dict[str, Array] = field(default_factory=dict)
     local: dict[str, Array] = field(default_factory=dict)
     copies: list[dict[str, Any]] = field(default_factory=list)
@@ -161,24 +173,33 @@ class Block:
     ended: bool = False
 
     def __post_init__(self) -> None:
+        self.threads = self.size * len(self.places)
         self.lanes = np.arange(self.threads)
+        self.shared: Array = np.full(self.shared_bytes * len(self.places), POISON, np.uint8)
+        self.shared_start = self.lanes // self.size * self.shared_bytes
         self.committed = np.zeros(self.threads, np.int64)
         size = max(self.program.local.values(), default=0)
         self.products = ptx_wgmma.Products(self.threads, self.shared.size)
         self.stack = np.full((self.threads, size), POISON, np.uint8)
         self.parameters = dict(zip(self.program.parameters, self.words, strict=True))
-        self.special = {"%tid.x": self.lanes, "%laneid": self.lanes % WARP, "%ntid.x": self.threads}
-        self.special |= {"%tid.y": 0, "%tid.z": 0, "%ntid.y": 1, "%ntid.z": 1, "%dynamic_smem_size": self.shared.size}
-        for axis, place, extent in zip("xyz", self.place, self.grid, strict=True):
-            self.special |= {f"%ctaid.{axis}": place, f"%nctaid.{axis}": extent}
+        self.special = {"%tid.x": self.lanes % self.size, "%laneid": self.lanes % WARP, "%ntid.x": self.size}
+        self.special |= {"%tid.y": 0, "%tid.z": 0, "%ntid.y": 1, "%ntid.z": 1, "%dynamic_smem_size": self.shared_bytes}
+        for axis, places, extent in zip("xyz", zip(*self.places), self.grid, strict=True):
+            self.special |= {f"%ctaid.{axis}": np.repeat(places, self.size), f"%nctaid.{axis}": extent}
+        self.constants: dict[str, Array] = {}  # operands that never change
 
     # ------------------------------------------------------------------------------------- operands
 
     def value(self, operand: str) -> Array:
         """Raw bits of an operand, one uint64 per thread."""
         found = self.registers.get(operand)
-        if found is not None:
-            return found
+        if found is None:
+            found = self.constants.get(operand)
+        if found is None:
+            found = self.constants[operand] = self._constant(operand)
+        return found
+
+    def _constant(self, operand: str) -> Array:
         number: Any
         if operand in self.special:
             number = self.special[operand]
@@ -207,7 +228,7 @@ class Block:
         register = self.registers.get(operand)
         if register is None:
             register = self.registers[operand] = np.zeros(self.threads, np.uint64)
-        register[mask] = np.broadcast_to(pack(numbers), (self.threads,))[mask]
+        np.copyto(register, pack(numbers), where=mask)
 
     def address(self, operand: str) -> Array:
         """The address in brackets, int64."""
@@ -259,11 +280,12 @@ class Block:
                 self.memory.check(places)
                 reached.append((part, self.memory.bytes, places, None))
                 continue
-            limit = self.shared.size if kind == "shared" else self.stack.shape[1]
+            limit = self.shared_bytes if kind == "shared" else self.stack.shape[1]
             if places.min() < 0 or places.max() >= limit:
                 raise PtxError(f"{kind} address {int(places.max())} is outside {limit} bytes")
             if kind == "shared":
-                if writes:
+                places += self.shared_start[part][:, None]
+                if writes and self.program.multiplies:
                     self.products.written(places, self.lanes[part])
                 reached.append((part, self.shared, places, None))
             else:
@@ -292,10 +314,12 @@ class Block:
         for copy in self.copies:
             done = copy["open"] & mask & (copy["group"] >= 0) & (copy["group"] < self.committed - groups)
             if done.any():
-                size, content = copy["size"], np.zeros((self.threads, copy["size"]), np.uint8)
-                for byte in range(size):
-                    some = done & (copy["there"] > byte)
-                    content[:, byte] = self.gather("global", copy["source"] + byte, 1, some)[:, 0]
+                size = copy["size"]
+                content = self.gather("global", copy["source"], size, done & (copy["there"] == size))
+                parts = done & (copy["there"] < size)
+                for byte in range(int(copy["there"][parts].max(initial=0))):
+                    some = parts & (copy["there"] > byte)
+                    content[some, byte] = self.gather("global", copy["source"] + byte, 1, some)[some, 0]
                 self.scatter("shared", copy["target"], content, done)
                 copy["open"] &= ~done
         self.copies = [copy for copy in self.copies if copy["open"].any()]
@@ -312,7 +336,7 @@ class Block:
         done = np.zeros(self.threads, bool)
         waiting = np.zeros(self.threads, bool)
         arrived, meeting = np.zeros(self.threads, bool), np.zeros(self.threads, bool)
-        together = ptx_wgmma.GROUP if any(i.parts[0] == "wgmma" for i in instructions) else WARP
+        together = ptx_wgmma.GROUP if self.program.multiplies else WARP
         warp = self.lanes // together
         for _ in range(NEXT_PC_LIMIT):
             live = ~done & ~waiting & ~meeting
@@ -379,22 +403,24 @@ def run(
     words: Sequence[int],
     memory: Memory,
     schedule: str = "together",
+    threads: int = 1,
 ) -> None:
     """Launches a kernel whose parameters are int64 words; results are in `memory`.
 
     entry: its name, or "" for the only one. block: threads. schedule: "together", or "warps": one warp runs as far as it
-    can, then another (with wgmma four warps).
+    can, then another (with wgmma four warps). threads: blocks without a cluster run together up to about so many threads, which
+    is quicker.
     """
     program = parse(ptx, entry)
+    places = [(x, y, z) for z, y, x in product(*map(range, reversed(grid)))]
+    alone = program.cluster > 1 or program.multiplies or block % WARP
+    count = 1 if alone else max(1, threads // block)
     with np.errstate(all="ignore"):
-        for z in range(grid[2]):
-            for y in range(grid[1]):
-                for first in range(0, grid[0], program.cluster):
-                    blocks = []
-                    for x in range(first, first + program.cluster):
-                        shared = np.full(program.static_shared + shared_bytes, POISON, np.uint8)
-                        blocks.append(Block(program, memory, words, (x, y, z), grid, block, shared))
-                    ptx_cluster.run_together(blocks, schedule)
+        for first in range(0, len(places), count * program.cluster):
+            some = places[first : first + count * program.cluster]
+            parts = [some] if count > 1 else [[place] for place in some]
+            shared = program.static_shared + shared_bytes
+            ptx_cluster.run_together([Block(program, memory, words, part, grid, block, shared) for part in parts], schedule)
 
 
 __all__ = ["WIDTH", "Memory", "PtxError", "parse", "run"]

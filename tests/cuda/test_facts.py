@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 
-from benchmarks.cuda_build import gemm_text
+from benchmarks.cuda_build import gemm_text, render
 from minicc.codegen.cuda import compile_cubin, find_tool
+from minicc.kernels.cuda_template import CUDA_TEMPLATES
 from minicc.kernels.cuda_tiles import FMA_TILES, GROUP_TILES, TENSOR_TILES
 from minicc.runtime.cuda.facts import kernel_facts
 from minicc.targets.cuda import parse_cuda_target
@@ -23,6 +24,20 @@ def test_facts_are_those_of_ptxas(element, tile):
     facts = kernel_facts(built.data)
     assert facts is not None and facts.registers == built.registers and facts.stack_bytes == built.spills == 0
     assert str(facts) == f"{built.registers} registers"
+
+
+CELLS = [("recurrent", {"CELL": cell, "COUNT": count}) for cell, count in (("gru", 3), ("rnn", 1))]
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90"])
+@pytest.mark.parametrize(("name", "constants"), [*((name, {}) for name in CUDA_TEMPLATES), *CELLS])
+def test_no_template_spills(name, constants, target):
+    """As their files stand, with as many threads as they are launched with; products and convolutions have tests of their own."""
+    if find_tool("ptxas") is None:
+        pytest.skip("ptxas is not installed")
+    threads = CUDA_TEMPLATES[name].threads
+    given = {**constants, **({} if threads is None else {"THREADS": threads})}
+    assert compile_cubin(render(name, given), "kernel", parse_cuda_target(target)).spills == 0
 
 
 def test_spilled_registers_are_seen():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import re
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,8 +117,27 @@ def test_without_a_gpu_a_module_can_be_looked_at_but_not_run() -> None:
         module(np.zeros((1, 12), np.float32))
     with pytest.raises(TargetError, match="sm_90"):
         parse_cuda_target("cuda:sm_20")
-    with pytest.raises(TargetError, match="no GPU"):
-        parse_cuda_target("cuda")
+    with pytest.raises(TargetError, match="no GPU") as told:
+        minicc.compile(layer()[0], target="cuda")
+    assert re.search("libcuda|driver reports 0", str(told.value)) and "cuda:sm_80 or cuda:sm_90" in str(told.value)
+
+
+LOAD = """
+import sys
+for name in ("numba", "numba_cuda", "llvmlite", "onnx", "onnxruntime"):
+    sys.modules[name] = None  # an import of it fails
+import minicc
+import minicc.runtime.cuda.driver, minicc.runtime.cuda.engine
+print(len(minicc.load(sys.argv[1], trust=True).explain().rows))
+"""
+
+
+def test_the_machine_with_the_gpu_needs_neither_a_compiler_nor_onnx(tmp_path: Path) -> None:
+    module = minicc.compile(layer()[0], target="cuda:sm_90")
+    module.save(tmp_path / "m.minicc")
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "m.minicc")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and int(done.stdout) == len(module.explain().rows), done.stderr
 
 
 def compiled(sources: dict[str, str], proto: Any) -> Any:

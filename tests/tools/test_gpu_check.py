@@ -17,7 +17,7 @@ import minicc
 from tests.passes.models import parse
 from tools.gpu_check import run as run_module
 from tools.gpu_check.__main__ import main
-from tools.gpu_check.build import build, make_periodic, reference
+from tools.gpu_check.build import build, make_periodic, pack_within, reference
 from tools.gpu_check.bundle import (
     PERIOD,
     TOLERANCE,
@@ -33,7 +33,7 @@ from tools.gpu_check.bundle import (
     write_manifest,
 )
 from tools.gpu_check.layers import LAYERS, Layer, layer_model, numbers
-from tools.gpu_check.run import Results, plan, run, supervise
+from tools.gpu_check.run import NO_TIME, Results, part_of, plan, run, supervise
 from tools.gpu_check.table import state_of, table
 from tools.gpu_check.timing import medians
 
@@ -41,7 +41,8 @@ SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, max_side=150)
 
 
 def case(model: str, precision: str = "fp32", artifact: str = "a.minicc") -> Case:
-    return Case(model, precision, artifact, f"data/{model}.npz", ("x",), 1.5, 10, 2, ("Host: why",), ("Exp e: may overflow",))
+    host, kept, own = ("Host: why",), ("Exp e: may overflow",), "" if precision == "fp16" else f"models/{model}.onnx"
+    return Case(model, precision, artifact, f"data/{model}.npz", ("x",), 1.5, 10, 2, host, kept, "", own)
 
 
 def dense(width: int) -> onnx.ModelProto:
@@ -172,16 +173,39 @@ def test_a_quantised_model_is_built_once_as_it_is(tmp_path: Path) -> None:
     assert [c.name for c in read_manifest(tmp_path / "bundle").cases] == ["m/int8", "good/fp32"]
 
 
+def test_networks_that_do_not_fit_are_left_out_and_named(tmp_path: Path) -> None:
+    for folder in ("artifacts", "data", "models"):
+        (tmp_path / "b" / folder).mkdir(parents=True)
+    cases = tuple(
+        Case(name, p, f"artifacts/{name}-{p}", f"data/{name}", ("x",), 1.0, 1, 1, (), (), "", f"models/{name}")
+        for name in ("first", "second", "third", "layer_add") for p in ("fp32", "tf32")
+    )  # fmt: skip
+    for file in {f for c in cases for f in (c.artifact, c.data, c.onnx)}:
+        (tmp_path / "b" / file).write_bytes(np.random.default_rng(len(file)).bytes(10_000))
+    archive = pack_within(tmp_path / "b", Manifest("cpu", {}, cases), 90_000)
+    assert archive.stat().st_size <= 90_000
+    found = read_manifest(unpack(archive, tmp_path / "there")).cases
+    assert [c.model for c in found if c.artifact] == ["first", "first", "layer_add", "layer_add"]
+    assert all("left out" in c.error for c in found if c.model in ("second", "third"))
+    assert not (tmp_path / "there" / "artifacts" / "third-fp32").exists()
+    assert not any(job.endswith("third/fp32") for job in plan(read_manifest(tmp_path / "there"), rivals=True))
+
+
 # -- running
 
 
 def test_the_plan_leaves_out_what_was_not_built() -> None:
-    manifest = Manifest("cuda:sm_90", {}, (case("kaldi"), case("resnet18", artifact=""), case("bert_base"), case("resnet50")))
+    cases = (
+        case("kaldi"), case("resnet18", artifact=""), case("bert_base"), case("bert_base", "fp16"), case("resnet50"),
+        case("q", "int8"),
+    )  # fmt: skip
+    manifest = Manifest("cuda:sm_90", {}, cases)
     assert plan(manifest, rivals=True) == [
-        "machine:", "check:kaldi/fp32", "check:bert_base/fp32", "check:resnet50/fp32", "compile:resnet50/fp32",
-        "compile:bert_base/fp32",
+        "machine:", "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
+        "provider:kaldi/fp32", "provider:bert_base/fp32", "provider:resnet50/fp32", "provider:q/int8",
+        "compile:bert_base/fp16", "compile:resnet50/fp32", "compile:bert_base/fp32", "compile:kaldi/fp32",
     ]  # fmt: skip
-    assert not any(job.startswith("compile") for job in plan(manifest, rivals=False))
+    assert {part_of(job) for job in plan(manifest, rivals=False)} == {"check"}
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +234,18 @@ def test_one_bad_case_costs_only_itself(built: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert printed.strip() == table(data).strip()
     assert "damaged/fp32: ArtifactError" in printed
+    beside = data["cases"]["good/fp32"]["provider"]
+    assert beside["ms"].keys() == {"onnxruntime", "minicc"} and beside["onnxruntime_difference"] < 1e-6
+    assert data["cases"]["damaged/fp32"]["provider"]["state"] == "error" and "provider" not in data["cases"]["good/fp16"]
+    assert data["cases"]["good/fp32"]["compile"]["rival"]
 
 
 def test_without_time_everything_is_skipped_and_still_reported(built: Path, tmp_path: Path) -> None:
     run(built, tmp_path / "report.json", seconds=0)
     data = json.loads((tmp_path / "report.json").read_text())
     assert {row["check"]["state"] for row in data["cases"].values()} == {"skipped"}
+    for part in ("check", "provider", "compile"):
+        assert f"{part}: {NO_TIME}: good/fp32" in table(data)
 
 
 @pytest.mark.parametrize("script", ["import os; os._exit(7)", "import time; time.sleep(60)"], ids=["dies", "hangs"])
@@ -237,6 +267,44 @@ def test_a_worker_that_dies_or_hangs_costs_one_job(
     supervise(folder, ["check:a/fp32", "check:b/fp32"], run_module.time.monotonic() + 30, results)
     states = {name: row["check"]["state"] for name, row in results.data["cases"].items()}
     assert states == {"a/fp32": "error", "b/fp32": "done"}
+
+
+def test_no_part_takes_the_time_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job takes long; still each part has begun one."""
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!{run_module.sys.executable}\nimport sys, json, time\njob = sys.argv[7]\n"
+        "print('@gpu_check ' + json.dumps({'job': job, 'state': 'begin', 'row': {}}), flush=True)\ntime.sleep(60)\n"
+    )
+    program.chmod(0o755)
+    begun: list[str] = []
+
+    class Recorded(Results):
+        def add(self, job: str, state: str, row: dict[str, Any]) -> None:
+            begun.append(f"{part_of(job)} {state}")
+            super().add(job, state, row)
+
+    monkeypatch.setattr(run_module.sys, "executable", str(program))
+    monkeypatch.setattr(run_module, "Results", Recorded)
+    monkeypatch.setattr(run_module, "RESERVE_SECONDS", 0.0)
+    write_manifest(tmp_path, Manifest("cpu", {}, (case("a"), case("b"))))
+    started = run_module.time.monotonic()
+    data = run(tmp_path, tmp_path / "r.json", seconds=10)
+    assert run_module.time.monotonic() - started < 14 and 9 < data["seconds"] < 13
+    assert set(begun) == {"check skipped", "provider skipped", "compile skipped"}
+
+
+@pytest.mark.parametrize("exit_code", [0, 9])
+def test_memory_checkers_are_asked_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exit_code: int) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f"#!/bin/sh\necho '========= Invalid __global__ read of size 4 bytes'\nexit {exit_code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = run_module.sanitize(tmp_path, Manifest("cuda:sm_90", {}, (case("a"),)), run_module.time.monotonic() + 60)
+    assert found["state"] == ("error" if exit_code else "done") and list(found["tools"]) == ["memcheck", "racecheck", "synccheck"]
+    assert found["tools"]["racecheck"]["errors"] == {"Invalid __global__ read of size 4 bytes": 1}
+    late = run_module.sanitize(tmp_path, Manifest("cuda:sm_90", {}, (case("a"),)), run_module.time.monotonic())
+    assert late["state"] == "skipped" and NO_TIME in late["error"]
 
 
 def test_a_model_that_does_not_compile_is_recorded(tmp_path: Path) -> None:

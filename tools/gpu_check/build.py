@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
     shutil.rmtree(out, ignore_errors=True)
     (out / "artifacts").mkdir(parents=True)
     (out / "data").mkdir()
+    (out / "models").mkdir()
     found: list[Case] = []
     for name in models:
         jobs = layer_jobs(name, precisions, out) if name in LAYERS else network_jobs(name, precisions, generated, out)
@@ -49,11 +50,27 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
             print(f"{case.name:<32}{case.compile_s:>8.1f} s {case.bytes / MIB:>8.1f} MiB  {case.error}", flush=True)
             found.append(case)
     packages = ("numpy", "numba", "numba-cuda", "onnxruntime")
-    write_manifest(out, Manifest(target, {"python": platform.python_version()} | dict(map(_version, packages)), tuple(found)))
-    archive = pack(out)
-    size = archive.stat().st_size
-    print(f"{archive}: {size / MIB:.1f} MiB{'' if size <= LIMIT_BYTES else ', more than may be copied: leave some models out'}")
-    return archive
+    made_by = {"python": platform.python_version()} | dict(map(_version, packages))
+    return pack_within(out, Manifest(target, made_by, tuple(found)), LIMIT_BYTES)
+
+
+def pack_within(out: Path, manifest: Manifest, limit: int) -> Path:
+    """The archive, without the last networks of the list where it would be larger than may be copied; the manifest names them."""
+    while True:
+        write_manifest(out, manifest)
+        archive = pack(out)
+        size = archive.stat().st_size
+        print(f"{archive}: {size / MIB:.1f} MiB", flush=True)
+        networks = [case.model for case in manifest.cases if case.artifact and case.model not in LAYERS]
+        if size <= limit or not networks:
+            return archive
+        why = f"left out: with it the bundle has {size / MIB:.0f} MiB of {limit / MIB:.0f}"
+        print(f"{networks[-1]} is {why}")
+        gone = [case for case in manifest.cases if case.model == networks[-1]]
+        for file in {f for case in gone for f in (case.artifact, case.data, case.onnx) if f}:
+            (out / file).unlink(missing_ok=True)
+        cases = tuple(replace(case, artifact="", onnx="", error=why) if case in gone else case for case in manifest.cases)
+        manifest = replace(manifest, cases=cases)
 
 
 def _version(package: str) -> tuple[str, str]:
@@ -78,7 +95,7 @@ def is_quantised(model: onnx.ModelProto) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """What to compile for one case: model, what minicc is asked for as `precision`, and the case's arrays in the bundle."""
+    """What to compile for one case: model, what minicc is asked for as `precision`, the case's arrays and model in the bundle."""
 
     name: str
     precision: str
@@ -86,6 +103,7 @@ class Job:
     option: str
     inputs: tuple[str, ...]
     data: str
+    onnx: str
 
 
 def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, out: Path) -> Iterator[Job]:
@@ -96,11 +114,16 @@ def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, o
     if not quantised and model.ByteSize() > PERIODIC_BYTES:
         make_periodic(model)
     feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
+    # Weights of large quantised models do not compress: they go along once, in the artifact.
+    whole = "" if quantised and model.ByteSize() > PERIODIC_BYTES else f"models/{name}.onnx"
     if wanted:
         write_arrays(out / data, feeds, reference(model, feeds))
+    if wanted and whole:
+        (out / whole).write_bytes(model.SerializeToString())
     for precision in wanted:
         option = "fp32" if quantised else precision
-        yield Job(name, precision, model.SerializeToString(), option, tuple(feeds), data)
+        own = "" if precision in ("fp16", "bf16") else whole
+        yield Job(name, precision, model.SerializeToString(), option, tuple(feeds), data, own)
 
 
 def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]:
@@ -115,7 +138,9 @@ def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]
         data = f"data/{name}-{precision}.npz"
         write_arrays(out / data, _as_type(feeds, dtype), _as_type(expected, dtype))
         model = layer_model(layer, weights, feeds, dtype).SerializeToString()
-        yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data)
+        own = f"models/{name}-{precision}.onnx"
+        (out / own).write_bytes(model)
+        yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data, own)
 
 
 def _as_type(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:
@@ -134,11 +159,12 @@ def compile_job(job: Job, target: str, out: Path) -> Case:
         module.save(out / artifact)
     except Exception as error:  # whatever it is, the other cases go on
         seconds = time.perf_counter() - started
-        return Case(job.name, job.precision, "", job.data, job.inputs, seconds, 0, 0, (), (), describe(error))
+        return Case(job.name, job.precision, "", job.data, job.inputs, seconds, 0, 0, (), (), describe(error), job.onnx)
     rows = module.explain().rows
     host = tuple(f"{', '.join(row.layers)}: {row.note}" for row in rows if row.tier == "host")
     size, kernels = (out / artifact).stat().st_size, len({row.kernel for row in rows if row.kernel})
-    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, module.report.kept_in_fp32)
+    kept = module.report.kept_in_fp32
+    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, kept, "", job.onnx)
 
 
 def describe(error: BaseException) -> str:

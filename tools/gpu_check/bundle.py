@@ -29,6 +29,7 @@ class Case:
     """One model in one precision.
 
     artifact, data: files in the bundle; artifact is empty when compilation failed, which `error` then explains.
+    onnx:           the model's file in the bundle, for ONNX Runtime; empty where it has no such precision.
     inputs:         input names in the network's own order.
     compile_s:      seconds of `minicc.compile` with the kernel store as it was. bytes: size of the artifact.
     host_nodes:     nodes that run on the host. kept_in_fp32: nodes that a 16-bit precision leaves in float32.
@@ -45,6 +46,7 @@ class Case:
     host_nodes: tuple[str, ...]
     kept_in_fp32: tuple[str, ...]
     error: str = ""
+    onnx: str = ""
 
     @property
     def name(self) -> str:

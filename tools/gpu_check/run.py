@@ -1,7 +1,8 @@
 """`run`: does all jobs of a bundle within a time, whatever happens to single ones, and reports.
 
-The order is: what the machine can do, every model compared and timed, memory checks of the smallest models, then
-`torch.compile`, which takes longest. Results are written after every job.
+The order is: what the machine can do, every model compared and timed, checks of the smallest models' memory and barriers, ONNX
+Runtime, then `torch.compile`, which takes longest. Each part may take its share of the time; what one leaves is the next one's,
+and the jobs that none reaches are named. Results are written after every job.
 """
 
 from __future__ import annotations
@@ -29,25 +30,31 @@ CHECK_SECONDS = 45.0  # a job of these kinds is given up after so long
 COMPILE_SECONDS = 120.0
 SANITIZER_SECONDS = 60.0
 SANITIZED = 2  # models under compute-sanitizer, the smallest artifacts
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+# Where the time of each part ends, as a share of the whole.
+SHARES = {"check": 0.6, "sanitizer": 0.7, "provider": 0.8, "compile": 1.0}
 RESERVE_SECONDS = 5.0  # for the report
+NO_TIME = "no time left"
 # Where a comparison with torch.compile says most, first.
 COMPILED_FIRST = ("resnet50", "bert_base", "mobilenet_v2", "resnet18", "gpt2", "unet")
+COMPILED_PRECISIONS = ("fp16", "tf32", "bf16", "fp32")
 
 
 def run(path: Path, report: Path, seconds: float, only: str = "", rivals: bool = True) -> dict[str, Any]:
     """All results as plain data; written to `report` after every job. `only`: jobs whose name contains it."""
-    deadline = time.monotonic() + seconds - RESERVE_SECONDS
+    start = time.monotonic()
+    ends = {part: start + share * (seconds - RESERVE_SECONDS) for part, share in SHARES.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpack(path, Path(scratch))
         manifest = read_manifest(folder)
         results = Results(report, manifest)
         jobs = [job for job in plan(manifest, rivals) if only in job or job == "machine:"]
-        checks = [job for job in jobs if not job.startswith("compile:")]
-        supervise(folder, checks, deadline, results)
-        if manifest.on_gpu:
-            results.data["sanitizer"] = sanitize(folder, manifest, deadline)
-        supervise(folder, [job for job in jobs if job.startswith("compile:")], deadline, results)
-        results.data["seconds"] = time.monotonic() - (deadline - seconds + RESERVE_SECONDS)
+        for part, end in ends.items():
+            if part != "sanitizer":
+                supervise(folder, [job for job in jobs if part_of(job) == part], end, results)
+            elif manifest.on_gpu:
+                results.data["sanitizer"] = sanitize(folder, manifest, end)
+        results.data["seconds"] = time.monotonic() - start
         results.write()
     print(table(results.data))
     return results.data
@@ -82,12 +89,22 @@ class Results:
 def plan(manifest: Manifest, rivals: bool) -> list[str]:
     """All jobs in order; models that did not compile have none."""
     built = [case for case in manifest.cases if case.artifact]
-    rank = {name: number for number, name in enumerate(COMPILED_FIRST)}
-    compiled = sorted(built, key=lambda case: rank.get(case.model, len(rank)))
+    models = {name: number for number, name in enumerate(COMPILED_FIRST)}
+    precisions = {name: number for number, name in enumerate(COMPILED_PRECISIONS)}
+    compiled = [case for case in built if rivals and case.precision in precisions]
+    compiled.sort(key=lambda case: (case.model not in models, precisions[case.precision], models.get(case.model, 0)))
     return [
-        "machine:", *(f"check:{case.name}" for case in built),
-        *(f"compile:{case.name}" for case in compiled if rivals and case.model in rank),
-    ]  # fmt: skip
+        "machine:",
+        *(f"check:{case.name}" for case in built),
+        *(f"provider:{case.name}" for case in built if rivals and case.onnx),
+        *(f"compile:{case.name}" for case in compiled),
+    ]
+
+
+def part_of(job: str) -> str:
+    """The part of the run that does a job."""
+    kind = job.partition(":")[0]
+    return kind if kind in SHARES else "check"
 
 
 def supervise(folder: Path, jobs: list[str], deadline: float, results: Results) -> None:
@@ -96,7 +113,7 @@ def supervise(folder: Path, jobs: list[str], deadline: float, results: Results) 
     while left and time.monotonic() < deadline:
         left = _one_worker(folder, left, deadline, results)
     for job in left:
-        results.add(job, "skipped", {"error": "no time left"})
+        results.add(job, "skipped", {"error": NO_TIME})
 
 
 def _one_worker(folder: Path, jobs: list[str], deadline: float, results: Results) -> list[str]:
@@ -114,8 +131,9 @@ def _one_worker(folder: Path, jobs: list[str], deadline: float, results: Results
             try:
                 line = lines.get(timeout=max(0.1, min(limit, deadline - time.monotonic())))
             except queue.Empty:
-                why = f"gave up after {limit:.0f} s" if time.monotonic() < deadline else "no time left"
-                results.add(current, "error", {"error": why})
+                late = time.monotonic() >= deadline
+                why = NO_TIME if late else f"gave up after {limit:.0f} s"
+                results.add(current, "skipped" if late else "error", {"error": why})
                 return _without(left, current)
             if line is None:
                 results.add(current, "error", {"error": f"the process ended: {' | '.join(tail[-4:])}"[:500]})
@@ -149,25 +167,32 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
 
 
 def sanitize(folder: Path, manifest: Manifest, deadline: float) -> dict[str, Any]:
-    """What compute-sanitizer says about the smallest models, where it is installed."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
+    """What compute-sanitizer says about the smallest models, where it is installed, by its tools."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
         return {"state": "skipped", "error": "compute-sanitizer is not on the path"}
     small = sorted((case for case in manifest.cases if case.artifact), key=lambda case: case.bytes)[:SANITIZED]
-    # Calls of the driver that fail are not errors of kernels: its Python bindings look for functions it may not have.
-    checks = ["--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
-    command = [tool, *checks, sys.executable, "-m", "tools.gpu_check", "once", str(folder),
-               *(case.name for case in small)]  # fmt: skip
+    names = [case.name for case in small]
+    tools = {tool: _sanitize(program, tool, folder, names, deadline) for tool in SANITIZERS}
+    states = [found["state"] for found in tools.values()]
+    state = "error" if "error" in states else "done" if "done" in states else "skipped"
+    errors = [f"{tool}: {found['error']}" for tool, found in tools.items() if found.get("error")]
+    return {"state": state, "models": names, "tools": tools, "error": "; ".join(errors)}
+
+
+def _sanitize(program: str, tool: str, folder: Path, names: list[str], deadline: float) -> dict[str, Any]:
     limit = min(SANITIZER_SECONDS, deadline - time.monotonic())
     if limit < 10:
-        return {"state": "skipped", "error": "no time left"}
+        return {"state": "skipped", "error": NO_TIME}
+    # Calls of the driver that fail are not errors of kernels: its Python bindings look for functions it may not have.
+    checks = ["--tool", tool, "--error-exitcode", "9", *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
+    command = [program, *checks, sys.executable, "-m", "tools.gpu_check", "once", str(folder), *names]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return {"state": "error", "error": f"gave up after {limit:.0f} s"}
-    state = "done" if done.returncode == 0 else "error"
-    kinds = Counter(re.findall(r"(?m)^========= +((?:Invalid|Program|Misaligned|Leaked).*)$", done.stdout))
+    kinds = Counter(re.findall(r"(?m)^========= +((?:Invalid|Program|Misaligned|Leaked|Error|Barrier|Race).*)$", done.stdout))
     return {
-        "state": state, "models": [case.name for case in small], "exit": done.returncode, "errors": dict(kinds.most_common(8)),
-        "tail": done.stdout[-2000:],
+        "state": "done" if done.returncode == 0 else "error", "exit": done.returncode, "errors": dict(kinds.most_common(8)),
+        "tail": done.stdout[-2000:], "error": f"exit {done.returncode}" if done.returncode else "",
     }  # fmt: skip

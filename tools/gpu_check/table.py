@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+PARTS = ("check", "provider", "compile")
 HEAD = (
-    "model", "precision", "state", "difference", "minicc ms", "eager ms", "torch.compile ms", "vs eager", "vs compile", "MiB",
-    "compile s", "load s",
+    "model", "precision", "state", "difference", "minicc ms", "replay ms", "eager ms", "torch.compile ms", "ONNX Runtime ms",
+    "vs eager", "vs compile", "vs ONNX Runtime", "MiB", "compile s", "load s",
 )  # fmt: skip
 
 
@@ -19,7 +20,7 @@ def table(data: Mapping[str, Any]) -> str:
     facts = [f"{name.replace('_', ' ')}: {machine[name]:.4g}" for name in shown]
     lines = [title, *facts, "", _line(HEAD), _line(["---"] * len(HEAD))]
     lines += [_line(_cells(row)) for row in data["cases"].values()]
-    problems = [f"{name}: {text}" for name, row in data["cases"].items() for text in _problems(row)]
+    problems = list(_problems(data["cases"]))
     sanitizer = data.get("sanitizer")
     if sanitizer:
         problems.append(f"compute-sanitizer: {sanitizer['state']} {sanitizer.get('error', '')}".strip())
@@ -41,24 +42,39 @@ def state_of(row: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    check, compiled = row.get("check", {}), row.get("compile", {})
-    times, others = check.get("ms", {}), compiled.get("ms", {})
+    check, times = row.get("check", {}), row.get("check", {}).get("ms", {})
+    others, peers = (row.get(part, {}).get("ms", {}) for part in ("compile", "provider"))
     own = times.get("minicc")
     eager = min((t for name, t in times.items() if name.startswith("eager")), default=None)
     rival, beside = others.get("torch.compile"), others.get("minicc")
+    peer, near = peers.get("onnxruntime"), peers.get("minicc")
     return [
-        row["model"], row["precision"], state_of(row), _number(check.get("difference"), ".1e"), _number(own), _number(eager),
-        _number(rival), _ratio(eager, own), _ratio(rival, beside), _number(row["bytes"] / 2**20 or None),
+        row["model"], row["precision"], state_of(row), _number(check.get("difference"), ".1e"), _number(own),
+        _number(times.get("minicc replay")), _number(eager), _number(rival), _number(peer), _ratio(eager, own),
+        _ratio(rival, beside), _ratio(peer, near), _number(row["bytes"] / 2**20 or None),
         _number(row["compile_s"]), _number(check.get("load_s")),
     ]  # fmt: skip
 
 
-def _problems(row: Mapping[str, Any]) -> list[str]:
-    check, compiled = row.get("check", {}), row.get("compile", {})
-    found = [row["build_error"], *(part.get(key, "") for part in (check, compiled) for key in ("error", "problem", "rival"))]
-    if check.get("repeatable") is False:
-        found.append("two runs gave different bits")
-    return [text for text in found if text]
+def _problems(cases: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What went wrong with single cases, then what several have in common: the same reason, and too little time."""
+    shared: dict[str, list[str]] = {}
+    for name, row in cases.items():
+        if row["build_error"]:
+            yield f"{name}: {row['build_error']}"
+        for kind in PARTS:
+            part = row.get(kind, {})
+            if part.get("state") == "skipped":
+                shared.setdefault(f"{kind}: {part['error']}", []).append(name)
+                continue
+            for text in filter(None, (part.get("error"), part.get("problem"))):
+                yield f"{name}: {text}"
+            if part.get("rival"):
+                shared.setdefault(f"{kind}: {part['rival']}", []).append(name)
+        if row.get("check", {}).get("repeatable") is False:
+            yield f"{name}: two runs gave different bits"
+    for text, names in shared.items():
+        yield f"{text}: {', '.join(names)}"
 
 
 def _number(value: float | None, form: str = ".3g") -> str:

@@ -3,8 +3,8 @@
 A fault on a GPU spoils the process it happens in, and a compilation may hang, so the supervisor (`run`) watches a process of this
 kind and starts another one with the jobs that are left.
 
-Jobs are "check:MODEL/PRECISION" (compare, time beside eager PyTorch), "compile:MODEL/PRECISION" (time beside torch.compile) and
-"machine:" (what the machine can do at best).
+Jobs are "check:MODEL/PRECISION" (compare, time beside eager PyTorch), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA
+provider), "compile:MODEL/PRECISION" (time beside torch.compile) and "machine:" (what the machine can do at best).
 """
 
 from __future__ import annotations
@@ -77,17 +77,40 @@ def check(folder: Path, case: Case, where: str, seconds: float) -> Row:
 def compile_(folder: Path, case: Case, where: str, seconds: float) -> Row:
     """Time beside PyTorch's compiler."""
     feeds, _ = read_arrays(folder / case.data)
-    module = minicc.load(folder / case.artifact, trust=True)
-    given, inputs = device.place(module, feeds, where)
-    module.run(None, given)
-    row: Row = {"inputs": inputs}
+    row: Row = {}
     started = time.perf_counter()
     calls = _rival(case, feeds, where, row, eager=False)
     row["torch_compile_s"] = time.perf_counter() - started
-    if calls:
-        calls["minicc"] = lambda: module.run(None, given)
-        row["ms"] = medians(calls, device.synchroniser(where), seconds)
-    return row
+    return row | beside(folder, case, feeds, where, seconds, calls)
+
+
+def provider(folder: Path, case: Case, where: str, seconds: float) -> Row:
+    """Time beside ONNX Runtime, which must agree with the expected outputs as we must."""
+    try:
+        from tools.gpu_check import provider as onnxruntime
+    except ImportError as error:
+        return {"rival": describe(error)}
+    if reason := onnxruntime.missing(where):
+        return {"rival": reason}
+    feeds, expected = read_arrays(folder / case.data)
+    started = time.perf_counter()
+    call, read, form = onnxruntime.bound(folder / case.onnx, feeds, expected, case.precision, where)
+    row: Row = {"onnxruntime_load_s": time.perf_counter() - started, "form": form}
+    row["onnxruntime_difference"], _ = largest_difference(expected, dict(zip(expected, read(), strict=True)))
+    return row | beside(folder, case, feeds, where, seconds, {"onnxruntime": call})
+
+
+def beside(
+    folder: Path, case: Case, feeds: dict[str, Array], where: str, seconds: float, calls: dict[str, Callable[[], object]]
+) -> Row:
+    """Our time and that of other calls, measured in turn; nothing when there are none."""
+    if not calls:
+        return {}
+    module = minicc.load(folder / case.artifact, trust=True)
+    given, inputs = device.place(module, feeds, where)
+    module.run(None, given)
+    ours: dict[str, Callable[[], object]] = {"minicc": lambda: module.run(None, given)}
+    return {"inputs": inputs, "ms": medians(calls | ours, device.synchroniser(where), seconds)}
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -123,4 +146,4 @@ def _rival(case: Case, feeds: dict[str, Array], where: str, row: Row, *, eager: 
         return {}
 
 
-JOBS: dict[str, Callable[[Path, Case, str, float], Row]] = {"check": check, "compile": compile_}
+JOBS: dict[str, Callable[[Path, Case, str, float], Row]] = {"check": check, "provider": provider, "compile": compile_}

@@ -19,7 +19,7 @@ from minicc.targets.cuda import CudaTarget
 # through a sequence together.
 ELEMENT_THREADS = 256
 REDUCTION_THREADS = 512
-RECURRENT_THREADS = 1024
+RECURRENT_THREADS = 768  # with more the registers of a thread do not hold it
 # The longest sequence of updates whose places are compared with each other.
 COMPARED_UPDATES = 1 << 16
 WARP = 32

@@ -30,7 +30,7 @@ from minicc.kernels.cuda.vector_math import exp_f32, sigmoid_f32, softplus_f32, 
 
 # Columns of a panel of R.
 NR = 32
-THREADS = 1024
+THREADS = 768
 
 # Words. Strides count elements; an address of 0 means that the array is absent.
 GATES = 0
