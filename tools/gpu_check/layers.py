@@ -29,6 +29,7 @@ class Layer:
 
 
 IMAGES = 3
+IMAGE_PERIOD = 17  # along both sides, prime as the other one
 # Large, ragged and thin ones of each kind.
 LAYERS = {
     "layer_gemm_2048": Layer("gemm", (2048, 2048, 2048)),
@@ -74,8 +75,9 @@ def numbers(layer: Layer, precision: str) -> tuple[dict[str, Array], list[Array]
         return found.astype(np.float16).astype(np.float32) if precision == "fp16" else found
 
     feeds = {f"x{i}": draw(s) for i, s in enumerate(inputs)}
-    if layer.kind == "conv":  # images are large and do not repeat inside, so few of them are different
-        feeds = {name: x[np.arange(len(x)) % IMAGES] for name, x in feeds.items()}
+    if layer.kind == "conv":  # images are narrower than the period of weights: they repeat sooner, and few of them are different
+        inside = np.arange(layer.sizes[2]) % IMAGE_PERIOD
+        feeds = {name: x[np.arange(len(x)) % IMAGES][:, :, inside][..., inside] for name, x in feeds.items()}
     return feeds, [draw(s, depth**-0.5) for s in weights]
 
 
