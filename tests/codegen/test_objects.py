@@ -241,6 +241,15 @@ def test_workers_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert objects["k3"] == compile_object(wanted["k3"], "k3", HOST)
 
 
+def test_this_process_and_workers_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[str] = []
+    compile_here = build.compile_here
+    monkeypatch.setattr(build, "compile_here", lambda *kernel: here.append(kernel[1]) or compile_here(*kernel))
+    wanted = sources(6)
+    assert list(in_workers(wanted, monkeypatch)) == list(wanted)
+    assert 0 < len(here) < len(wanted)
+
+
 def test_an_error_in_a_worker_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = sources(5) | {"broken": CHAIN.replace("ld(s, j)", "np.float32(undefined)")}
     with pytest.raises(CodegenError, match="broken"):

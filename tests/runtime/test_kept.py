@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -45,8 +46,17 @@ def chosen_nodes() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the kernels of `dense` in it and no module, as models given as ModelProto are not kept."""
+    folder = tmp_path_factory.mktemp("compiled") / "cache"
+    minicc.compile(dense(), options=Options(cache_dir=str(folder)))
+    return folder
+
+
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
+def options(tmp_path: Path, compiled: Path) -> Options:
+    shutil.copytree(compiled, tmp_path / "cache")
     return Options(cache_dir=str(tmp_path / "cache"))
 
 
