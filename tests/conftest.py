@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from benchmarks.fetch import ModelUnavailable, fetch
+from minicc.targets.cpu import available_threads
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -19,6 +20,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's own
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Runs of whole folders use two processes, unless told otherwise (`-n 0`, `--pdb`): half of the time is compiling kernels."""
+    options = config.option
+    can = config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput") and not options.usepdb
+    if can and options.numprocesses is None and all(Path(argument).is_dir() for argument in config.args):
+        options.numprocesses = min(2, available_threads())
+        options.dist = "loadfile"
 
 
 def pytest_configure(config: pytest.Config) -> None:
