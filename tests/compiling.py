@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from minicc.ir.opdef import get_op
 from minicc.ir.types import TensorType, dtype_of
 from minicc.lower.context import Choices
 from minicc.lower.lower import lower
-from minicc.lower.program import HostStep
+from minicc.lower.program import HostStep, Program
+from minicc.lower.serialize import from_data, to_data
 from minicc.options import Options
 from minicc.runtime.code import build_code
 from minicc.runtime.module import CompiledModule
@@ -28,9 +30,15 @@ def compile_graph(graph: Graph, choices: Choices | None = None, **options: Any) 
     """The module of a graph as it is. choices: which ways to go where lowering has several."""
     chosen = Options.from_env().override(**options)
     target = host_target()
-    program = lower(graph, target, chosen, choices=choices)
+    program = saved_and_loaded(lower(graph, target, chosen, choices=choices))
     code = build_code(program.kernels, target, Store(chosen.store_dir))
     return CompiledModule(program, code, target, chosen)
+
+
+def saved_and_loaded(program: Program) -> Program:
+    """The program as a file would give it back: whatever lowering makes can be saved."""
+    data, arrays = to_data(program)
+    return from_data(json.loads(json.dumps(data)), lambda number, *_: arrays[number])
 
 
 def host_ops(module: CompiledModule) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from minicc.kernels.domain import ACTIVATIONS as NAMES
 from minicc.kernels.domain import UNBOUNDED, band_lines, panel_columns
 from minicc.kernels.packing import pack_b, pack_narrow
 from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, Array, aligned, check, expected_epilogue, run_fused
@@ -42,7 +43,7 @@ def convolve(shape, depth: int, channels: int, kernel, strides, dilations, pads,
     words |= {"E": aligned(pack_b(expansion, nr)), "BIAS": aligned(filled)}
     low, high = (-50, 200) if activation == "clip" else (-UNBOUNDED, UNBOUNDED)
     constants = {"NR": nr, "LINE_TAPS": kernel[1], "STEP": strides[1], "APART": dilations[1], "LOW": low, "HIGH": high,
-                 "ACTIVATION": repr("none" if activation == "clip" else activation)}  # fmt: skip
+                 "ACTIVATION": NAMES.index("none" if activation == "clip" else activation)}  # fmt: skip
     extents = (images, 1, words["M"], channels)
     result, bias, rest = run_fused("conv_expand", constants, words, extents, kind, 0, target=target, **options)
     between = activated(x.astype(np.float64) @ expansion + before, activation)

@@ -314,6 +314,7 @@ def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
 
 # As in kernels/cpu/conv_expand.py and tiles.py: floats of expanded lines in scratch memory, and a bound that is none.
 EXPANDED = 65536
+ACTIVATIONS = ("none", "hard_swish", "silu")  # by their numbers in kernels/cpu/conv_expand.py
 UNBOUNDED = 1 << 30
 
 

@@ -32,15 +32,18 @@ from minicc.kernels.cpu.windows import DH, IH, IW, KH, OH, OW, PH, PW, SH, X_H, 
 f32 = np.float32
 
 # Constants: tile of MR rows by NR columns, vector width; taps, positions between pixels and positions between taps along a
-# line; what is done to e: it is held between LOW and HIGH (hundredths, see `expanded_rows`), then ACTIVATION "hard_swish",
-# "silu" or "none".
+# line; what is done to e: it is held between LOW and HIGH (hundredths, see `expanded_rows`), then ACTIVATION, one of
+# those named here.
+NONE = 0
+HARD_SWISH = 1
+SILU = 2
 MR = 6
 NR = 16
 VW = 8
 LINE_TAPS = 3
 STEP = 1
 APART = 1
-ACTIVATION = "none"
+ACTIVATION = 0
 LOW = 0
 HIGH = 600
 # As in conv_line.py.
@@ -79,7 +82,7 @@ def store_tile(args, b0, i0, j0, rows, columns, tile):
 @helper
 def activate(x):
     """What follows the expansion and its bounds."""
-    if ACTIVATION == "hard_swish":
+    if ACTIVATION == HARD_SWISH:
         return x * min(max(x * f32(1 / 6) + f32(0.5), f32(0.0)), f32(1.0))
     return x * sigmoid_f32(x)
 
@@ -92,7 +95,7 @@ def expand(args, image, first, last, panel, bias, target):
         row = ptr_f32(image + 4 * line * arg(args, X_H))
         made = off(target, (line - first) * iw * NR)
         expanded_rows(MR, NR, VW, LOW, HIGH, row, arg(args, X_W), panel, bias, made, iw, arg(args, C))
-        if ACTIVATION != "none":
+        if ACTIVATION != NONE:
             for q in range(iw * NR):
                 st_scratch(made, q, activate(ld_scratch(made, q)))
 

@@ -13,7 +13,7 @@ import numpy as np
 from minicc.ir.dims import Dim, product
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import f32
-from minicc.kernels.domain import UNBOUNDED, band_lines, panel_columns
+from minicc.kernels.domain import ACTIVATIONS, UNBOUNDED, band_lines, panel_columns
 from minicc.lower.context import Lowering
 from minicc.ops.spatial import window
 from minicc.targets.cpu import CpuTarget
@@ -118,11 +118,11 @@ def expanding_nodes(node: Node, lead: Node | None) -> list[Node]:
     return body.nodes[: body.nodes.index(lead)]
 
 
-def expansion_constants(region: Sequence[Node]) -> dict[str, int | str]:
+def expansion_constants(region: Sequence[Node]) -> dict[str, int]:
     """The template's constants about what makes its input."""
     found = activation_of(region)
     assert found is not None
-    return {"ACTIVATION": repr(found[0]), "LOW": found[1], "HIGH": found[2]}
+    return {"ACTIVATION": ACTIVATIONS.index(found[0]), "LOW": found[1], "HIGH": found[2]}
 
 
 def filled_bias(low: Lowering, first: Node, columns: int) -> int:
