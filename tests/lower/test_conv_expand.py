@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import minicc
 from minicc.lower.templates import expand
+from tests.compiling import saved_and_loaded
 from tests.passes.models import run_reference
 
 ACTIVATIONS = ["", "Relu", "Clip", "HardSwish", "SiLU", "Elu"]
@@ -65,6 +66,7 @@ def compile_and_check(source: ModelProto, shape: tuple[int, ...], **options: Any
     """Compare with ONNX Runtime; whether both convolutions became one kernel."""
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     module = minicc.compile(source, **options)
+    assert saved_and_loaded(module.program).kernels == module.program.kernels
     for found, expected in zip(module.run(None, {"x": x}), run_reference(source, {"x": x})):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))
     return any(kernel.name.startswith("conv_expand") for kernel in module.program.kernels)

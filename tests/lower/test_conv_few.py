@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import minicc
+from tests.compiling import saved_and_loaded
 from tests.passes.models import run_reference
 
 ACTIVATIONS = ["", "Relu", "HardSwish", "Clip"]
@@ -39,6 +40,7 @@ def model(image: tuple[int | str, ...], filters: int, kernel: tuple[int, int], a
 def check(source: Any, shape: tuple[int, ...], **options: Any) -> Any:
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     module = minicc.compile(source, **options)
+    assert saved_and_loaded(module.program).kernels == module.program.kernels
     found, expected = module.run(None, {"x": x})[0], run_reference(source, {"x": x})[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
     return module
