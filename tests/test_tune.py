@@ -21,6 +21,7 @@ from minicc.ir.types import TensorType, f32
 from minicc.lower.context import Choices
 from minicc.lower.kernel import TemplateKernel
 from minicc.options import Options
+from minicc.targets.cpu import host_target
 from tests.compiling import compile_graph
 
 Array = np.ndarray[Any, Any]
@@ -70,7 +71,7 @@ def ways_of(path: Path) -> dict[Layers, tuple[str, ...]]:
     from minicc.walk import build
 
     choices = Choices()
-    build(load_model(path), "cpu", Options.from_env(), Stages(None), choices)
+    build(load_model(path), host_target(), Options.from_env(), Stages(None), choices)
     return choices.open
 
 

@@ -53,11 +53,11 @@ def compile(
 
     stage("import")
     imported, choices = load_model(model, options), Choices()
-    module = walk.build(imported, target, options, stage, choices)
+    module = walk.build(imported, machine, options, stage, choices)
     if options.tune:
         from minicc.tune import tune
 
-        module = tune(module, choices.open, lambda: load_model(model, options), target, stage)
+        module = tune(module, choices.open, lambda: load_model(model, options), stage)
     if place:
         kept.keep(place, module.saved(), imported.external, store)
     return module

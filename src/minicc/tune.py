@@ -46,7 +46,7 @@ class Gain:
 
 
 def tune(
-    usual: Module, ways: Mapping[Layers, Sequence[str]], load: Callable[[], ImportedModel], target: str, stage: Stages
+    usual: Module, ways: Mapping[Layers, Sequence[str]], load: Callable[[], ImportedModel], stage: Stages
 ) -> Module:
     """The fastest module found within options.tune_seconds; the usual one where nothing is faster or nothing can be timed.
 
@@ -59,7 +59,7 @@ def tune(
     def compiled(picked: Mapping[Layers, str]) -> Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # all was said for the usual module
-            return build(load(), target, quiet, Stages(None), Choices(picked))
+            return build(load(), usual.target, quiet, Stages(None), Choices(picked))
 
     rounds = max(map(len, ways.values()), default=1) - 1
     if usual.target.missing_features():

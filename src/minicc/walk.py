@@ -34,10 +34,9 @@ from minicc.targets.parse import Target, target_of
 
 
 def build(
-    imported: ImportedModel, target: str, options: Options, stage: Stages, choices: Choices | None = None
+    imported: ImportedModel, machine: Target, options: Options, stage: Stages, choices: Choices | None = None
 ) -> Module:
     """The walk from an imported model on. choices: which ways to go where lowering has several."""
-    machine = target_of(target)
     store = Store(options.store_dir)
     dump = Dump(options)
     dump.graph("import", imported.graph)
@@ -49,7 +48,7 @@ def build(
 
     stage("lower")
     notes = {"graph": print_graph(imported.graph)}
-    program = _named(prune_kernels(lower(imported.graph, machine, options, True, choices)), imported)
+    program = _named(prune_kernels(lower(imported.graph, machine, options, consume=True, choices=choices)), imported)
     dump.program(program)
     check_placement(program, options)
 

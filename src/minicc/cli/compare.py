@@ -19,6 +19,7 @@ from minicc.ir.evaluate import evaluate
 from minicc.module import Module, Stages
 from minicc.options import Options
 from minicc.peers import peer
+from minicc.targets.cpu import host_target
 from minicc.walk import build
 
 
@@ -102,7 +103,7 @@ def first_divergence(path: Path, items: Sequence[Any], tolerance: float, level: 
         graph.tidy()
         cut = replace(imported, graph=graph, outputs=(Argument(node.output.name, node.output.type),))
         try:
-            (ours,) = build(cut, "cpu", options, Stages(None)).run_items(items)
+            (ours,) = build(cut, host_target(), options, Stages(None)).run_items(items)
         except MiniccError as cause:
             what = "a part of the model cannot be compiled alone"
             raise InputError(what, where=node.describe(), why=str(cause)) from cause

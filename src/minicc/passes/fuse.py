@@ -46,16 +46,17 @@ def fuse(graph: Graph, is_anchor: Callable[[Node], bool], refuse_pair: RefusePai
     graph.tidy()
     position = {node: i for i, node in enumerate(graph.nodes)}
     taken: set[Node] = set()
-    anchored: dict[Node, list[Node]] = {}  # regions by their anchor
+    anchored: dict[Node, tuple[Node, list[Node]]] = {}  # anchors and their regions, by the last node
     for node in graph.nodes:
         if node not in taken and is_anchor(node):
             region = _grow_epilogue(graph, node, position, taken)
             taken.update(region)
             before = _only_read_by(graph, node, anchored)
-            if before is not None and not refuse_pair(anchored[before], node):
-                region = anchored.pop(before) + region
-            anchored[node] = region
-    regions: list[tuple[list[Node], Node | None]] = [(r, node) for node, r in anchored.items() if len(r) > 1]
+            if before and not refuse_pair(before, node):
+                del anchored[before[-1]]
+                region = before + region
+            anchored[region[-1]] = (node, region)
+    regions: list[tuple[list[Node], Node | None]] = [(r, node) for node, r in anchored.values() if len(r) > 1]
     for node in reversed(graph.nodes):
         if node in taken or not has_loops(node) or node.op.name in VIEWS | ALONE:
             continue
@@ -112,15 +113,14 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
     return best
 
 
-def _only_read_by(graph: Graph, node: Node, anchored: Mapping[Node, list[Node]]) -> Node | None:
-    """The anchor of the region whose only result is the first input of `node`, which alone reads it."""
+def _only_read_by(graph: Graph, node: Node, anchored: Mapping[Node, tuple[Node, list[Node]]]) -> list[Node]:
+    """The region that begins with its anchor, and whose only result is the first input of `node`, which alone reads it."""
     value = node.inputs[0]
-    if value is None or value in graph.outputs or any(reader is not node for reader in value.consumers()):
-        return None
-    for anchor, region in anchored.items():
-        if region[-1] is value.producer and region[0] is anchor:
-            return None if any(value is other for other in node.inputs[1:]) else anchor
-    return None
+    if value is None or value.producer is None or value.producer not in anchored:
+        return []
+    anchor, region = anchored[value.producer]
+    alone = value not in graph.outputs and value not in node.inputs[1:] and all(reader is node for reader in value.consumers())
+    return region if alone and region[0] is anchor else []
 
 
 def _fits_epilogue(node: Node, shape: object) -> bool:

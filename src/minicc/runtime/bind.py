@@ -452,7 +452,7 @@ class Segment:
         """
         kept = np.flatnonzero(units > 0)
         if stages:
-            kept = np.repeat(kept, [len(stages.get(at, "1")) for at in kept.tolist()])
+            kept = np.repeat(kept, [len(stages[at]) if at in stages else 1 for at in kept.tolist()])
         rows = np.zeros((len(kept), ROW_WORDS), np.int64)
         rows[:, 0] = self._functions[kept]
         rows[:, 1] = self.starts[kept] * 8

@@ -1,8 +1,8 @@
 """Kept modules: what was compiled from a model file, saved in the store for the next process that asks for the same.
 
 The same is: the content of the file and of its external data, its name, the target, the options that decide about a
-program, and the versions of minicc and of the packages it compiles with. A kept module is a saved module
-(runtime/artifact), used only when this user signed it under this very key; anything else counts as absent and is deleted.
+program, and the files of minicc and of the packages it compiles with. A kept module is a saved module
+(runtime/artifact), used only when this user signed it under this very key; anything else counts as absent and is replaced.
 Nothing here compiles.
 """
 

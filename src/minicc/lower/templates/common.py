@@ -17,8 +17,11 @@ from minicc.lower.body import Space, Write, normalise_epilogue
 from minicc.lower.context import Lowering
 from minicc.lower.kernel import Body, TemplateKernel
 from minicc.lower.program import KernelStep, Word
+from minicc.ops.spatial import Window
 
 FLOATS = (f32, f16, bf16)  # element types that templates compute in float32
+# Taps, stride and dilation along a line up to which kernels are compiled for them: so many weights stay in registers.
+MOST_TAPS, MOST_STEP, MOST_APART = 7, 2, 4
 Constants = Mapping[str, int | float | str]
 
 
@@ -37,6 +40,14 @@ def columns(low: Lowering, n: Dim, prefix: str = "") -> dict[str, int]:
     usual = panel_columns(low.cpu, n if isinstance(n, int) else None)
     widths = [usual, *(w for w in (width, 2 * width) if w != usual and (not isinstance(n, int) or n > width))]
     return {f"{prefix}{w} columns": w for w in widths}
+
+
+def along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
+    """Whether depthwise kernels along lines (`conv_line`, `conv_expand`) take these windows."""
+    taps, step, apart = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
+    if geometry.rank > 2 or not isinstance(taps, int):
+        return False
+    return taps <= MOST_TAPS and step <= MOST_STEP and apart <= MOST_APART
 
 
 def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[dict[int, Dim]],

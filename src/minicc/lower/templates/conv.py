@@ -21,9 +21,6 @@ from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.lower.templates.expand import (
-    MOST_APART,
-    MOST_STEP,
-    MOST_TAPS,
     expanding_nodes,
     expansion_constants,
     expansion_flops,
@@ -93,7 +90,7 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
         return ""
     data = w.data
     if groups > 1 and data is not None and 0 < channels * groups == filters and (
-            channels == 1 or (low.cpu.vector_width % channels == 0 and _along_lines(geometry, kernel))):  # fmt: skip
+            channels == 1 or (low.cpu.vector_width % channels == 0 and common.along_lines(geometry, kernel))):  # fmt: skip
         return _lower_narrow(low, node, lead, (buffer, offset, strides), w, geometry, spatial, finish, flops)
     if groups > 1 and data is not None:
         # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
@@ -143,14 +140,6 @@ def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
     return _lower_narrow(low, node, lead, channels_last(low, x, layout), w, geometry, spatial, finish, flops)
 
 
-def _along_lines(geometry: Window, kernel: Sequence[Dim]) -> bool:
-    """Whether `conv_line` takes these windows."""
-    taps, step, apart = kernel[-1], geometry.strides[-1], geometry.dilations[-1]
-    if geometry.rank > 2 or not isinstance(taps, int):
-        return False
-    return taps <= MOST_TAPS and step <= MOST_STEP and apart <= MOST_APART
-
-
 def _takes_few(geometry: Window, channels: Dim, kernel: Sequence[Dim]) -> bool:
     """Whether `conv_few` takes these windows over so many channels."""
     if not isinstance(channels, int) or not isinstance(kernel[-1], int) or geometry.rank > 2:
@@ -192,7 +181,7 @@ def _lower_narrow(low: Lowering, node: Node, lead: Node | None, x: Place, w: Val
     nr = panel_columns(low.target, channels) if group == 1 else low.cpu.vector_width
     weights = _packed_narrow(low, w, nr)
     name, constants = "depthwise", {"NR": nr}
-    if isinstance(low.target, CpuTarget) and _along_lines(geometry, kernel):
+    if isinstance(low.target, CpuTarget) and common.along_lines(geometry, kernel):
         name = "conv_line"
         constants |= {"LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "APART": geometry.dilations[-1], "GROUP": group}
     return _emit_lines(low, node, lead, name, constants, x, weights, channels, {"C": 1}, geometry, spatial, finish, flops)

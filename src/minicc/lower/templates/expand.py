@@ -15,6 +15,7 @@ from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import f32
 from minicc.kernels.domain import ACTIVATIONS, UNBOUNDED, band_lines, panel_columns
 from minicc.lower.context import Lowering
+from minicc.lower.templates import common
 from minicc.ops.spatial import window
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.parse import Target
@@ -22,8 +23,6 @@ from minicc.targets.parse import Target
 # Bytes of the expanded array from which on it does not stay in a core's cache beside what else passes through. Smaller ones
 # gained little (measured: 1.16 at 600 KB, 0.95 to 1.08 at 300 to 450 KB), as a product over many channels has no part in it.
 WORTH_BYTES = 1 << 19
-# Taps, stride and dilation along a line; as for `conv_line`.
-MOST_TAPS, MOST_STEP, MOST_APART = 7, 2, 4
 
 Refusal = Callable[[Sequence[Node], Node], str]
 Bounds = tuple[str, int, int]
@@ -58,8 +57,7 @@ def _legal(region: Sequence[Node], node: Node) -> str:
         return "the first is not a plain 1x1 convolution"
     if node.attrs["group"] != taps.shape[0] or taps.shape[1] != 1 or taps.shape[0] != weights.shape[0]:
         return "the second is not depthwise"
-    line = (taps.shape[3], own.strides[1], own.dilations[1])
-    if not all(isinstance(n, int) and n <= most for n, most in zip(line, (MOST_TAPS, MOST_STEP, MOST_APART))):
+    if not common.along_lines(own, taps.shape[2:]):
         return "taps along the line are too many or too far apart"
     return "" if activation_of(region) is not None else "what lies between is not an activation that the template knows"
 
