@@ -1,13 +1,14 @@
 """Latency, agreement, start-up and memory of minicc beside other runtimes on the CPU: the whole table.
 
-    python -m benchmarks.cpu [NAME ...] [--generated DIR] [--threads 1,2] [--peers ort,openvino] [--batches 1,8]
-                             [--seconds 3] [--out FOLDER] [--fresh]
+    python -m benchmarks.cpu [NAME ...] [--generated DIR] [--threads 1,2] [--peers ort,openvino,mnn,ncnn,torch]
+                             [--batches 1,8] [--dim seq=512] [--seconds 3] [--out FOLDER] [--fresh]
 
 Every row is a process of its own, in which all runtimes get the same inputs (the nominal shape of `benchmarks.inputs`) and are
 measured in alternating blocks; each block starts after a pause, in which other runtimes' threads stop spinning, and an
 uncounted call. Start-up (import to first result, kernels in the cache) and peak memory are those of a further process for each
 runtime. Rows are written to FOLDER/results.json as they come and kept unless --fresh; FOLDER/table.md is made of them, and
-`benchmarks.rooflines` draws them. A runtime that is absent or refuses a model is left empty.
+`benchmarks.rooflines` draws them. A runtime that is absent, refuses a model or gives other results is left empty; the row in
+results.json says why.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from rich.progress import Progress
 from benchmarks.compare import difference, interleaved, milliseconds, rule
 from benchmarks.export import NAMES as GENERATED
 from benchmarks.fetch import MODELS, ModelUnavailable
-from benchmarks.inputs import cases
+from benchmarks.inputs import case_at
 from benchmarks.latency import machine
 from benchmarks.models import load, locate
 
 PAUSE, BLOCK = 0.06, 5
+WRONG = 0.02  # a runtime whose results differ by more, relative to the largest, does not run the model
+RUNTIMES = ("ort", "openvino", "mnn", "ncnn", "torch")
 Row = dict[str, Any]
 
 # Time of ONNX Runtime over time of minicc that we want, by family; every other model: 1.0.
@@ -77,21 +80,45 @@ def batched(model: onnx.ModelProto, batch: int) -> bool:
     return batch >= 1
 
 
-def feeds_of(name: str, model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
-    """Nominal inputs, repeated along the first axis for a batch."""
-    feeds = cases(name, model)[0].feeds
+def feeds_of(name: str, model: onnx.ModelProto, batch: int, sizes: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
+    """Nominal inputs with some dimensions at given sizes, repeated along the first axis for a batch."""
+    feeds = case_at(name, model, sizes or {}).feeds
     return {key: np.concatenate([array] * batch) if batch > 1 else array for key, array in feeds.items()}
 
 
-def measure(name: str, path: Path, threads: int, batch: int, peers: Sequence[str], seconds: float) -> Row:
-    """One row: medians of every runtime, and the difference of minicc and of each from ONNX Runtime's plain results."""
-    import minicc
+def other_runtime(runtime: str, name: str, path: Path, feeds: Mapping[str, Any], threads: int) -> Any:
+    """A call of the model in another runtime; PyTorch takes the network that a generated model was exported from."""
+    from benchmarks.torch_peer import torch_peer
     from minicc.peers import peer
 
+    return torch_peer(name, feeds, threads) if runtime == "torch" else peer(runtime, path, feeds, threads)
+
+
+def unlike(expected: Sequence[Any], found: Sequence[Any]) -> float:
+    """Largest difference of a runtime's outputs relative to the largest magnitude; their types and ranks are its own."""
+    worst = 0.0
+    for want, got in zip(expected, found, strict=True):
+        a, b = (np.asarray(x).astype(np.float64).reshape(-1) for x in (want, got))
+        if a.size != b.size:
+            return float("inf")
+        if a.size:
+            error = float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-30)
+            worst = max(worst, error) if error == error else float("inf")
+    return worst
+
+
+def measure(name: str, path: Path, options: argparse.Namespace) -> Row:
+    """One row: medians of every runtime, and the difference of minicc and of each from ONNX Runtime's plain results."""
+    import minicc
+
+    threads, batch = options.threads[0], options.batches[0]
     model, source = load(name, path)
     if batch > 1 and not batched(model, batch):
         return {"skipped": "its batch is fixed"}
-    feeds, equal = feeds_of(name, model, batch), rule(model)
+    try:
+        feeds, equal = feeds_of(name, model, batch, options.dim), rule(model)
+    except ValueError as error:
+        return {"skipped": str(error)}
     outputs = [output.name for output in model.graph.output]
     del model
     with tempfile.TemporaryDirectory() as folder:
@@ -101,22 +128,26 @@ def measure(name: str, path: Path, threads: int, batch: int, peers: Sequence[str
             file.write_bytes(source)
         module = minicc.compile(file, threads=threads)
         calls: dict[str, Any] = {"minicc": lambda: module.run(None, feeds)}
-        row: Row = {"refused": {}}
-        for other in peers:
+        ours = calls["minicc"]()
+        row: Row = {"refused": {}, "error": {}}
+        expected = ours
+        for other in options.peers:
             try:
-                calls[other] = peer(other, file, feeds, threads)
-                calls[other]()
-            except minicc.MiniccError as error:
-                calls.pop(other, None)
-                row["refused"][other] = (error.why or str(error)).splitlines()[0][:200]
-        results = {key: call() for key, call in calls.items()}
-        expected = results.get("ort", results["minicc"])
-        row["error"] = {
-            key: max(difference(equal, o, e, np.asarray(a))[0] for o, e, a in zip(outputs, expected, result))
-            for key, result in results.items()
-        }
-        times = interleaved(list(calls.values()), seconds * len(calls), block=BLOCK, pause=PAUSE)
-        if batch == 1:
+                call = other_runtime(other, name, file, feeds, threads)
+                found = call()
+                expected = found if other == "ort" else expected
+                error = unlike(expected, found)
+            except (minicc.MiniccError, ValueError) as refusal:
+                why = getattr(refusal, "why", "") or str(refusal)
+                row["refused"][other] = why.splitlines()[0][:200]
+                continue
+            if error > WRONG:
+                row["refused"][other] = f"its results differ by {error:.1e}"
+            else:
+                calls[other], row["error"][other] = call, error
+        row["error"]["minicc"] = max(difference(equal, o, e, np.asarray(a))[0] for o, e, a in zip(outputs, expected, ours))
+        times = interleaved(list(calls.values()), options.seconds * len(calls), block=BLOCK, pause=PAUSE)
+        if batch == 1 and not options.dim:
             row["roofline"] = roofline(module, list(feeds.values()), threads)
         return row | {"ms": dict(zip(calls, map(milliseconds, times)))}
 
@@ -188,7 +219,7 @@ def starts(name: str, path: Path, options: argparse.Namespace) -> Row:
         np.savez(file.with_suffix(".npz"), **feeds_of(name, model, 1))
         del model
         found = {}
-        for runtime in ("minicc", "minicc", *options.peers):
+        for runtime in ("minicc", "minicc", *(p for p in options.peers if p in ("ort", "openvino"))):
             found[runtime] = child([name, "--start", runtime, "--file", str(file)], 300)
         return found
 
@@ -205,9 +236,9 @@ def table(rows: Mapping[str, Row], peers: Sequence[str]) -> str:
             if "skipped" not in row:
                 lines.append([name, batch, threads, row.get("failed", "failed")] + [""] * (len(head) - 4))
             continue
-        ms, goal = row["ms"], goal_of(name)
+        ms, goal = row["ms"], goal_of(name.split()[0])
         ratio = ms["ort"] / ms["minicc"] if "ort" in ms else None
-        if ratio is not None:
+        if ratio is not None and " " not in name:
             ratios.setdefault((int(batch), int(threads)), []).append(ratio)
         began = row.get("starts", {})
         lines.append([
@@ -235,7 +266,8 @@ def run(options: argparse.Namespace) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("rows", total=len(wanted))
         for name, batch, threads in wanted:
-            key = f"{name} {batch} {threads}"
+            shown = " ".join([name, *(f"{dim}={size}" for dim, size in options.dim.items())])
+            key = f"{shown} {batch} {threads}"
             progress.update(task, advance=1, description=key)
             if "ms" in data["rows"].get(key, {}):
                 continue
@@ -244,9 +276,12 @@ def run(options: argparse.Namespace) -> None:
             except ModelUnavailable as error:
                 data["rows"][key] = {"skipped": str(error)}
                 continue
-            common = ["--file", str(path), "--peers", ",".join(options.peers), "--seconds", str(options.seconds)]
-            row = child([name, "--row", "--batches", str(batch), "--threads", str(threads), *common], 600)
-            if "ms" in row and batch == 1 and threads == options.threads[0] and not options.no_start:
+            common = ["--file", str(path), "--seconds", str(options.seconds), "--batches", str(batch), "--threads", str(threads)]
+            common += [f"--dim={dim}={size}" for dim, size in options.dim.items()]
+            row = child([name, "--row", *common, "--peers", ",".join(options.peers)], 600)
+            if "failed" in row and len(options.peers) > 1:  # one of the others may have ended the process
+                row = child([name, "--row", *common, "--peers", options.peers[0]], 600)
+            if "ms" in row and batch == 1 and not options.dim and threads == options.threads[0] and not options.no_start:
                 row["starts"] = starts(name, path, options)
             data["rows"][key] = row
             file.write_text(json.dumps(data, indent=1))
@@ -262,7 +297,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, help="folder of the fetched models (default: user cache)")
     parser.add_argument("--threads", type=_numbers, default=[1, 2])
     parser.add_argument("--batches", type=_numbers, default=[1])
-    parser.add_argument("--peers", type=lambda text: [p for p in text.split(",") if p], default=["ort", "openvino"])
+    parser.add_argument("--dim", type=_size, action="append", default=[], help="size of a symbolic dimension, like seq=512")
+    parser.add_argument("--peers", type=lambda text: [p for p in text.split(",") if p], default=list(RUNTIMES))
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time per runtime and row")
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
@@ -270,7 +306,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--start", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.dim = dict(options.dim)
+    return options
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    return name, int(size)
 
 
 def _numbers(text: str) -> list[int]:
@@ -281,8 +324,7 @@ def main(options: argparse.Namespace) -> None:
     if options.start:
         print(json.dumps(start(options.file, options.threads[0], options.start)))
     elif options.row:
-        print(json.dumps(measure(options.names[0], options.file, options.threads[0], options.batches[0], options.peers,
-                                 options.seconds)))  # fmt: skip
+        print(json.dumps(measure(options.names[0], options.file, options)))
     else:
         run(options)
 

@@ -9,7 +9,7 @@ a constant output that hides wrong kernels.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,17 +204,30 @@ def _size(symbol: str, axis: int, value: Input, index: int) -> int:
 def cases(name: str, model: onnx.ModelProto) -> list[Case]:
     """All input sets of a model; the same for the same name and model on every machine."""
     inputs = signature(model)
+    return [_case(name, inputs, shapes, index) for index, shapes in enumerate(shape_assignments(name, inputs))]
+
+
+def case_at(name: str, model: onnx.ModelProto, sizes: Mapping[str, int]) -> Case:
+    """The nominal input set with some symbolic dimensions at given sizes; ValueError where the model has no such dimension."""
+    inputs = signature(model)
+    missing = set(sizes) - {dim for value in inputs for dim in value.dims if isinstance(dim, str)}
+    if missing:
+        raise ValueError(f"{name} has no dimension {', '.join(sorted(missing))}")
+    nominal = shape_assignments(name, inputs)[0]
+    shapes = {v.name: tuple(sizes.get(str(d), n) for d, n in zip(v.dims, nominal[v.name])) for v in inputs}
+    return _case(name, inputs, shapes, 0)
+
+
+def _case(name: str, inputs: Sequence[Input], shapes: Mapping[str, Shape], index: int) -> Case:
+    """Arrays of these shapes, from numbers that only the model's name, the input's and the index decide."""
     content = KNOWN.get(name, Known()).content
-    result = []
-    for index, shapes in enumerate(shape_assignments(name, inputs)):
-        feeds = {}
-        for value in inputs:
-            random = np.random.default_rng(zlib.crc32(f"{name}/{value.name}/{index}".encode()))
-            kind = content.get(value.name) or _kind(value)
-            feeds[value.name] = _fill(kind, value, shapes, random)
-        label = " ".join("x".join(map(str, shape)) or "scalar" for shape in shapes.values())
-        result.append(Case(label if len(shapes) < 4 else label[:40] + "...", feeds))
-    return result
+    feeds = {}
+    for value in inputs:
+        random = np.random.default_rng(zlib.crc32(f"{name}/{value.name}/{index}".encode()))
+        kind = content.get(value.name) or _kind(value)
+        feeds[value.name] = _fill(kind, value, shapes, random)
+    label = " ".join("x".join(map(str, shape)) or "scalar" for shape in shapes.values())
+    return Case(label if len(shapes) < 4 else label[:40] + "...", feeds)
 
 
 def _kind(value: Input) -> str:

@@ -204,7 +204,7 @@ def bench(
     dims: Fixed = "",
     trust: Trust = False,
     json: Json = False,
-    against: Annotated[str, typer.Option(help="also measure these, separated by commas: ort, openvino")] = "",
+    against: Annotated[str, typer.Option(help="also measure these, separated by commas: ort, openvino, mnn, ncnn")] = "",
     seconds: Annotated[float, typer.Option(min=0.01, help="measuring time")] = 3.0,
 ) -> None:
     """Measure latency, side by side and interleaved with other runtimes."""

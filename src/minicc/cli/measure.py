@@ -1,7 +1,8 @@
 """`minicc bench`: other runtimes on the same inputs.
 
-Measurements are interleaved, one call of each runtime in turn, so that a change of the machine's load
-meets all of them.
+Measurements are interleaved, a block of calls of each runtime in turn, so that a change of the machine's load
+meets all of them. Before each block all threads may fall asleep, because those of several runtimes spin for a while after a
+run and would take the cores from the next one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from rich.table import Table
 from minicc.module import Module, Progress
 from minicc.peers import Call, peer
 
-_MIN_CALLS = 5
+_BLOCK = 5  # counted calls of a runtime in turn
+_PAUSE = 0.06  # seconds; ONNX Runtime's threads spin for about 35 ms
 
 
 def bench(
@@ -40,12 +42,16 @@ def bench(
         call()
         call()
     begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds or len(times["minicc"]) < _MIN_CALLS:
+    while time.perf_counter() - begin < seconds or not times["minicc"]:
         progress("measuring, seconds", int(time.perf_counter() - begin), int(seconds))
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            if against:
+                time.sleep(_PAUSE)
+                call()
+            for _ in range(_BLOCK):
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
     base = median(times["minicc"])
     return [
         {
