@@ -22,7 +22,8 @@ LAYERS = (
 )
 # Packages that are slow to import or optional: functions may import them when they need them.
 HEAVY = {
-    "concurrent", "cuda", "llvmlite", "matplotlib", "ml_dtypes", "networkx", "numba", "onnx", "onnxruntime", "openvino", "MNN", "_tools", "ncnn", "rich",
+    "concurrent", "cuda", "llvmlite", "matplotlib", "ml_dtypes", "networkx", "numba", "onnx", "onnxruntime", "openvino",
+    "MNN", "_tools", "ncnn", "rich",
 }
 # Our own modules that pull a heavy package in, imported late by those that must start without it.
 DEFERRED = {
