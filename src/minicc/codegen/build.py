@@ -6,13 +6,14 @@ target: never the object itself. Numba is imported only when something has to be
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -90,12 +91,24 @@ def build_objects(
             progress(symbol)
 
     processes = min(available_threads(), MOST_PROCESSES, len(missing) // 2)
-    if len(missing) > IN_PROCESS and processes > 1 and sys.executable:
-        _compile_together(missing, target, processes, finished)
-    for symbol, source in missing.items():
-        if found[symbol] is None:
-            finished(symbol, compile_here(source, symbol, target))
+    with rare_collections():
+        if len(missing) > IN_PROCESS and processes > 1 and sys.executable:
+            _compile_together(missing, target, processes, finished)
+        for symbol, source in missing.items():
+            if found[symbol] is None:
+                finished(symbol, compile_here(source, symbol, target))
     return {symbol: data for symbol, data in found.items() if data is not None}
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Until the end, Python looks for unreachable cycles less often: compilers make many objects and few cycles."""
+    usual = gc.get_threshold()
+    gc.set_threshold(max(usual[0], 50_000) if usual[0] else 0, *usual[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
 
 
 def compile_here(source: str, symbol: str, target: Target) -> bytes:
@@ -167,14 +180,19 @@ def _compile_together(
 def _groups(sources: Mapping[str, str], most: int) -> list[list[tuple[str, str]]]:
     """Up to `most` kernels of one template together, which one process lowers once for all of them.
 
-    Longest first, as a long group at the end would keep the other processes waiting.
+    So are all kernels whose text only imports them from one module: they share its other functions. Longest first, as a long
+    group at the end would keep the other processes waiting.
     """
     templates: dict[str, list[tuple[str, str]]] = {}
+    imported: dict[str, list[tuple[str, str]]] = {}
     for symbol, source in sources.items():
         parts = split_epilogue(source)
-        templates.setdefault(parts[0] if parts else symbol, []).append((symbol, source))
+        if source.startswith("from ") and "def " not in source:
+            imported.setdefault(source.partition(" import ")[0], []).append((symbol, source))
+        else:
+            templates.setdefault(parts[0] if parts else symbol, []).append((symbol, source))
     groups = [kernels[at : at + most] for kernels in templates.values() for at in range(0, len(kernels), most)]
-    return sorted(groups, key=lambda group: -sum(len(source) for _, source in group))
+    return [*imported.values(), *sorted(groups, key=lambda group: -sum(len(source) for _, source in group))]
 
 
 def _start_worker() -> subprocess.Popen[bytes]:

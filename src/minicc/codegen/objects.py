@@ -17,8 +17,10 @@ from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import codegen, compiler, config, cpu, types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.imputils import builtin_registry
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
+from numba.core.typing.templates import _IntrinsicTemplate
 
 from minicc.codegen.symbols import ALLOWED, undefined_symbols
 from minicc.errors import CodegenError
@@ -175,12 +177,24 @@ def _codegen() -> _Codegen:
 
 @contextmanager
 def _only_linking(context: Any) -> Iterator[None]:
-    """Until the end, what Numba compiles goes into `_Library`; the caller holds Numba's lock."""
+    """Until the end, what Numba compiles goes into `_Library`; the caller holds Numba's lock.
+
+    Numba also looks for new declarations in all its registries at every call of an intrinsic, in case it has gone from one
+    target to another since; meanwhile it does not.
+    """
     usual, context._internal_codegen = context._internal_codegen, _codegen()
+    looking = _IntrinsicTemplate._get_target_registry
+    _IntrinsicTemplate._get_target_registry = _cpu_registry
     try:
         yield
     finally:
         context._internal_codegen = usual
+        _IntrinsicTemplate._get_target_registry = looking
+
+
+def _cpu_registry(_template: Any, _reason: str) -> Any:
+    """Where Numba registers what it makes for the CPU."""
+    return builtin_registry
 
 
 def _flags(contract: bool) -> Any:

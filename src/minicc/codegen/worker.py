@@ -21,20 +21,24 @@ def main() -> None:
     # Anything a library prints must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    from minicc.codegen.build import rare_collections
+
+    with rare_collections():
+        for line in sys.stdin:
+            print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, str]:
     from minicc.codegen.build import compile_here
     from minicc.targets.cpu import CpuTarget
     from minicc.targets.cuda import CudaTarget
     from minicc.targets.parse import Target
 
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            facts: dict[str, Any] = request["target"]
-            if request["cuda"]:  # JSON has no tuples
-                facts["capability"] = tuple(facts["capability"])
-            target: Target = CudaTarget(**facts) if request["cuda"] else CpuTarget(**facts)
-            data = compile_here(request["source"], request["symbol"], target)
-            answer = {"object": data.hex()}
-        except CodegenError as error:
-            answer = {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
-        print(json.dumps(answer), file=answers, flush=True)
+    facts: dict[str, Any] = request["target"]
+    if request["cuda"]:  # JSON has no tuples
+        facts["capability"] = tuple(facts["capability"])
+    target: Target = CudaTarget(**facts) if request["cuda"] else CpuTarget(**facts)
+    try:
+        return {"object": compile_here(request["source"], request["symbol"], target).hex()}
+    except CodegenError as error:
+        return {"what": error.what, "where": error.where, "why": error.why, "hint": error.hint}

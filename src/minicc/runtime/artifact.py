@@ -34,7 +34,7 @@ from minicc.ir.types import DType
 from minicc.lower.program import Program
 from minicc.lower.serialize import from_data, to_data
 from minicc.options import Options
-from minicc.runtime.code import Code, build_code, executor_objects
+from minicc.runtime.code import Code, build_code
 from minicc.runtime.digest import digest, digest_stream
 from minicc.runtime.executor import executor_sources
 from minicc.runtime.memory import ALIGNMENT
@@ -79,11 +79,7 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store, *, durable: b
     weights, table = _layout(arrays)
     data["weights"] = table
     data["symbols"] = list(saved.code.symbols)
-    objects = {s: saved.code.objects[s] for s in saved.code.symbols}
-    triple = saved.target.triple if isinstance(saved.target, CpuTarget) else ""
-    if objects and triple.split("-")[0] == host_target().triple.split("-")[0]:
-        assert isinstance(saved.target, CpuTarget)
-        objects |= executor_objects(saved.target, store)  # its system calls are those of this architecture
+    objects = saved.code.objects
     notes = dict(saved.notes)
     texts: dict[str, bytes] = {
         "program.json": json.dumps(data, separators=(",", ":")).encode(),

@@ -17,6 +17,7 @@ from minicc.lower.kernel import Kernel
 from minicc.runtime.bind import Words
 from minicc.runtime.executor import executor_sources
 from minicc.runtime.objects import LoadedObjects, load_objects
+from minicc.targets.cpu import CpuTarget, host_target
 from minicc.targets.parse import Target
 
 
@@ -26,7 +27,7 @@ class Code:
 
     symbols:  of each kernel, by kernel number; equal texts share one.
     sources:  symbol -> text, empty for code that came without.
-    objects:  symbol -> object file.
+    objects:  symbol -> object file; for a CPU those of the executor, too.
     compiled: how many kernels were compiled for it, the others came from the store or a file.
     """
 
@@ -66,14 +67,18 @@ def build_code(
     done: list[str] = []
 
     def compiled(symbol: str) -> None:
+        if symbol not in sources:
+            return
         done.append(symbol)
         if progress is not None:
             progress(len(done), len(sources))
 
-    objects = build_objects(sources, target, store, compiled)
+    # The executor is compiled beside them, not when they are done.
+    wanted = sources | executor_sources() if sources and _runs_here(target) else sources
+    objects = build_objects(wanted, target, store, compiled)
     return Code(symbols, sources, objects, len(done))
 
 
-def executor_objects(target: Target, store: ObjectStore | None) -> dict[str, bytes]:
-    """Objects of the executor itself, to go along in an artifact."""
-    return build_objects(executor_sources(), target, store)
+def _runs_here(target: Target) -> bool:
+    """Whether the executor can be made for the target: its system calls are those of this architecture."""
+    return isinstance(target, CpuTarget) and target.triple.split("-")[0] == host_target().triple.split("-")[0]
