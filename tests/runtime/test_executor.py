@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -227,3 +228,34 @@ for _ in range(20): rows.sum()
 print("done", flush=True)
 """
     assert run_program(text) == "done\n"
+
+
+def looks(monkeypatch: pytest.MonkeyPatch, region_ms: float, switches: Sequence[int]) -> bool:
+    """Whether the caller runs alone after looks at the preemption counter, each after as many shared rows of that time."""
+    state, now, count = np.zeros(256, np.int64), [10**12], [0]
+    for name, value in (("clock", lambda: now[0]), ("involuntary_switches", lambda: count[0])):
+        monkeypatch.setattr(native, name, value)
+    monkeypatch.setattr(native, "keep_apart", lambda *_: None)
+    monkeypatch.setattr(native, "atomic_load", lambda args, at: args[at])
+    for more in switches:
+        count[0] += more
+        for _ in range(native.LOOK_EVERY):
+            now[0] += int(region_ms * 1e6)
+            native.watch_preemption.py_func(state, int(region_ms * 1e6))
+    return bool(state[native.ALONE_UNTIL] > now[0])
+
+
+@pytest.mark.parametrize(
+    "region_ms, switches, alone",
+    [
+        (0.5, [2, 2], True),  # a core shared with another process
+        (0.5, [2, 0, 2], False),  # not twice in a row
+        (0.05, [2, 2, 2], False),  # the system's own work
+        (20, [3, 5, 2, 4], False),  # what 160 ms of any machine bring
+        (20, [40, 40], True),
+    ],
+)
+def test_the_caller_runs_alone_when_others_keep_taking_its_core(
+    monkeypatch: pytest.MonkeyPatch, region_ms: float, switches: list[int], alone: bool
+) -> None:
+    assert looks(monkeypatch, region_ms, switches) is alone

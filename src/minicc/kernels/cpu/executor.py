@@ -68,6 +68,8 @@ WORKERS = 113  # number of worker threads; 0 makes every caller run alone
 # Used by the owner only:
 ALONE_UNTIL = 128  # ns; before this time rows are not shared out
 LAST_EXCESS = 129  # ns; when a chunk was last waited for too long
+LOST = 134  # ns of such waiting up to then, older ones counted less
+PRESSED = 135  # 1 when others took the caller's core before the last look
 REGIONS = 130  # shared rows since the last look at the preemption counter
 REGION_TIME = 131  # ns spent in them
 SWITCHES = 132  # the counter at that look
@@ -88,6 +90,9 @@ LINGER = 4000
 EXCESS = 20_000  # ns of waiting that count as a lost core
 LOOK_EVERY = 8  # shared rows
 SLICE = 1_000_000  # ns; a thread that takes a core keeps it about as long, what the system does itself takes less
+# ns; one that wants a core all the time takes it at least so often. Rarer losses are those of any machine, and longer rows
+# meet more of them.
+SWITCH_EVERY = 8_000_000
 PENALTY = 10
 
 
@@ -249,8 +254,11 @@ def share_out(args, rows, index, chunks):
     if mine > 0:
         excess -= 2 * ((finished - start) // mine)
     if excess > EXCESS:  # a worker lost its core with a chunk in hand
-        if end - args[LAST_EXCESS] < 2 * PENALTY * excess:
+        # One loss says nothing about the next: it counts when there was one like it a short time ago.
+        lost = max(0, args[LOST] - (end - args[LAST_EXCESS]) // (2 * PENALTY))
+        if 4 * lost >= excess:
             args[ALONE_UNTIL] = end + PENALTY * excess
+        args[LOST] = lost + excess
         args[LAST_EXCESS] = end
     return end - start
 
@@ -264,11 +272,14 @@ def watch_preemption(args, region_time):
     args[REGION_TIME] += region_time
     if args[REGIONS] < LOOK_EVERY:
         return
-    switches = involuntary_switches()
-    if switches - args[SWITCHES] >= 2 and args[REGION_TIME] > SLICE:
+    count = involuntary_switches()
+    switches = count - args[SWITCHES]
+    pressed = switches >= 2 and args[REGION_TIME] > SLICE and switches * SWITCH_EVERY > args[REGION_TIME]
+    if pressed and args[PRESSED] != 0:
         args[ALONE_UNTIL] = clock() + PENALTY * args[REGION_TIME]
+    args[PRESSED] = 1 if pressed else 0
     keep_apart(args, atomic_load(args, WORKERS) + 1)
-    args[SWITCHES] = switches
+    args[SWITCHES] = count
     args[REGIONS] = 0
     args[REGION_TIME] = 0
 
