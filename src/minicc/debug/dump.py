@@ -22,8 +22,9 @@ from minicc.ir.text import print_graph
 from minicc.lower.program import Program
 from minicc.lower.text import print_program
 from minicc.options import Options
-from minicc.runtime.bind import Bound, Segment, itemsize
+from minicc.runtime.bind import Segment, itemsize
 from minicc.runtime.code import Code
+from minicc.runtime.context import Bound
 from minicc.runtime.executor import GUARD
 from minicc.runtime.module import CompiledModule, segments_of
 from minicc.targets.cuda import CudaTarget

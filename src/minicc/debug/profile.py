@@ -23,7 +23,8 @@ from minicc.errors import InputError, MiniccError
 from minicc.ir.dims import evaluate
 from minicc.lower.program import ControlStep, KernelStep
 from minicc.lower.text import tier_of
-from minicc.runtime.bind import Bound, Context, Segment
+from minicc.runtime.bind import Segment
+from minicc.runtime.context import Bound, Context
 from minicc.runtime.control import ControlCall
 from minicc.runtime.cuda.array import on_gpu, to_host
 from minicc.runtime.cuda.engine import DeviceRunner, Plan

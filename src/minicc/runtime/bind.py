@@ -2,20 +2,18 @@
 
 A program is cut into segments, runs of kernel steps between host and control steps. What does not depend
 on sizes is prepared once (`Segment`); `Segment.bind` evaluates every distinct dimension once and computes
-all words with a few array operations (`Bound`); a `Context` is one private copy of the words and an arena,
-so that any number of threads can run one bound segment. Nothing is compiled here and no pass runs.
+all words with a few array operations. The result is a `Bound` (runtime/context), of which any number of threads
+can run contexts. Nothing is compiled here and no pass runs.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,52 +25,21 @@ from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
+from minicc.runtime.ahead import Ahead, Steps
+from minicc.runtime.context import Arenas, Array, Bound, Recent, Sizes, Words
 from minicc.runtime.executor import GUARD, MAX_ROWS, MIN_STAGE_NS, ROW_WORDS, chunking
-from minicc.runtime.memory import ALIGNMENT, Interval, Layout, MemoryPlan, layout, place
+from minicc.runtime.memory import Interval, Layout, MemoryPlan, layout, place
 from minicc.runtime.sizes import DimTable
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.parse import Target
 
-Words = NDArray[np.int64]
-Array = np.ndarray[Any, Any]
-Sizes = Mapping[str, int]
-
-# Bound shapes kept per segment, and idle contexts kept per bound shape.
+# Bound shapes kept per segment.
 KEPT_SHAPES = 16
-KEPT_CONTEXTS = 8
 # Chosen blocks of template calls kept per segment.
 KEPT_BLOCKINGS = 1024
 
 # Of a template call: its sizes with blocks chosen, the number of units, and (first unit, units, ns) of each stage.
 Blocking = tuple[list[int], int, Sequence[tuple[int, int, float]]]
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Recent(Generic[K, V]):
-    """A mapping that keeps the values used last; `get` makes a missing value, once, under a lock."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: K, make: Callable[[], V]) -> V:
-        with self._lock:
-            value = self._values.get(key)
-            if value is None:
-                value = self._values[key] = make()
-                if len(self._values) > self._capacity:
-                    self._values.popitem(last=False)
-            else:
-                self._values.move_to_end(key)
-            return value
-
-    def values(self) -> list[V]:
-        with self._lock:
-            return list(self._values.values())
-
 
 @dataclass
 class Machine:
@@ -88,83 +55,7 @@ class Machine:
     max_bytes: int
     max_loop_iterations: int
     binds: int = 0
-
-
-@dataclass(frozen=True)
-class Context:
-    """Memory for one run of a bound segment.
-
-    words, rows: private copies, the rows pointing at the words; table is the address of the rows.
-    views:       arrays on the arena of the temporaries that later parts read, by buffer.
-    values:      addresses of the external buffers, in the order of `Segment.externals`.
-    """
-
-    words: Words
-    rows: Words
-    table: int
-    arena: NDArray[np.uint8]
-    views: tuple[tuple[int, Array], ...]
-    values: Words
-
-
-class Bound:
-    """A segment for one set of sizes; `acquire` and `release` hand out contexts and keep a few idle ones."""
-
-    def __init__(
-        self,
-        segment: Segment,
-        words: Words,
-        rows: Words,
-        steps: NDArray[np.intp],
-        plan: MemoryPlan,
-        contents: Mapping[int, Array],
-        shapes: Mapping[int, tuple[int, ...]],
-        sizes: Sizes,
-    ) -> None:
-        self.segment, self.plan, self.contents, self.shapes, self.sizes = (
-            segment,
-            plan,
-            contents,
-            shapes,
-            dict(sizes),
-        )
-        self.words, self.rows, self.steps = words, rows, steps
-        buffers = segment.program.buffers
-        self.outputs = [(b, shapes[b], numpy_dtype(buffers[b])) for b in segment.outputs]
-        self.external_at = segment.external_at
-        self.external_base = segment.external_base
-        self.external_offset = words[segment.external_at]
-        self._idle: list[Context] = []
-
-    def acquire(self) -> Context:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._new_context()
-
-    def release(self, context: Context) -> None:
-        if len(self._idle) < KEPT_CONTEXTS:
-            self._idle.append(context)
-
-    def _new_context(self) -> Context:
-        segment = self.segment
-        arena = _aligned(self.plan.arena_bytes)
-        words, rows = self.words.copy(), self.rows.copy()
-        words[segment.temporary_at] += arena.ctypes.data
-        rows[:, 1] += words.ctypes.data
-        offsets = dict(zip(segment.temporaries, self.plan.offsets))
-        views = []
-        for b in segment.exports:
-            dtype, shape = numpy_dtype(segment.program.buffers[b]), self.shapes[b]
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            views.append((b, arena[offsets[b] : offsets[b] + size].view(dtype).reshape(shape)))
-        values = np.zeros(len(segment.externals), np.int64)
-        return Context(words, rows, rows.ctypes.data, arena, tuple(views), values)
-
-    def patch(self, context: Context) -> None:
-        """Write the addresses of external buffers (`context.values`) into the words."""
-        if len(self.external_at):
-            context.words[self.external_at] = context.values[self.external_base] + self.external_offset
+    ahead: Ahead = field(default_factory=Ahead)
 
 
 class Segment:
@@ -200,6 +91,8 @@ class Segment:
         self._index_shapes()
         self.layout = self._layout()
         self.symbols = self._dims.symbols({v for b in self.contents for v in buffers[b].content})
+        self.arenas = Arenas()
+        self._calls = Steps()
         self.recent: Recent[tuple[int, ...], Bound] = Recent(KEPT_SHAPES)
         self.plans: Recent[tuple[int, ...], MemoryPlan] = Recent(KEPT_SHAPES)
 
@@ -285,6 +178,8 @@ class Segment:
             numbers += [self._dims.number(d) for d in (1, *shape)]
         self._shape_values = np.array(numbers, np.int64)
         self._shape_starts = np.array(starts, np.int64)
+        wanted = {*self.exports, *self.outputs}
+        self._types = {b: numpy_dtype(self.program.buffers[b]) for b in self._shaped if b in wanted}
         self._itemsizes = np.array([itemsize(self.program.buffers[b]) for b in self._shaped], np.int64)
 
     def _layout(self) -> Layout:
@@ -307,7 +202,12 @@ class Segment:
                 f"the size {error.args[0]!r} is not known where a kernel needs it",
                 where=", ".join(self.steps[0].origin),
             ) from None
-        return self.recent.get(key, lambda: self.bind(sizes))
+        found = self.recent.get(key, lambda: self.bind(sizes))
+        coming = self._calls.next(key)
+        if coming is not None:
+            later = dict(zip(self.symbols, coming))
+            self.machine.ahead.submit(lambda: self.recent.get(coming, lambda: self.bind(later)).prepare())
+        return found
 
     def bind(self, sizes: Sizes) -> Bound:
         """Evaluate words, place memory, cut into chunks.
@@ -346,7 +246,8 @@ class Segment:
         units = values[self._units]
         stages = self._bind_templates(words, units)
         rows, kept = self._rows(units, values[self._costs], stages)
-        return Bound(self, words, rows, kept, plan, contents, shapes, {s: sizes[s] for s in self.symbols})
+        own = {s: sizes[s] for s in self.symbols}
+        return Bound(self, words, rows, kept, plan, contents, shapes, self._types, own)
 
     def _plan(self, nbytes: Sequence[int]) -> MemoryPlan:
         """Places of the temporaries: exact ones for the first sizes; later sizes share those of similar sizes.
@@ -548,8 +449,3 @@ def _rounded(size: int) -> int:
     step = 1 << max(0, size.bit_length() - 4)
     return -(-size // step) * step
 
-
-def _aligned(size: int) -> NDArray[np.uint8]:
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    skip = -memory.ctypes.data % ALIGNMENT
-    return memory[skip : skip + size]

@@ -14,7 +14,7 @@ import numpy as np
 from minicc.codegen.build import ObjectStore, build_objects
 from minicc.codegen.source import kernel_source, kernel_symbol
 from minicc.lower.kernel import Kernel
-from minicc.runtime.bind import Words
+from minicc.runtime.context import Words
 from minicc.runtime.executor import executor_sources
 from minicc.runtime.objects import LoadedObjects, load_objects
 from minicc.targets.cpu import CpuTarget, host_target

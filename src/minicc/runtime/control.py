@@ -16,7 +16,8 @@ from minicc.errors import MiniccError, ResourceLimitError, ShapeError, VerifyErr
 from minicc.ir.dims import evaluate
 from minicc.ir.types import TensorType, Type
 from minicc.lower.program import ControlStep
-from minicc.runtime.bind import Array, Machine, Sizes
+from minicc.runtime.bind import Machine
+from minicc.runtime.context import Array, Sizes
 from minicc.runtime.engine import Item, Runner
 from minicc.runtime.turns import is_native, run_turns
 

@@ -18,19 +18,8 @@ from minicc.errors import ResourceLimitError, ShapeError, VerifyError
 from minicc.ir.dims import bare_symbol, evaluate
 from minicc.ir.types import TensorType, Type
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program
-from minicc.runtime.bind import (
-    KEPT_SHAPES,
-    Array,
-    Bound,
-    Context,
-    Machine,
-    Segment,
-    Sizes,
-    Words,
-    address_of,
-    buffers_of,
-    content_array,
-)
+from minicc.runtime.bind import KEPT_SHAPES, Machine, Segment, address_of, buffers_of, content_array
+from minicc.runtime.context import Array, Bound, Context, Sizes, Words
 
 Item = Any  # an array, or what stands for a sequence, map or optional
 Held = list[tuple[Bound, Context]]
@@ -272,7 +261,7 @@ def _detached(value: Item, held: Held) -> Item:
         return [_detached(item, held) for item in value]
     if not isinstance(value, np.ndarray) or value.base is None:
         return value
-    return value.copy() if any(np.may_share_memory(value, c.arena) for _, c in held) else value
+    return value.copy() if any(np.may_share_memory(value, c.arena.memory) for _, c in held) else value
 
 
 def _address(value: Item, buffer: Buffer) -> int:

@@ -18,8 +18,9 @@ from minicc.errors import InputError, TargetError
 from minicc.ir.types import TensorType
 from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Step
 from minicc.options import Options
-from minicc.runtime.bind import KEPT_SHAPES, Array, Bound, Machine, Segment, address_of
+from minicc.runtime.bind import KEPT_SHAPES, Machine, Segment, address_of
 from minicc.runtime.code import Code
+from minicc.runtime.context import Array, Bound
 from minicc.runtime.control import ControlCall
 from minicc.runtime.cuda.array import on_gpu, to_host
 from minicc.runtime.cuda.driver import LEGACY, Gpu

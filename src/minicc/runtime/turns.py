@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicc.ir.types import TensorType
-from minicc.runtime.bind import Array, Bound, Context, Segment, Words, address_of
+from minicc.runtime.bind import Segment, address_of
+from minicc.runtime.context import Array, Bound, Context, Words
 from minicc.runtime.engine import Item, Runner
 from minicc.runtime.executor import (
     CONDITION,

@@ -23,7 +23,8 @@ from minicc.kernels import cuda_template
 from minicc.kernels.cuda_launch import Launch
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import KernelStep, Program
-from minicc.runtime.bind import Array, Bound, Machine, Segment, numpy_dtype
+from minicc.runtime.bind import Machine, Segment, numpy_dtype
+from minicc.runtime.context import Array, Bound
 from minicc.runtime.cuda.array import DeviceArray, Foreign, foreign, on_gpu
 from minicc.runtime.cuda.driver import LEGACY, Device, Memory, Stream
 from minicc.runtime.engine import Frame, Held, MakeStep, Runner
