@@ -236,6 +236,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, region_ms: float, switches: Sequence[
     for name, value in (("clock", lambda: now[0]), ("involuntary_switches", lambda: count[0])):
         monkeypatch.setattr(native, name, value)
     monkeypatch.setattr(native, "keep_apart", lambda *_: None)
+    monkeypatch.setattr(native, "withdraw", native.withdraw.py_func)
     monkeypatch.setattr(native, "atomic_load", lambda args, at: args[at])
     for more in switches:
         count[0] += more
@@ -259,3 +260,13 @@ def test_the_caller_runs_alone_when_others_keep_taking_its_core(
     monkeypatch: pytest.MonkeyPatch, region_ms: float, switches: list[int], alone: bool
 ) -> None:
     assert looks(monkeypatch, region_ms, switches) is alone
+
+
+def test_the_caller_runs_alone_for_longer_where_losses_follow_each_other() -> None:
+    state, ms = np.zeros(256, np.int64), 10**6
+    now, alone = 10**12, []
+    for gap in [0, 5, 5, 5, 5, 5, 200, 5]:  # ms with the workers before each loss of 2 ms
+        now = max(now, state[native.ALONE_UNTIL]) + gap * ms
+        native.withdraw.py_func(state, now, 2 * ms)
+        alone.append(int(state[native.ALONE_UNTIL] - now) // ms)
+    assert alone == [2, 4, 8, 16, 20, 20, 2, 4]

@@ -14,7 +14,7 @@ only while the caller waits for that chunk. One caller owns the pool at a time; 
 does not wait but runs its rows alone.
 
 Threads spin for a short time and then sleep. When the machine is busy, pieces of work get stuck on a
-thread that lost its core; the throttle watches for that and lets the caller run alone for ten times the time
+thread that lost its core; the throttle watches for that and lets the caller run alone, in the end for ten times the time
 lost, which bounds the loss at about a tenth. Turns of a loop are runs of one table whose arguments move on in between.
 Nothing here allocates, raises, or knows what a kernel does.
 """
@@ -70,6 +70,7 @@ ALONE_UNTIL = 128  # ns; before this time rows are not shared out
 LAST_EXCESS = 129  # ns; when a chunk was last waited for too long
 LOST = 134  # ns of such waiting up to then, older ones counted less
 PRESSED = 135  # 1 when others took the caller's core before the last look
+FACTOR = 136  # how often the time lost the caller ran alone after the last loss
 REGIONS = 130  # shared rows since the last look at the preemption counter
 REGION_TIME = 131  # ns spent in them
 SWITCHES = 132  # the counter at that look
@@ -212,6 +213,14 @@ def worker(args, begin, end):
 
 
 @helper
+def withdraw(args, now, lost):
+    """Let the caller run alone for as long as it has lost; longer, up to PENALTY times, where losses follow each other."""
+    soon = now - args[ALONE_UNTIL] < PENALTY * lost
+    args[FACTOR] = min(2 * args[FACTOR], PENALTY) if soon else 1
+    args[ALONE_UNTIL] = now + args[FACTOR] * lost
+
+
+@helper
 def share_out(args, rows, index, chunks):
     """Run one row together with the workers; gives the time it took in ns."""
     start = clock()
@@ -257,7 +266,7 @@ def share_out(args, rows, index, chunks):
         # One loss says nothing about the next: it counts when there was one like it a short time ago.
         lost = max(0, args[LOST] - (end - args[LAST_EXCESS]) // (2 * PENALTY))
         if 4 * lost >= excess:
-            args[ALONE_UNTIL] = end + PENALTY * excess
+            withdraw(args, end, excess)
         args[LOST] = lost + excess
         args[LAST_EXCESS] = end
     return end - start
@@ -276,7 +285,7 @@ def watch_preemption(args, region_time):
     switches = count - args[SWITCHES]
     pressed = switches >= 2 and args[REGION_TIME] > SLICE and switches * SWITCH_EVERY > args[REGION_TIME]
     if pressed and args[PRESSED] != 0:
-        args[ALONE_UNTIL] = clock() + PENALTY * args[REGION_TIME]
+        withdraw(args, clock(), args[REGION_TIME])
     args[PRESSED] = 1 if pressed else 0
     keep_apart(args, atomic_load(args, WORKERS) + 1)
     args[SWITCHES] = count
