@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from minicc.errors import InvalidModelError
-from minicc.ir.dims import Dim, broadcast, product
+from minicc.ir.dims import Dim, bare_symbol, broadcast, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +189,9 @@ def broadcast_shapes(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
         for axis, dim in enumerate(shape, start=rank - len(shape)):
             out[axis] = broadcast(out[axis], dim)
     return tuple(out)
+
+
+def leads_with(type_: Type, symbol: str) -> bool:
+    """Whether the first size of a tensor type is the symbol alone."""
+    shape = type_.shape if isinstance(type_, TensorType) else None
+    return bool(shape) and not isinstance(shape[0], int) and bare_symbol(shape[0]) == symbol  # type: ignore[index]

@@ -21,6 +21,7 @@ from minicc.lower.context import Choices, KernelTable, Lowering, is_view
 from minicc.lower.inplace import reuse_in_place
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
 from minicc.lower.requirements import requirements
+from minicc.lower.slices import sliced_symbol
 from minicc.lower.templates import find_template
 from minicc.options import Options
 from minicc.passes.common import RESHAPES
@@ -39,11 +40,12 @@ def lower(graph: Graph, target: Target, options: Options, consume: bool = False,
     as the model has them and packed; the graph is of no use afterwards. choices: which way to go where there are several.
     """
     table = KernelTable()
+    sliced = sliced_symbol(graph)
     program = lower_graph(graph, target, options, table, consume, choices)
     return Program(
         program.name, program.buffers, program.steps, program.inputs, program.outputs, program.input_types,
         program.output_types, tuple(table.index), tuple(v.name for v in graph.inputs),
-        tuple(v.name for v in graph.outputs),
+        tuple(v.name for v in graph.outputs), sliced,
     )  # fmt: skip
 
 

@@ -123,6 +123,7 @@ class Program:
 
     input_types: declared types; their bare symbols are bound from the arrays given.
     kernels: of the root program; bodies refer to the same table and leave their own empty.
+    sliced: the symbol of the first axis along which the work falls apart, if it does (lower/slices).
     """
 
     name: str
@@ -135,3 +136,4 @@ class Program:
     kernels: tuple[Kernel, ...] = ()
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
+    sliced: str = ""

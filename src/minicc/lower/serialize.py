@@ -61,6 +61,7 @@ class _Writer:
             "output_types": [self.type(t) for t in p.output_types],
             "input_names": list(p.input_names),
             "output_names": list(p.output_names),
+            "sliced": p.sliced,
         }
 
     def buffer(self, b: Buffer) -> dict[str, Any]:
@@ -246,6 +247,7 @@ class _Reader:
             kernels,
             _strings(p["input_names"]),
             _strings(p["output_names"]),
+            _string(p.get("sliced", "")),
         )
 
     def buffer(self, data: Any) -> Buffer:

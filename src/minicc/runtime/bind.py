@@ -82,6 +82,7 @@ class Segment:
         self.exports = tuple(b for b in touched if b in exports)
         self.contents = tuple(b for b in touched if buffers[b].kind == "content")
         constants = [b for b in touched if buffers[b].kind == "constant"]
+        self.constant_bytes = sum(data.nbytes for b in constants if (data := buffers[b].data) is not None)
         inside = {*self.temporaries, *self.contents, *constants}
         self.externals = tuple(b for b in touched if b not in inside)
         written = {b for step in steps for b in step.writes}

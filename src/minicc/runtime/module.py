@@ -29,6 +29,7 @@ from minicc.runtime.engine import Item, Other, Runner, bind_sizes
 from minicc.runtime.executor import Executor
 from minicc.runtime.host import HostCall
 from minicc.runtime.signature import Port, Signature, ports
+from minicc.runtime.slices import Sliced, sliced
 from minicc.runtime.store import Store
 from minicc.targets.cpu import available_threads, host_target
 from minicc.targets.cuda import CudaTarget
@@ -261,22 +262,24 @@ class _ShortWay:
         self.inputs = [(position[b], i) for i, b in enumerate(self.program.inputs) if b in position]
         self.output_order = [self.segment.outputs.index(b) for b in self.program.outputs]
         self.output_positions = [position[b] for b in self.program.outputs]
-        self.by_shapes: dict[Shapes, Bound] = {}
+        self.by_shapes: dict[Shapes, Bound | Sliced] = {}
 
-    def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound:
+    def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound | Sliced:
         sizes: dict[str, int] = {}
         for type_, array, name in zip(
             self.program.input_types, arrays, self.program.input_names or [""] * len(arrays)
         ):
             assert isinstance(type_, TensorType)  # see _is_short
             bind_sizes(type_, array, sizes, name)
-        bound = self.segment.bound(sizes)
+        bound = sliced(self.program, self.segment, self.executor, sizes) or self.segment.bound(sizes)
         if len(self.by_shapes) >= KEPT_SHAPES:
             self.by_shapes = {}
         self.by_shapes[shapes] = bound
         return bound
 
-    def run(self, bound: Bound, arrays: Sequence[Array]) -> list[Item]:
+    def run(self, bound: Bound | Sliced, arrays: Sequence[Array]) -> list[Item]:
+        if isinstance(bound, Sliced):
+            return bound.run(arrays)
         specs = bound.outputs
         outputs = []
         for i in self.output_order:

@@ -131,7 +131,7 @@ def run_turns(
 
     context = bound.acquire()
     try:
-        loop = _describe(segment, bound, context, walks, number, flag if head else None)
+        loop = describe(segment, bound, context, walks, number, flag if head else None)
         while True:
             before = int(loop.words[TURNS_DONE])
             body.executor.turns_at(loop.words.ctypes.data, min(MOST_TURNS, most - before))
@@ -157,10 +157,10 @@ class _Description:
     moves: Words
 
 
-def _describe(
+def describe(
     segment: Segment, bound: Bound, context: Context, walks: Mapping[int, Walk], number: NDArray[np.int64], flag: Array | None
 ) -> _Description:
-    """Put the first turn's addresses into a context, and list what moves between the turns."""
+    """Put the first turn's addresses into a context, and list what moves between the turns. To be kept until they are done."""
     context.values[:] = [walks[b].first for b in segment.externals]
     bound.patch(context)
     steps = np.array([walks[b].steps for b in segment.externals], np.int64).reshape(-1, 3)[bound.external_base]

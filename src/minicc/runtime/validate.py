@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from minicc.errors import ArtifactError
 from minicc.ir.dims import Dim
-from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type, boolean
+from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type, boolean, leads_with
 from minicc.kernels.cuda_template import CUDA_TEMPLATES, constants_of
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
@@ -31,6 +31,10 @@ def _check(program: Program, kernels: tuple[Kernel, ...]) -> None:
     for buffer in program.buffers:
         _check_buffer(buffer)
     _check_ports(program)
+    if program.sliced:  # runs in turns go through outputs, and inputs that have the axis, row by row
+        named = any(leads_with(t, program.sliced) for t in program.input_types)
+        whole = all(leads_with(t, program.sliced) for t in program.output_types)
+        _need(named and whole, f"its outputs do not have rows of {program.sliced!r}", program.name)
     written = {
         b for b, buffer in enumerate(program.buffers) if buffer.kind in ("input", "constant", "content")
     }
