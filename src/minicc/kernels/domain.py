@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from minicc.kernels.cpu.fft_sizes import INPUTS as FFT_INPUTS
+from minicc.kernels.cpu.fft_sizes import frequencies, most_tiles
 from minicc.kernels.cpu.winograd_points import side
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.cuda import CudaTarget
@@ -190,33 +192,60 @@ WEIGHT_FROM_MEMORY, WEIGHT_FROM_CACHE = 28, 4
 
 
 def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
-    """Fill TILES and PANELS of a Winograd convolution; the number of units.
+    """Fill TILES and PANELS of a Winograd convolution; the number of units."""
+    height, width, stride, taps = (constants[name] for name in ("OUT_H", "OUT_W", "STRIDE", "TAPS"))
+    tiles = w["IMAGES"] * ceil_divide(w["OH"], height) * ceil_divide(w["OW"], width)
+    depth = side(height, stride, taps) * side(width, stride, taps) * w["C"]
+    # Inputs take at most 5/8 of L2, but two product tiles share a weight even so.
+    wide = max(2 * tile_rows(target), target.l2_bytes * 5 // 32 // depth)
+    most = max(1, min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // depth, wide))
+    return _transformed_domain(w, constants, target, threads, (tiles, most, depth, w["C"], 1, WINOGRAD_VALUE))
+
+
+# In the time a value goes into Fourier's form or comes out, a core does so many multiply-adds.
+FFT_VALUE = 10
+
+
+def fft_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill TILES and PANELS of a convolution by Fourier transforms; the number of units. As `winograd_domain`."""
+    height, width, columns = constants["SIDE_H"], constants["SIDE_W"], constants["NR"]
+    tiles = w["IMAGES"] * ceil_divide(w["OH"], constants["OUT_H"]) * ceil_divide(w["OW"], constants["OUT_W"])
+    row = max(w["C"], columns)
+    depth = 2 * frequencies(height, width) * row
+    # Inputs and products take at most 7/8 of L2.
+    wide = target.l2_bytes * 7 // 32 // (depth + depth // row * columns)
+    most = max(1, min(most_tiles(height, width, columns), FFT_INPUTS // depth, wide))
+    return _transformed_domain(w, constants, target, threads, (tiles, most, depth, row, 2, FFT_VALUE))
+
+
+def _transformed_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int,
+                        sizes: tuple[int, int, int, int, int, int]) -> int:  # fmt: skip
+    """Fill TILES and PANELS of a convolution in a transformed space; the number of units.
+
+    sizes: tiles; the most of them in a block; floats of one; those of its channels; multiply-adds per float and column;
+        those in the time of a value's transform.
 
     Taken is what occupies the threads for the shortest time: blocks of panels share the weights out but each
     transforms its inputs again, blocks of tiles read the weights again.
     """
-    height, width, stride, taps = (constants[name] for name in ("OUT_H", "OUT_W", "STRIDE", "TAPS"))
-    c, columns = w["C"], constants["NR"]
-    tiles = w["IMAGES"] * ceil_divide(w["OH"], height) * ceil_divide(w["OW"], width)
+    tiles, most, depth, c, products, value = sizes
+    columns = constants["NR"]
     panels, mr = ceil_divide(w["N"], columns), tile_rows(target)
     if tiles == 0 or panels == 0:
         w["TILES"] = w["PANELS"] = 1
         return 0
-    # Inputs take at most 5/8 of L2, but two product tiles share a weight even so.
-    depth = side(height, stride, taps) * side(width, stride, taps) * c
-    wide = max(2 * mr, target.l2_bytes * 5 // 32 // depth)
-    most = max(1, min(WINOGRAD_BLOCK, WINOGRAD_INPUTS // depth, wide, tiles))
+    most = min(most, tiles)
     shares = [threads * k for k in range(1, UNITS_PER_THREAD + 1)] if threads > 1 else []
-    sizes = {most, max(1, most // mr * mr), *(ceil_divide(tiles, share) for share in shares)}
+    blocks = {most, max(1, most // mr * mr), *(ceil_divide(tiles, share) for share in shares)}
     best = (0, 0, 0, 0)
-    for block in sorted((size for size in sizes if size <= most), reverse=True):
+    for block in sorted((size for size in blocks if size <= most), reverse=True):
         rows = _product_rows(block, mr, 4 * c * columns > target.l1_bytes)
         for parts in sorted({1, 2, 4, 8, threads, 2 * threads}):
             breadth = ceil_divide(panels, parts)
             units = ceil_divide(tiles, block) * ceil_divide(panels, breadth)
             cached = block == tiles or depth * breadth * columns * 4 <= 10 * target.l2_bytes
             again = WEIGHT_FROM_CACHE if cached else WEIGHT_FROM_MEMORY
-            unit = (rows + again) * c * breadth * columns + block * (c + breadth * columns) * WINOGRAD_VALUE
+            unit = (products * rows + again) * c * breadth * columns + block * (c + breadth * columns) * value
             time = unit * _longest_share(units, threads)
             if not best[3] or time < best[3]:
                 best = block, breadth, units, time

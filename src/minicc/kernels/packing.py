@@ -1,6 +1,6 @@
 """Weights in the order in which kernels read them, made once at compile time with numpy.
 
-Everything here but Winograd's form is a permutation with zero padding; the template "pack" makes the float layouts
+Everything here but Winograd's and Fourier's forms is a permutation with zero padding; the template "pack" makes the float layouts
 at run time.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from minicc.kernels.cpu.fft_sizes import frequencies
 from minicc.kernels.cpu.winograd_points import POINTS, side
 
 Array = np.ndarray[Any, Any]
@@ -92,6 +93,40 @@ def pack_winograd(weights: Array, tile: tuple[int, int], stride: int, columns: i
         place = packed[number * panel : (number + 1) * panel].reshape(positions, c, columns)
         # A small product per input channel: a large one starts the threads of the BLAS, which take seconds on a busy machine.
         place[..., : part.shape[-1]] = (both_axes @ part).swapaxes(0, 1)
+    return packed
+
+
+def fft_order(height: int, width: int) -> tuple[Array, Array]:
+    """(rows, columns) of the frequencies of a height x width transform that are kept, in order.
+
+    First the two columns of which one half mirrors the other (one where the width is 1), then what is between them.
+    """
+    real, half = (0,) if width == 1 else (0, width // 2), height // 2 + 1
+    places = [(k, column) for column in real for k in range(half)]
+    places += [(k, column) for column in range(1, width // 2) for k in range(height)]
+    rows, columns = np.array(places).T
+    return rows, columns
+
+
+def pack_fft(weights: Array, sides: tuple[int, int], dilations: tuple[int, int], columns: int) -> Array:
+    """Weights [M, C, KH, KW] transformed for tiles of sides (height, width), as flat panels, then C zeros.
+
+    A panel is [frequencies][C][2][NR], parts real and imaginary; `columns` is NR. Conjugate, because outputs are
+    correlations, and divided by height * width. Transformed in float64, stored as float32. The zeros stand for the padding.
+    """
+    m, c, *kernel = weights.shape
+    panels, count = -(-m // columns), frequencies(*sides)
+    packed = aligned_empty((panels * count * c * 2 * columns + c,), np.float32)
+    packed[...] = 0
+    form = packed[: -c or None].reshape(panels, count, c, 2, columns)
+    rows, order = fft_order(*sides)
+    tile = np.zeros((c, *sides))
+    for number in range(m):
+        taps = tuple(slice(0, (size - 1) * apart + 1, apart) for size, apart in zip(kernel, dilations))
+        tile[(slice(None), *taps)] = weights[number]
+        found = np.fft.rfft2(tile).conj()[:, rows, order].T / (sides[0] * sides[1])
+        place = form[number // columns, ..., number % columns]
+        place[..., 0], place[..., 1] = found.real, found.imag
     return packed
 
 

@@ -37,6 +37,10 @@ winograd  convolution with TAPS, 3 or 5, along two spatial axes or one of them, 
   X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW   as conv
   TILES PANELS    (bind) tiles and panels per unit
 
+conv_fft  convolution at stride 1 of one group over one or two spatial axes, dilated or not; indices and words as winograd.
+          Constants: SIDE_H, SIDE_W, the inputs of a tile, even, 1 along an axis without taps; OUT_H, OUT_W, its outputs:
+          SIDE less (taps - 1) * dilation; FEW: 1 when C < VW, else 0. NR is VW. W is packed by `packing.pack_fft`
+
 conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW.
           POINTER (constant): ptr_u8 or ptr_i8, the type of X; W (int16) is packed by
           `packing.pack_conv_integer`. A matrix product [M, K] by [K, N] has IW = OW = M rows at distance X_W,
@@ -210,6 +214,12 @@ TEMPLATES: dict[str, Template] = {
             "X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW TILES PANELS",
             "NR OUT_H OUT_W STRIDE TAPS",
             domain.winograd_domain,
+        ),
+        _template(
+            "conv_fft",
+            "X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW TILES PANELS",
+            "NR SIDE_H SIDE_W OUT_H OUT_W FEW",
+            domain.fft_domain,
         ),
         _template(
             "conv_integer",

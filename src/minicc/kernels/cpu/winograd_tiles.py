@@ -39,7 +39,7 @@ _WORDS = types.CPointer(types.int64)
 _FLOATS = types.CPointer(types.float32)
 
 
-class _Arithmetic:
+class Arithmetic:
     """Sums and multiples of vectors."""
 
     def __init__(self, builder: ir.IRBuilder, width: int) -> None:
@@ -50,6 +50,9 @@ class _Arithmetic:
 
     def sub(self, x, y):
         return self.builder.fsub(x, y)
+
+    def negative(self, x):
+        return self.builder.fneg(x)
 
     def scale(self, factor, x):
         return self.builder.fmul(constant(self.type, factor), x)
@@ -153,7 +156,7 @@ def winograd_input(typing_context, out_h, out_w, stride, taps, width, addresses,
 
     def emit(context, builder, signature, values):
         table, channels, result, step = values[5:]
-        on = _Arithmetic(builder, vw)
+        on = Arithmetic(builder, vw)
         last = builder.sub(channels, I64(vw))
         with counted_loop(builder, I64(0), channels, vw) as start:
             # What is left of the channels is done with a vector that overlaps the one before.
@@ -186,7 +189,7 @@ def winograd_output(typing_context, out_h, out_w, stride, taps, columns, width, 
 
     def emit(context, builder, signature, values):
         products, step, result = values[6:]
-        on = _Arithmetic(builder, vw)
+        on = Arithmetic(builder, vw)
         with counted_loop(builder, I64(0), I64(nr), vw) as j:
             at = builder.gep(products, [j])
             sums = []
@@ -233,7 +236,7 @@ def position_tile(typing_context, rows, columns, width, height, left, stride, pa
     return types.void(*literals, size, _FLOATS, size, _FLOATS, size, _FLOATS, size, size), emit
 
 
-def _prefetch(builder, address):
+def prefetch(builder, address):
     """Fetch the cache line at a byte address to L2, to be read; any address will do."""
     type_ = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
@@ -261,7 +264,7 @@ def _emit_position_tile(builder, shape, left, stride, panel, depth, result, ahea
             right = [load_vector(builder, builder.gep(b, [I64(v * vw)]), vw, "input") for v in vectors]
             fetched = builder.add(ahead, builder.mul(at, step))
             for _ in range(lines):
-                _prefetch(builder, fetched)
+                prefetch(builder, fetched)
                 fetched = builder.add(fetched, line)
             for r in range(height):
                 scalar = set_memory_kind(builder, builder.load(builder.gep(row[r], [at])), "scratch")
