@@ -81,6 +81,17 @@ def test_lowering_names_the_ways(path: Path) -> None:
     assert len(product) == 2 and all(name.endswith(" columns") for name in product)
 
 
+def test_large_kernels_may_go_by_fourier_transforms() -> None:
+    graph = Graph()
+    x = graph.input("x", TensorType(f32, (1, 40, 40, 32)))
+    weights = graph.constant(np.ones((32, 32, 9, 9), np.float32))
+    graph.outputs = [graph.add("Conv", [x, weights], {"layout": "NHWC", "pads": [4] * 4}).output]
+    choices = Choices()
+    compile_graph(graph, choices)
+    ((*names,),) = choices.open.values()
+    assert sum(name.startswith("fft ") for name in names) == 2 and sum(name.startswith("direct, ") for name in names) == 2
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     channels=st.sampled_from([3, 16, 40]), filters=st.sampled_from([5, 24, 70]),

@@ -33,6 +33,8 @@ class Options:
                  kernels be chosen and arrays be placed beforehand; other sizes are then refused. Text: batch=1,sequence=128.
     winograd:    allow Winograd convolution where it measures faster; it errs by about 3e-6 of a layer's largest
                  output, a direct sum by 1e-6.
+    fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
+                 about 2e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
     tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
                  (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
     tune_seconds: after so many seconds no further choice is tried.
@@ -54,6 +56,7 @@ class Options:
     strict: bool = False
     dims: Mapping[str, int] = field(default_factory=dict, hash=False)
     winograd: bool = True
+    fft: bool = True
     tune: bool = False
     tune_seconds: int = 120
     opt_level: int = 2

@@ -206,15 +206,20 @@ def winograd_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, t
 FFT_VALUE = 10
 
 
+def fft_block(height: int, width: int, channels: int, target: CpuTarget) -> int:
+    """The most tiles of height x width inputs in a block: inputs and products take at most 7/8 of L2."""
+    columns = target.vector_width
+    row, count = max(channels, columns), 2 * frequencies(height, width)
+    wide = target.l2_bytes * 7 // 32 // (count * (row + columns))
+    return max(1, min(most_tiles(height, width, columns), FFT_INPUTS // (count * row), wide))
+
+
 def fft_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """Fill TILES and PANELS of a convolution by Fourier transforms; the number of units. As `winograd_domain`."""
     height, width, columns = constants["SIDE_H"], constants["SIDE_W"], constants["NR"]
     tiles = w["IMAGES"] * ceil_divide(w["OH"], constants["OUT_H"]) * ceil_divide(w["OW"], constants["OUT_W"])
-    row = max(w["C"], columns)
+    row, most = max(w["C"], columns), fft_block(height, width, w["C"], target)
     depth = 2 * frequencies(height, width) * row
-    # Inputs and products take at most 7/8 of L2.
-    wide = target.l2_bytes * 7 // 32 // (depth + depth // row * columns)
-    most = max(1, min(most_tiles(height, width, columns), FFT_INPUTS // depth, wide))
     return _transformed_domain(w, constants, target, threads, (tiles, most, depth, row, 2, FFT_VALUE))
 
 

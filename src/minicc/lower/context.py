@@ -59,8 +59,8 @@ class Lowering:
     """Buffers, steps and kernels of one graph being lowered."""
 
     def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True, precision: str = "fp32",
-                 choices: Choices | None = None) -> None:  # fmt: skip
-        self.target, self.kernels, self.winograd, self.precision = target, kernels, winograd, precision
+                 choices: Choices | None = None, fft: bool = True) -> None:  # fmt: skip
+        self.target, self.kernels, self.winograd, self.fft, self.precision = target, kernels, winograd, fft, precision
         self.choices = choices or Choices()
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []

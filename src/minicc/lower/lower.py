@@ -53,7 +53,7 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
                 choices: Choices | None = None) -> Program:  # fmt: skip
     """One graph with a kernel table shared by the whole program."""
     last_read = _last_read(graph) if consume else {}
-    low = Lowering(target, table, options.winograd, options.precision, choices)
+    low = Lowering(target, table, options.winograd, options.precision, choices, options.fft)
     low.outputs = frozenset(graph.outputs)
     for value in graph.inputs:
         low.allocate(value, "input")

@@ -96,14 +96,22 @@ def store_tile(args, b0, i0, j0, rows, columns, tile):
 @helper
 def fill_pixels(args, image, y, x, zeros, pixels):
     """Addresses of the SIDE_H x SIDE_W inputs from (y, x) on, of zeros outside the image."""
+    low = min(max(-x, 0), SIDE_W)
+    high = max(min(arg(args, IW) - x, SIDE_W), low)
+    step = 4 * arg(args, X_W)
     for r in range(SIDE_H):
-        row = arg(args, X) + 4 * (image * arg(args, X_IMAGE) + (y + r) * arg(args, X_H))
+        at = arg(args, X) + 4 * (image * arg(args, X_IMAGE) + (y + r) * arg(args, X_H)) + x * step
+        line = off(pixels, r * SIDE_W)
         # Unsigned, so that negative positions are too large.
-        in_rows = np.uint64(y + r) < np.uint64(arg(args, IH))
-        for s in range(SIDE_W):
-            inside = in_rows & (np.uint64(x + s) < np.uint64(arg(args, IW)))
-            at = row + 4 * (x + s) * arg(args, X_W)
-            st_scratch(pixels, r * SIDE_W + s, at if inside else zeros)
+        inside = np.uint64(y + r) < np.uint64(arg(args, IH))
+        first = low if inside else SIDE_W
+        last = high if inside else SIDE_W
+        for s in range(first):
+            st_scratch(line, s, zeros)
+        for s in range(first, last):
+            st_scratch(line, s, at + s * step)
+        for s in range(last, SIDE_W):
+            st_scratch(line, s, zeros)
 
 
 def kernel(args, begin, end):

@@ -45,9 +45,7 @@ def _add(on, a, b):
 
 
 def _sub(on, a, b):
-    return tuple(
-        None if x is y else x if y is None else on.negative(y) if x is None else on.sub(x, y) for x, y in zip(a, b)
-    )
+    return tuple(None if x is y else x if y is None else on.negative(y) if x is None else on.sub(x, y) for x, y in zip(a, b))
 
 
 def _conjugate(on, a):
@@ -62,9 +60,7 @@ def _quarter(on, a):
 def _scale_add(on, factor, a, b):
     """factor * a + b, of a real factor"""
     scaled = zip(a, b)
-    return tuple(
-        y if x is None else on.scale(factor, x) if y is None else on.scale_add(factor, x, y) for x, y in scaled
-    )
+    return tuple(y if x is None else on.scale(factor, x) if y is None else on.scale_add(factor, x, y) for x, y in scaled)
 
 
 def _turned(on, a, turns):
@@ -78,7 +74,9 @@ def _turned(on, a, turns):
         return a
     along, across = cos(2 * pi * turns), sin(2 * pi * turns)
     real, imaginary = a
-    return _scale_add(on, across, (imaginary, None if real is None else on.negative(real)), _scale_add(on, along, a, (None, None)))
+    return _scale_add(
+        on, across, (imaginary, None if real is None else on.negative(real)), _scale_add(on, along, a, (None, None))
+    )
 
 
 def _butterfly(on, z):
@@ -117,14 +115,14 @@ def transform(on, line, real):
     radix = _radix(size)
     apart = size // radix
     parts = [transform(on, line[j::radix], real) for j in range(radix)]
-    result = {}
+    found: dict[int, object] = {}
     for k in range(apart // 2 + 1 if real else apart):
         terms = [_turned(on, part[k], Fraction(j * k, size)) for j, part in enumerate(parts)]
         for q, value in enumerate(_butterfly(on, terms)):
             at = k + q * apart
             mirrored = real and 2 * at > size
-            result.setdefault(size - at if mirrored else at, _conjugate(on, value) if mirrored else value)
-    return [result[k] for k in sorted(result)]
+            found.setdefault(size - at if mirrored else at, _conjugate(on, value) if mirrored else value)
+    return [found[k] for k in sorted(found)]
 
 
 def transform_back(on, line, size, real):
@@ -135,7 +133,7 @@ def transform_back(on, line, size, real):
     apart = size // radix
     if real:
         line = [*line, *(_conjugate(on, line[size - k]) for k in range(size // 2 + 1, size))]
-    parts = [[] for _ in range(radix)]
+    parts: list[list[object]] = [[] for _ in range(radix)]
     for k in range(apart // 2 + 1 if real else apart):
         # Backwards is forwards with real and imaginary parts exchanged.
         terms = _butterfly(on, [line[k + q * apart][::-1] for q in range(radix)])
@@ -143,8 +141,8 @@ def transform_back(on, line, size, real):
             along, across = _turned(on, value, Fraction(j * k, size))[::-1]
             # The first frequency of a real line, and the middle one, are real.
             parts[j].append((along, None if real and 2 * k in (0, apart) else across))
-    parts = [transform_back(on, part, apart, real) for part in parts]
-    return [parts[at % radix][at // radix] for at in range(size)]
+    lines = [transform_back(on, part, apart, real) for part in parts]
+    return [lines[at % radix][at // radix] for at in range(size)]
 
 
 # -- transforms of tiles
@@ -285,8 +283,7 @@ def fft_row_back(typing_context, width, out, lanes, lines, row, result):
         memory, row, result = values[3:]
         on, lines = Arithmetic(builder, vw), _Lines(builder, memory, wide, vw)
         parts = [
-            (lines.load(row, I64(k), 0), None if 2 * k in (0, wide) else lines.load(row, I64(k), 1))
-            for k in range(wide // 2 + 1)
+            (lines.load(row, I64(k), 0), None if 2 * k in (0, wide) else lines.load(row, I64(k), 1)) for k in range(wide // 2 + 1)
         ]
         for column, (value, _) in enumerate(transform_back(on, parts, wide, True)[:columns]):
             store_vector(builder, value, builder.gep(result, [I64(column * vw)]), "scratch", 4 * vw)

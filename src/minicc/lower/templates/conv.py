@@ -1,5 +1,5 @@
-"""Conv onto the templates `gemm`, `conv`, `conv_few`, `conv_line`, `conv_expand`, `depthwise` and `winograd`: channels
-last, weights packed, bias and what follows in the epilogue.
+"""Conv onto the templates `gemm`, `conv`, `conv_few`, `conv_line`, `conv_expand`, `depthwise`, `winograd` and `conv_fft`:
+channels last, weights packed, bias and what follows in the epilogue.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from minicc.lower.templates.expand import (
     expansion_flops,
     filled_bias,
 )
+from minicc.lower.templates.fft import Sides, emit_fft, fft_work, takes_fft
 from minicc.lower.templates.winograd import Tile, convolution_work, emit_winograd, takes_winograd
 from minicc.ops.spatial import Window, activation_shape, channel_axis, spatial_axes, window
 from minicc.targets.cpu import CpuTarget
 
 Array = np.ndarray[Any, Any]
 Finish = Callable[[Expr, tuple[Expr, ...]], Expr] | None
+Way = int | Tile | Sides  # columns of a panel of the direct sum; tile of outputs of Winograd's; tile of inputs of Fourier's
 Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *spatial, C]
 
 # Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
@@ -68,10 +70,15 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     results = node.outputs if lead is not None else (anchor.output,)
     matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
         geometry.padded(a) for a in range(rank))  # fmt: skip
-    if groups == 1 and not matrix and w.data is not None and _takes_few(geometry, channels, kernel):
-        image = _few_image(low, x, layout)
-        if image is not None:
-            return _lower_few(low, node, lead, image, w, geometry, spatial, finish, flops)
+    few = groups == 1 and not matrix and w.data is not None and _takes_few(geometry, channels, kernel)
+    ways: dict[str, Way] = {}
+    if groups == 1 and not matrix and w.data is not None:
+        ways = _ways(low, w.data.shape, geometry, out[0], few)
+    if few:
+        way = low.choose(node, ways)
+        image = _few_image(low, x, layout) if isinstance(way, int) else None
+        if isinstance(way, int) and image is not None:
+            return _lower_few(low, node, lead, image, w, way, geometry, spatial, finish, flops)
     buffer, offset, strides = channels_last(low, x, layout)
     if matrix and layout == "NHWC":
         walk = {axis: s for axis, s in enumerate(strides[:-1]) if s != 0}
@@ -103,15 +110,12 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [pixel], axes, index, finish)
     if isinstance(space, str):
         return space
-    work: dict[Tile | None, int] = {None: 0}
-    if low.winograd and data is not None and takes_winograd(geometry, groups):
-        work = convolution_work(low.cpu, data.shape, geometry.strides[0], batch, pixels)
-    ways: dict[str, int | Tile] = {}
-    for tile in sorted(work, key=work.__getitem__):
-        ways |= {f"winograd {tile[0]}x{tile[1]}": tile} if tile else common.columns(low, per_group, "direct, ")
-    way = low.choose(node, ways)
+    way = low.choose(node, ways or dict(common.columns(low, per_group, "direct, ")))
     if isinstance(way, tuple):
         emit_winograd(low, node, space, (buffer, offset, strides), w, way, batch, spatial, geometry, results)
+        return ""
+    if isinstance(way, Sides):
+        emit_fft(low, node, space, (buffer, offset, strides), w, way, batch, spatial, geometry, results)
         return ""
     weights = _packed_filters(low, node, w, data, groups, nr := way)
     pad = 3 - rank
@@ -122,6 +126,27 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     }  # fmt: skip
     common.emit(low, node, "conv", {"NR": nr}, values, space, (buffer, weights), flops, results=results, name="conv")
     return ""
+
+
+def _ways(low: Lowering, shape: Sequence[int], geometry: Window, batch: Dim, few: bool) -> dict[str, Way]:
+    """The ways of a convolution of one group with constant weights of this shape, the one of least estimated work first."""
+    work: list[tuple[int, Tile | Sides | None]] = []
+    tiles = low.winograd and not few and takes_winograd(geometry, 1)
+    frequencies = low.fft and takes_fft(geometry, 1)
+    if tiles or frequencies:
+        found = convolution_work(low.cpu, shape, geometry.strides[0], batch, geometry.output, tiles)
+        work += [(estimate, tile) for tile, estimate in found.items()]
+    if frequencies:
+        work += [(estimate, sides) for sides, estimate in fft_work(low.cpu, shape, geometry, batch).items()]
+    ways: dict[str, Way] = {}
+    for _, way in sorted(work or [(0, None)], key=lambda pair: pair[0]):
+        if way is None:
+            ways |= common.columns(low, shape[0], "" if few else "direct, ")
+        elif isinstance(way, Sides):
+            ways[f"fft {way.height}x{way.width}"] = way
+        else:
+            ways[f"winograd {way[0]}x{way[1]}"] = way
+    return ways
 
 
 def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -160,12 +185,11 @@ def _few_image(low: Lowering, x: Value, layout: str) -> Place | None:
     return place if place[2][-2] == x.shape[channel_axis(layout, len(x.shape))] else None
 
 
-def _lower_few(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value, geometry: Window, spatial: Sequence[Dim],
-               finish: Finish, flops: Dim) -> str:  # fmt: skip
+def _lower_few(low: Lowering, node: Node, lead: Node | None, x: Place, w: Value, nr: int, geometry: Window,
+               spatial: Sequence[Dim], finish: Finish, flops: Dim) -> str:  # fmt: skip
     """A convolution of few input channels, whose image is read as it lies."""
     assert w.data is not None
     filters, channels, *kernel = w.data.shape
-    nr = low.choose(node, common.columns(low, filters))
     weights = _packed_filters(low, node, w, w.data, 1, nr)
     constants = {"NR": nr, "LINE_TAPS": kernel[-1], "STEP": geometry.strides[-1], "CHANNELS": channels,
                  "PLANES": int(x[2][-2] == 1)}  # fmt: skip

@@ -9,6 +9,7 @@ template is right for any size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,27 +48,27 @@ def takes_winograd(geometry: Window, groups: int) -> bool:
     return set(geometry.strides) == {1} and set(geometry.kernel) - {1} in ({3}, {5})
 
 
-def convolution_work(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim]
-                     ) -> dict[Tile | None, int]:  # fmt: skip
+def convolution_work(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim],
+                     tiled: bool = True) -> dict[Tile | None, int]:  # fmt: skip
     """The estimated time of the direct sum (None) and of each (height, width) of tiles in outputs that the template takes.
 
-    shape: of the weights, [M, C, *kernel].
+    shape: of the weights, [M, C, *kernel]. tiled: whether the template takes it at all.
 
     The estimate counts operations of the products and transforms, and takes the weights to come from memory, which
     they do in models whose weights exceed the caches.
     """
     filters, channels, *kernel = shape
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
-    height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in _plane(pixels))
+    height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in plane(pixels))
     nr = panel_columns(target, filters)
     weights = channels * -(-filters // nr) * nr
     # Of 4 bytes each.
     found: dict[Tile | None, int] = {None: int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)}
-    if channels < target.vector_width:
+    if not tiled or channels < target.vector_width:
         return found
     taps = max(kernel)
     for out in (2, 4) if stride == 1 and taps == 3 else (2,):
-        down, across = (out if extent != 1 else 1 for extent in _plane(kernel))
+        down, across = (out if extent != 1 else 1 for extent in plane(kernel))
         positions = side(down, stride, taps) * side(across, stride, taps)
         tiles = images * -(-height // down) * -(-width // across)
         products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
@@ -94,8 +95,8 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
         "X_IMAGE": strides[0],
     }  # fmt: skip
     for name, unused, row in (("X_", 0, strides[1:-1]), ("I", 1, spatial), ("O", 1, geometry.output), ("P", 0, geometry.begin)):
-        values |= dict(zip((f"{name}H", f"{name}W"), _plane(row, unused)))
-    tiles = batch * product(ceil_divide(extent, out) for extent, out in zip(_plane(geometry.output), tile))
+        values |= dict(zip((f"{name}H", f"{name}W"), plane(row, unused)))
+    tiles = batch * product(ceil_divide(extent, out) for extent, out in zip(plane(geometry.output), tile))
     positions = side(tile[0], stride, taps) * side(tile[1], stride, taps)
     common.emit(
         low, node, "winograd", {"NR": nr, "OUT_H": tile[0], "OUT_W": tile[1], "STRIDE": stride, "TAPS": taps}, values, space,
@@ -103,7 +104,7 @@ def emit_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tu
     )  # fmt: skip
 
 
-def _plane(row: Sequence[Dim], unused: int = 1) -> tuple[Dim, Dim]:
+def plane(row: Sequence[Any], unused: int = 1) -> tuple[Any, Any]:
     """Entries of the height and the width; a single axis is the width."""
     first, second = (unused, *row)[-2:]
     return first, second
