@@ -38,6 +38,8 @@ Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *sp
 
 # Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
 MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
+# Fourier transforms that are estimated to take so many times as long as another way are none.
+MOST_WORSE = 2
 
 
 def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
@@ -137,7 +139,9 @@ def _ways(low: Lowering, shape: Sequence[int], geometry: Window, batch: Dim, few
         found = convolution_work(low.cpu, shape, geometry.strides[0], batch, geometry.output, tiles)
         work += [(estimate, tile) for tile, estimate in found.items()]
     if frequencies:
-        work += [(estimate, sides) for sides, estimate in fft_work(low.cpu, shape, geometry, batch).items()]
+        most = MOST_WORSE * min(estimate for estimate, _ in work)
+        transforms = fft_work(low.cpu, shape, geometry, batch)
+        work += [(estimate, sides) for sides, estimate in transforms.items() if estimate <= most]
     ways: dict[str, Way] = {}
     for _, way in sorted(work or [(0, None)], key=lambda pair: pair[0]):
         if way is None:
