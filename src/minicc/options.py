@@ -34,7 +34,7 @@ class Options:
     winograd:    allow Winograd convolution where it measures faster; it errs by about 3e-6 of a layer's largest
                  output, a direct sum by 1e-6.
     fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
-                 about 2e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
+                 less than 1e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
     tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
                  (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
     tune_seconds: after so many seconds no further choice is tried.

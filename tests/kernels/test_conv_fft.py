@@ -20,7 +20,7 @@ from tests.kernels.test_conv import reference
 # Largest error, in units of the largest input times the largest sum of a filter's magnitudes.
 BOUND = 3e-7
 # Largest error, relative to the largest output, for inputs and outputs of order one.
-RELATIVE = 2e-6
+RELATIVE = 1e-6
 Pair = tuple[int, int]
 
 
