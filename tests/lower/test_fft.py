@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
+import minicc
 from minicc.ir.types import f16
 from minicc.kernels.cpu.fft_sizes import INPUTS, frequencies
 from minicc.lower.context import Choices
@@ -98,6 +101,19 @@ def test_of_half_precision():
     module = compile_graph(graph)
     assert sides_of(module)
     check(module, graph, (1, 40, 40, 32), 2e-3)
+
+
+def test_a_saved_module_holds_it(tmp_path):
+    rng = np.random.default_rng(3)
+    weights = numpy_helper.from_array(rng.standard_normal((24, 32, 9, 9)).astype(np.float32) / 50, "w")
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[4] * 4), helper.make_node("Sigmoid", ["c"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", c, 40, 40]) for name, c in (("x", 32), ("y", 24)))
+    graph = helper.make_graph(nodes, "saved", [x], [y], [weights])
+    module = minicc.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), keep_bytes=0)
+    assert any(kernel.name.startswith("fft_") for kernel in module.program.kernels)
+    module.save(tmp_path / "saved.minicc")
+    image = rng.standard_normal((2, 32, 40, 40)).astype(np.float32)
+    np.testing.assert_array_equal(minicc.load(tmp_path / "saved.minicc")(image), module(image))
 
 
 def work_of(name, shape, size, images=1):

@@ -10,7 +10,8 @@ they lie in the padding; then, panel by panel, makes the products of all frequen
 epilogue. Both intermediate forms are on the stack, up to 2.6 MB of it, where they stay in L2 between the steps, and units share
 nothing. The weights of a frequency come from memory while those of the one before it are used.
 
-Rounding errs by less than 1e-6 of the largest output, mostly by 3e-7; a direct float32 sum by more. Values that are not finite spread over a tile.
+Rounding errs by less than 1e-6 of the largest output, mostly by 3e-7; a direct float32 sum by more. Values that are
+not finite spread over a tile.
 """
 
 import numpy as np
