@@ -36,7 +36,7 @@ def sides_of(module: Any) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 def test_of_unknown_sizes(layout):
-    graph = convolution(20, 24, SYMBOLS, layout, kernel=(7, 7), pads=[3, 3, 3, 3])
+    graph = convolution(20, 24, SYMBOLS, layout, kernel=(11, 11), pads=[5, 5, 5, 5])
     module = compile_graph(graph, threads=2)
     assert sides_of(module) and not host_ops(module)
     for n, h, w in ((1, 8, 8), (3, 1, 1), (2, 13, 30), (1, 2, 57), (0, 8, 8)):
@@ -82,7 +82,7 @@ def test_every_way_by_fourier_transforms_is_right(kernel, channels, filters, ima
 
 
 def test_of_dilated_taps():
-    graph = convolution(64, 64, (1, 40, 40), kernel=(3, 3), dilations=[2, 2], pads=[2, 2, 2, 2])
+    graph = convolution(64, 64, (1, 40, 40), kernel=(5, 5), dilations=[2, 2], pads=[4, 4, 4, 4])
     module = compile_graph(graph)
     assert sides_of(module)
     check(module, graph, (1, 40, 40, 64), BOUND)
