@@ -16,7 +16,7 @@ from minicc.report import CompileReport
 from minicc.runtime import kept
 from minicc.runtime.artifact import Saved
 from minicc.runtime.store import Store
-from minicc.targets.parse import target_of
+from minicc.targets.parse import identity_of, target_of
 
 if TYPE_CHECKING:
     import onnx
@@ -39,11 +39,10 @@ def compile(
     """
     options = (options or Options.from_env()).override(**option_overrides)
     stage = Stages(progress)
-    machine, store = target_of(target), Store(options.store_dir)
-    place = None
+    store, place = Store(options.store_dir), None
     if isinstance(model, str | os.PathLike):
         stage("load")
-        place = kept.place_of(Path(model), machine, store, options)
+        place = kept.place_of(Path(model), identity_of(target), store, options)
         saved = kept.find(place, store, options) if place else None
         if saved is not None:
             return _module(saved, stage)
@@ -51,6 +50,7 @@ def compile(
     from minicc.frontend.model import load_model
     from minicc.lower.context import Choices
 
+    machine = target_of(target)
     stage("import")
     imported, choices = load_model(model, options), Choices()
     module = walk.build(imported, machine, options, stage, choices)

@@ -10,11 +10,9 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minicc.debug import levels
-from minicc.debug.explain import Explanation, explain
-from minicc.debug.profile import Profile, profile
 from minicc.errors import PlacementError
 from minicc.lower.program import HostStep, Program
 from minicc.options import Options
@@ -25,6 +23,10 @@ from minicc.runtime.code import Code
 from minicc.runtime.module import CompiledModule, steps_of
 from minicc.runtime.store import Store
 from minicc.targets.parse import Target
+
+if TYPE_CHECKING:
+    from minicc.debug.explain import Explanation
+    from minicc.debug.profile import Profile
 
 # progress(stage, done, of): what is being done; `of` is 0 where the amount of work is not known.
 Progress = Callable[[str, int, int], None]
@@ -50,6 +52,8 @@ class Module(CompiledModule):
     def run_items(self, items: Any) -> list[Any]:
         """All outputs for inputs in order."""
         if self.options.debug >= levels.RUNS:
+            from minicc.debug.profile import profile
+
             levels.show(levels.RUNS, self.options, str(profile(self, items, repeats=1, warm=0)))
         return super().run_items(items)
 
@@ -64,16 +68,20 @@ class Module(CompiledModule):
 
     def explain(self) -> Explanation:
         """Per kernel: which layers, which tier, why not a faster one, work and traffic."""
+        from minicc.debug.explain import explain
+
         return explain(self)
 
     def profile(self, *args: Any, repeats: int = 10, **named: Any) -> Profile:
         """Per kernel call: time, share, GFLOP/s, GB/s, for the given inputs (random ones by default)."""
+        from minicc.debug.profile import profile
+
         items = self.signature.order(args, named) if args or named else None
         return profile(self, items, repeats=repeats)
 
     def source(self, layer: str = "") -> str:
         """The generated texts of a layer's kernels, by ONNX node name; of all kernels for the empty name."""
-        return explain(self).source(layer)
+        return self.explain().source(layer)
 
 
 class HostNodesWarning(UserWarning):

@@ -38,7 +38,7 @@ def step() -> LoadedObjects:
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
 def executor(request: pytest.FixtureRequest) -> Executor:
-    return Executor(request.param, None, host_target())
+    return Executor(request.param, None)
 
 
 class Work:
@@ -100,7 +100,7 @@ def test_concurrent_callers(executor: Executor, step: LoadedObjects) -> None:
 
 def test_workers_take_part(step: LoadedObjects) -> None:
     """A long row ends on a thread other than the caller's at least once; sleeping workers are woken."""
-    executor = Executor(2, None, host_target())
+    executor = Executor(2, None)
     size = 1 << 21
     x, y = np.ones(size, np.int64), np.zeros(size, np.int64)
     args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
@@ -121,7 +121,7 @@ def test_workers_stay_off_the_callers_core(step: LoadedObjects) -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < 2:
         pytest.skip("there is one core")
-    executor = Executor(2, None, host_target())
+    executor = Executor(2, None)
     size = 1 << 20
     x, y = np.ones(size, np.int64), np.zeros(size, np.int64)
     args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
@@ -184,7 +184,7 @@ from minicc.runtime.objects import load_objects
 from minicc.codegen.objects import compile_object
 from minicc.targets.cpu import host_target
 code = load_objects({{"step": compile_object('''{STEP}''', "step", host_target())}})
-executor = Executor(3, None, host_target())
+executor = Executor(3, None)
 x, y = np.ones(1000, np.int64), np.zeros(1000, np.int64)
 args = np.array([x.ctypes.data, y.ctypes.data], np.int64)
 rows = np.array([[code.address("step"), args.ctypes.data, 1000, 10, 100, 0]] * 20, np.int64)

@@ -2,12 +2,12 @@
 
 A kernel's object is position-independent machine code with one defined symbol. Anything undefined beyond the
 names below means that the kernel could raise, call Python or call an unknown library, and is refused. Only
-ELF is read; for other formats the module-level check in `objects` is the only one.
+ELF is read (codegen/elf); for other formats the module-level check in `objects` is the only one.
 """
 
 from __future__ import annotations
 
-import struct
+from minicc.codegen.elf import UNDEFINED, Elf, is_elf, read_elf
 
 _MEMORY = ("memset", "memcpy", "memmove")
 # Called once per element, so only ever used by operators that have no vector polynomial.
@@ -21,36 +21,15 @@ _SYSTEM = ("syscall", "clock_gettime", "getrusage")
 
 ALLOWED = frozenset([*_MEMORY, *_MATH, *(name + "f" for name in _MATH), *_SYSTEM])
 
-_SYMBOL_TABLE, _NO_BITS, _UNDEFINED = 2, 8, 0
-
 
 def undefined_symbols(data: bytes) -> frozenset[str] | None:
     """Names an ELF64 little-endian object refers to but does not define; None for any other format.
 
     Raises ValueError when the file is cut short or inconsistent.
     """
-    if data[:6] != b"\x7fELF\x02\x01":
-        return None
-    try:
-        return frozenset(_undefined(data))
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"damaged ELF object: {error}") from None
+    return undefined_in(read_elf(data)) if is_elf(data) else None
 
 
-def _undefined(data: bytes) -> list[str]:
-    section_table = struct.unpack_from("<Q", data, 40)[0]
-    entry_size, count = struct.unpack_from("<HH", data, 58)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", data, section_table + entry_size * i) for i in range(count)]
-    names = []
-    for _, kind, _, _, offset, size, link, _, _, _ in sections:
-        if kind != _NO_BITS and offset + size > len(data):
-            raise IndexError("a section lies outside the file")
-        if kind != _SYMBOL_TABLE:
-            continue
-        strings_at, strings_size = sections[link][4:6]
-        strings = data[strings_at : strings_at + strings_size]
-        for at in range(offset, offset + size, 24):
-            name_at, _, _, section = struct.unpack_from("<IBBH", data, at)
-            if section == _UNDEFINED and name_at:
-                names.append(strings[name_at : strings.index(b"\0", name_at)].decode())
-    return names
+def undefined_in(elf: Elf) -> frozenset[str]:
+    """The same of an object that has been read."""
+    return frozenset(symbol.name for symbol in elf.symbols if symbol.section == UNDEFINED and symbol.name)

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from minicc.codegen.build import toolchain
 from minicc.errors import ArtifactError
 from minicc.ir.types import DType
 from minicc.lower.program import Program
@@ -166,6 +165,8 @@ def read(
 
 def _versions() -> dict[str, str]:
     from importlib import metadata  # slow to import
+
+    from minicc.codegen.build import toolchain
 
     versions = {package: metadata.version(package) for package in ("numba", "llvmlite")}
     return {"toolchain": toolchain(), **versions}

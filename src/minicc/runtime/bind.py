@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from minicc.errors import ResourceLimitError, ShapeError, VerifyError
 from minicc.ir.dims import SymbolicDim, evaluate
 from minicc.ir.types import DType
-from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
 from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
@@ -342,6 +341,8 @@ class Segment:
             units = templates.bind(kernel.template, constants, own, machine.target, machine.threads)
             stages = templates.stages(kernel.template, constants, own)
         else:
+            from minicc.kernels import cuda_template
+
             units = prod(cuda_template.bind(kernel.template, constants, own, machine.target).grid)
         return [value for value, word in zip(own, step.words) if word.buffer is None], units, stages
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minicc.codegen.build import ObjectStore, build_objects
-from minicc.codegen.source import kernel_source, kernel_symbol
 from minicc.lower.kernel import Kernel
 from minicc.runtime.context import Words
 from minicc.runtime.executor import executor_sources
 from minicc.runtime.objects import LoadedObjects, load_objects
 from minicc.targets.cpu import CpuTarget, host_target
 from minicc.targets.parse import Target
+
+if TYPE_CHECKING:
+    from minicc.codegen.build import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Code:
 
 def generate(kernels: tuple[Kernel, ...], target: Target) -> tuple[tuple[str, ...], dict[str, str]]:
     """(symbol of each kernel, symbol -> text)."""
+    from minicc.codegen.source import kernel_source, kernel_symbol
+
     texts = [kernel_source(kernel, target) for kernel in kernels]
     symbols = tuple(kernel_symbol(kernel, text) for kernel, text in zip(kernels, texts))
     return symbols, dict(zip(symbols, texts))
@@ -63,6 +67,8 @@ def build_code(
     progress: Callable[[int, int], None] | None = None,
 ) -> Code:
     """Code of all kernels of a program; progress(done, at most) is called after each compilation."""
+    from minicc.codegen.build import build_objects
+
     symbols, sources = generate(kernels, target)
     done: list[str] = []
 

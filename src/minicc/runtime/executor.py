@@ -15,13 +15,16 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicc.codegen.build import ObjectStore, build_objects
 from minicc.runtime.objects import LoadedObjects, load_objects
-from minicc.targets.cpu import CpuTarget
+from minicc.targets.cpu import host_target
+
+if TYPE_CHECKING:
+    from minicc.codegen.build import ObjectStore
 
 ROW_WORDS = 6
 MAX_ROWS = 1 << 20
@@ -70,19 +73,14 @@ def chunking(n: int, cost_ns: float, threads: int, least_ns: float = MIN_CHUNK_N
 class Executor:
     """Runs tables of kernel calls on `threads` threads, the caller's included.
 
-    store, target: where its own objects are kept, and what they are compiled for (must be this machine).
-    objects: these objects ready-made (from an artifact), by the symbols of `executor_sources`.
+    store: where its own objects are kept. objects: these ready-made (from an artifact), by the symbols of `executor_sources`.
     """
 
     def __init__(
-        self,
-        threads: int,
-        store: ObjectStore | None,
-        target: CpuTarget,
-        objects: Mapping[str, bytes] | None = None,
+        self, threads: int, store: ObjectStore | None, objects: Mapping[str, bytes] | None = None
     ) -> None:
         self.threads = threads if _HAS_POOL else 1
-        self._pool = _shared_pool(self.threads, store, target, objects)
+        self._pool = _shared_pool(self.threads, store, objects)
 
     def run(self, rows: NDArray[np.int64]) -> None:
         """Run a table of shape (k, 6): function, argument block, n, chunk, ceil(n / chunk), first unit; or guards.
@@ -178,21 +176,21 @@ _pools: dict[int, _Pool] = {}
 _pools_lock = threading.Lock()
 
 
-def _shared_pool(
-    threads: int, store: ObjectStore | None, target: CpuTarget, objects: Mapping[str, bytes] | None
-) -> _Pool:
+def _shared_pool(threads: int, store: ObjectStore | None, objects: Mapping[str, bytes] | None) -> _Pool:
     with _pools_lock:
         if threads not in _pools:
             others = list(_pools.values())
-            code = others[0]._code if others else _load(store, target, objects)
+            code = others[0]._code if others else _load(store, objects)
             _pools[threads] = _Pool(threads, code)
         return _pools[threads]
 
 
-def _load(store: ObjectStore | None, target: CpuTarget, objects: Mapping[str, bytes] | None) -> LoadedObjects:
+def _load(store: ObjectStore | None, objects: Mapping[str, bytes] | None) -> LoadedObjects:
     sources = executor_sources()
     if objects is None or any(symbol not in objects for symbol in sources):
-        objects = build_objects(sources, target, store)
+        from minicc.codegen.build import build_objects
+
+        objects = build_objects(sources, host_target(), store)
     return load_objects({symbol: objects[symbol] for symbol in sources})
 
 

@@ -25,7 +25,6 @@ from minicc.runtime.artifact import Saved
 from minicc.runtime.digest import digest_file
 from minicc.runtime.module import programs_of
 from minicc.runtime.store import Store
-from minicc.targets.parse import Target
 
 # Options that do not decide about a program: where and how it is kept, watched and run.
 _FREE = frozenset({"threads", "strict", "cache_dir", "keep_bytes", "debug", "dump", "check", "stop_after"})
@@ -49,8 +48,11 @@ class Place:
         return self.folder / self.key
 
 
-def place_of(model: Path, target: Target, store: Store, options: Options) -> Place | None:
-    """The place of a model's module; None where nothing is kept, or where somebody watches what compilation does."""
+def place_of(model: Path, target: str, store: Store, options: Options) -> Place | None:
+    """The place of a model's module; None where nothing is kept, or where somebody watches what compilation does.
+
+    target: the identity of the target (targets/parse).
+    """
     watched = options.debug or options.dump or options.stop_after or options.check > 1
     folder = None if watched or not options.keep_bytes else store.modules()
     if folder is None:
@@ -63,7 +65,7 @@ def place_of(model: Path, target: Target, store: Store, options: Options) -> Pla
     except (OSError, ValueError):
         return None  # the frontend says what is wrong with it
     decisive = {name: value for name, value in asdict(options).items() if name not in _FREE}
-    facts = (_compiler(), repr(target), repr(decisive), model.stem, content)
+    facts = (_compiler(), target, repr(decisive), model.stem, content)
     return Place(folder, hashlib.sha256("\0".join(facts).encode()).hexdigest(), model, state, made)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,19 +21,17 @@ from minicc.options import Options
 from minicc.runtime.bind import KEPT_SHAPES, Machine, Segment, address_of
 from minicc.runtime.code import Code
 from minicc.runtime.context import Array, Bound
-from minicc.runtime.control import ControlCall
-from minicc.runtime.cuda.array import on_gpu, to_host
-from minicc.runtime.cuda.driver import LEGACY, Gpu
-from minicc.runtime.cuda.engine import DeviceRunner, Replay, Shared
-from minicc.runtime.engine import Item, Other, Runner, bind_sizes
+from minicc.runtime.engine import ControlRunner, HostRunner, Item, Other, Runner, bind_sizes
 from minicc.runtime.executor import Executor
-from minicc.runtime.host import HostCall
 from minicc.runtime.signature import Port, Signature, ports
 from minicc.runtime.slices import Sliced, sliced
 from minicc.runtime.store import Store
-from minicc.targets.cpu import available_threads, host_target
+from minicc.targets.cpu import available_threads
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
+
+if TYPE_CHECKING:
+    from minicc.runtime.cuda.engine import Replay
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -84,8 +82,12 @@ class CompiledModule:
     def run_items(self, items: Sequence[Any]) -> list[Item]:
         """All outputs for inputs in order."""
         runner = self.runner
-        if isinstance(runner, DeviceRunner) and any(map(on_gpu, items)):
-            return self._run_on_device(runner, items)
+        if isinstance(self.target, CudaTarget):
+            from minicc.runtime.cuda import calls
+
+            outputs = calls.run_on_device(self, items)
+            if outputs is not None:
+                return outputs
         arrays = self._ready(items)
         if self._short is not None:
             shapes = tuple([array.shape for array in arrays])
@@ -100,29 +102,16 @@ class CompiledModule:
             self._checked = {*self._checked, shapes} if len(self._checked) < KEPT_SHAPES else {shapes}
         return self._own(runner.run(arrays, {}), arrays)
 
-    def _run_on_device(self, runner: DeviceRunner, items: Sequence[Any]) -> list[Any]:
-        """Outputs that stay on the device, where inputs are; a program with host steps takes copies of these."""
-        names = [port.name for port in self.inputs]
-        if runner.stays:
-            whole = [i if on_gpu(i) else self.signature.array(i, n) for n, i in enumerate(items)]
-            return list(runner.run_on_device(whole, names, self.signature.dtypes, self.signature.check))
-        return self.run_items([to_host(item) if on_gpu(item) else item for item in items])
-
-    def replay(self, feeds: Mapping[str, Any], stream: int = LEGACY) -> Replay:
+    def replay(self, feeds: Mapping[str, Any], stream: int | None = None) -> Replay:
         """What runs the module again and again for the sizes of these inputs, without copies and without waiting.
 
         For CUDA targets. feeds: arrays on the GPU or the host; the replay's own inputs hold copies of them. stream: the handle
         of the stream that calls run on, by default the one that other libraries use unless told otherwise. Raises TargetError
         for a program that has steps on the host.
         """
-        items = self.signature.order((), feeds)
-        runner = self.runner
-        if not isinstance(runner, DeviceRunner) or not runner.stays:
-            why = "it has steps on the host" if isinstance(runner, DeviceRunner) else f"its target is {self.target.name!r}"
-            raise TargetError(f"{self.program.name!r} cannot be replayed", why=why, hint="call the module")
-        whole = [i if on_gpu(i) else self.signature.array(i, n) for n, i in enumerate(items)]
-        names = [port.name for port in self.inputs]
-        return runner.hold(whole, names, self.signature.dtypes, self.signature.check, stream)
+        from minicc.runtime.cuda import calls
+
+        return calls.replay(self, feeds, stream)
 
     def prepare(self) -> None:
         """Load the code now rather than at the first call."""
@@ -149,13 +138,16 @@ class CompiledModule:
                 hint="compile for target='cpu', or run where these features are",
             )
         if isinstance(self.target, CudaTarget):
-            return self._prepare_device(self.target)
+            from minicc.runtime.cuda import calls
+
+            self.machine, device_runner = calls.prepare(self, self.target)
+            return device_runner
         functions, self._loaded = self.code.load()
         threads = self.options.threads or available_threads()
         executor: Any = None
         if self.code.symbols:
             # An artifact brings the executor's objects; they are for the artifact's target.
-            executor = Executor(threads, self.store, host_target(), self.code.objects)
+            executor = Executor(threads, self.store, self.code.objects)
             threads = executor.threads
         self.executor = executor
         self.machine = Machine(
@@ -168,19 +160,14 @@ class CompiledModule:
         )
         return Runner(self.program, self.machine, executor, self.make_step)
 
-    def _prepare_device(self, target: CudaTarget) -> Runner:
-        number = target.name.partition(":")[2]
-        device = Gpu(int(number) if number.isdigit() else 0)
-        loaded = {symbol: device.load(symbol, self.code.objects[symbol]) for symbol in dict.fromkeys(self.code.symbols)}
-        kernels = [loaded[symbol] for symbol in self.code.symbols]
-        limits = (self.options.max_bytes, self.options.max_loop_iterations)
-        self.machine = Machine(self.program.kernels, np.zeros(len(kernels), np.int64), target, 1, *limits)
-        return DeviceRunner(self.program, self.machine, Shared(device, kernels, target, device.number), self.make_step)
-
-    def make_step(self, step: Other, program: Program, runner: Runner) -> HostCall | ControlCall:
+    def make_step(self, step: Other, program: Program, runner: Runner) -> HostRunner | ControlRunner:
         """A host or control step, ready to run; bodies get runners of the same class."""
         if isinstance(step, HostStep):
+            from minicc.runtime.host import HostCall
+
             return HostCall(step, program, self.options.max_bytes, self.options.max_loop_iterations)
+        from minicc.runtime.control import ControlCall
+
         bodies = [runner.for_body(body) for body in step.bodies]
         return ControlCall(step, bodies, runner.machine)
 
@@ -335,6 +322,9 @@ def segments_of(runner: Runner) -> Iterator[Segment]:
     for part in runner.parts:
         if isinstance(part, Segment):
             yield part
-        elif isinstance(part[1], ControlCall):
+        elif isinstance(part[0], ControlStep):
+            from minicc.runtime.control import ControlCall
+
+            assert isinstance(part[1], ControlCall)
             for body in part[1].bodies:
                 yield from segments_of(body)

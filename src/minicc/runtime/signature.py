@@ -7,7 +7,6 @@ silently.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -69,6 +68,8 @@ class Signature:
         taken = dict(zip((p.name for p in self.inputs), args))
         for name, item in named.items():
             if name not in self._position:
+                import difflib
+
                 close = difflib.get_close_matches(name, self._position, n=1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 raise InputError(f"{self.name!r} has no input {name!r}", hint=hint + self._list())

@@ -11,7 +11,6 @@ from __future__ import annotations
 from minicc.errors import ArtifactError
 from minicc.ir.dims import Dim
 from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type, boolean, leads_with
-from minicc.kernels.cuda_template import CUDA_TEMPLATES, constants_of
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
 from minicc.lower.program import Buffer, ControlStep, KernelStep, Program, Step, Word
@@ -98,15 +97,18 @@ def _check_kernel(kernel: Kernel) -> None:
     if template is None:
         raise ArtifactError(f"unknown kernel template {kernel.template!r}")
     names = {name for name, _ in kernel.constants}
-    forms = [template.constants, *([constants_of(kernel.template)] if kernel.template in CUDA_TEMPLATES else [])]
-    _need(
-        names in map(set, forms),
-        f"constants {sorted(names)} do not fit the template",
-        kernel.template,
-    )
+    fits = names == set(template.constants) or _fits_cuda(kernel.template, names)
+    _need(fits, f"constants {sorted(names)} do not fit the template", kernel.template)
     _need(kernel.epilogue is None or template.fused, "this template has no epilogue", kernel.template)
     if kernel.epilogue is not None:
         _check_body(kernel.epilogue, kernel.name)
+
+
+def _fits_cuda(template: str, names: set[str]) -> bool:
+    """Whether constants of these names fit the template's form on a GPU."""
+    from minicc.kernels.cuda_template import CUDA_TEMPLATES, constants_of
+
+    return template in CUDA_TEMPLATES and names == set(constants_of(template))
 
 
 def _check_body(body: Body, where: str) -> None:

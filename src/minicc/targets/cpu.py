@@ -17,6 +17,20 @@ from minicc.errors import TargetError
 DEFAULT_L1_BYTES = 32 << 10
 DEFAULT_L2_BYTES = 512 << 10
 
+# What Linux calls some features of LLVM's list; the others have the same names but for punctuation.
+_LINUX_NAMES = {
+    "64bit": "lm", "bmi": "bmi1", "crc32": "sse4_2", "lzcnt": "abm", "pclmul": "pclmulqdq", "prfchw": "3dnowprefetch",
+    "rdrnd": "rdrand", "sahf": "lahf_lm", "sha": "sha_ni", "sse3": "pni",
+}  # fmt: skip
+# Linux does not list these; their instructions are for operating systems and tools, and no kernel of ours has them.
+_NEVER_USED = frozenset({"hreset", "ptwrite", "shstk", "uintr", "usermsr"})
+# The lines of Linux's description that are the same for equal processors.
+_LASTING = (
+    "vendor_id", "cpu family", "model", "model name", "stepping", "flags",
+    "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features",
+)  # fmt: skip
+
+_DESCRIPTION = Path("/proc/cpuinfo")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_FOLDER = Path("/sys/fs/cgroup")
 
@@ -54,8 +68,11 @@ class CpuTarget:
         architecture = self.triple.split("-")[0]
         if _architecture(machine) != _architecture(architecture):
             return (architecture,)
-        present = _host_features()
         wanted = [word[1:] for word in self.features.split(",") if word.startswith("+")]
+        listed = _listed_features()
+        if listed >= {_plain(_LINUX_NAMES.get(feature, feature)) for feature in wanted} - _NEVER_USED:
+            return ()
+        present = _host_features()
         return tuple(feature for feature in wanted if not present.get(feature, False))
 
 
@@ -119,6 +136,36 @@ def _host_features() -> dict[str, bool]:
     return dict(llvm.get_host_cpu_features())
 
 
+def host_identity() -> str:
+    """What tells this machine's `host_target` from other machines', without asking LLVM where Linux describes the processor."""
+    description = _description()
+    if "flags" not in description and "Features" not in description:
+        return repr(host_target())
+    return repr((platform.machine(), sorted(description.items()), _cache_bytes()))
+
+
+@lru_cache(maxsize=1)
+def _description() -> dict[str, str]:
+    """Linux's lasting facts about the first processor; empty on other systems."""
+    try:
+        with _DESCRIPTION.open("rb", buffering=0) as file:
+            first = file.read(1 << 14).decode(errors="replace").partition("\n\n")[0]  # not those of hundreds of others
+    except OSError:
+        return {}
+    pairs = [line.partition(":") for line in first.splitlines()]
+    return {name.strip(): value.strip() for name, _, value in pairs if name.strip() in _LASTING}
+
+
+@lru_cache(maxsize=1)
+def _listed_features() -> frozenset[str]:
+    """Features of an x86 processor that Linux lists, which are those that a program may use, in plain letters."""
+    return frozenset(map(_plain, _description().get("flags", "").split()))
+
+
+def _plain(feature: str) -> str:
+    return "".join(filter(str.isalnum, feature))
+
+
 def _architecture(name: str) -> str:
     aliases = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
     return aliases.get(name, name)
@@ -130,6 +177,8 @@ def _cache_bytes() -> tuple[int, int]:
     for index in range(8):
         folder = _CPU_FOLDER / "cpu0" / "cache" / f"index{index}"
         level, kind, size = (_read(folder / name) for name in ("level", "type", "size"))
+        if not level:
+            break
         if level in ("1", "2") and kind in ("Data", "Unified") and size[:-1].isdigit():
             sizes[int(level)] = int(size[:-1]) * {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
     return sizes[1], sizes[2]
