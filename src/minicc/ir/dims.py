@@ -138,8 +138,14 @@ def _sum(terms: Iterable[tuple[Monomial, int]]) -> Dim:
     if len(kept) == 1 and not kept[0][0]:
         return kept[0][1]
     # Constant term last, the rest by their text, so that printing is stable.
-    kept.sort(key=lambda term: (not term[0], [str(a) for a in term[0]]))
+    if len(kept) > 1:
+        kept.sort(key=lambda term: (not term[0], [str(a) for a in term[0]]))
     return SymbolicDim(tuple(kept))
+
+
+def weighted_sum(parts: Iterable[tuple[Dim, int]]) -> Dim:
+    """The sum of the dimensions, each multiplied by its number."""
+    return _sum((monomial, weight * own) for dim, weight in parts for monomial, own in _terms(dim))
 
 
 def _call(op: str, *args: Dim) -> Dim:
@@ -445,5 +451,5 @@ def product(dims: Iterable[Dim]) -> Dim:
     """The product of dimensions; 1 for none."""
     total: Dim = 1
     for dim in dims:
-        total = total * dim
+        total = dim if total == 1 else total * dim
     return total

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minicc.errors import ArtifactError, MiniccError
-from minicc.ir.dims import FUNCTIONS, Dim, SymbolicDim, symbol
+from minicc.ir.dims import FUNCTIONS, Dim, SymbolicDim, product, symbol, weighted_sum
 from minicc.ir.expr import BINARY, COMPARE, REDUCTIONS, UNARY, Expr, walk
 from minicc.ir.types import BY_NAME, DType, OpaqueType, TensorType, Type
 from minicc.lower.kernel import Body, Kernel, LoopKernel, Operand, Store, TemplateKernel
@@ -310,17 +310,15 @@ class _Reader:
         return _integer(data, -(1 << 63), (1 << 63) - 1)  # an element of a content may be any int64
 
     def _terms(self, data: Any) -> Dim:
-        total: Dim = 0
+        parts = []
         for coefficient, atoms in _list(data):
-            product: Dim = _integer(coefficient, -(1 << 62), 1 << 62)
-            for atom in _list(atoms):
-                product = product * self._atom(atom)
-            total = total + product
-        return total
+            factors = [self._atom(atom) for atom in _list(atoms)]
+            parts.append((product(factors), _integer(coefficient, -(1 << 62), 1 << 62)))
+        return weighted_sum(parts)
 
     def _atom(self, data: Any) -> Dim:
         if isinstance(data, str):
-            return symbol(_string(data))
+            return symbol(data)
         op, a, b = _list(data)
         _need(op in FUNCTIONS, f"unknown function {op!r} in a dimension")
         return FUNCTIONS[op](self.dim(a), self.dim(b))
@@ -454,21 +452,28 @@ def _need(condition: bool, why: str) -> None:
         raise ArtifactError("the program is not valid", why=why)
 
 
+def _not(wanted: str, data: Any) -> ArtifactError:
+    """What to raise for data of another kind; checks that run thousands of times must not build it beforehand."""
+    found = type(data).__name__ if isinstance(data, (dict, list)) or data is None else repr(data)[:100]
+    return ArtifactError("the program is not valid", why=f"{wanted} was expected, found {found}")
+
+
 def _object(data: Any) -> dict[str, Any]:
-    _need(isinstance(data, dict), f"a table was expected, found {type(data).__name__}")
-    return data  # type: ignore[no-any-return]
+    if not isinstance(data, dict):
+        raise _not("a table", data)
+    return data
 
 
 def _list(data: Any) -> list[Any]:
-    _need(
-        isinstance(data, list) and len(data) <= MAX_ITEMS, f"a list was expected, found {type(data).__name__}"
-    )
-    return data  # type: ignore[no-any-return]
+    if not isinstance(data, list) or len(data) > MAX_ITEMS:
+        raise _not("a list", data)
+    return data
 
 
 def _string(data: Any) -> str:
-    _need(isinstance(data, str), f"a text was expected, found {type(data).__name__}")
-    return data  # type: ignore[no-any-return]
+    if not isinstance(data, str):
+        raise _not("a text", data)
+    return data
 
 
 def _strings(data: Any) -> tuple[str, ...]:
@@ -476,8 +481,9 @@ def _strings(data: Any) -> tuple[str, ...]:
 
 
 def _boolean(data: Any) -> bool:
-    _need(isinstance(data, bool), f"true or false was expected, found {data!r}")
-    return bool(data)
+    if not isinstance(data, bool):
+        raise _not("true or false", data)
+    return data
 
 
 def _guard(data: Any, count: int) -> tuple[int, bool]:
@@ -487,8 +493,9 @@ def _guard(data: Any, count: int) -> tuple[int, bool]:
 
 
 def _integer(data: Any, low: int, high: int) -> int:
-    _need(type(data) is int and low <= data <= high, f"{data!r} is not an integer from {low} to {high}")
-    return int(data)
+    if type(data) is not int or not low <= data <= high:
+        raise _not(f"an integer from {low} to {high}", data)
+    return data
 
 
 def _indices(data: Any, count: int) -> tuple[int, ...]:
@@ -497,7 +504,8 @@ def _indices(data: Any, count: int) -> tuple[int, ...]:
 
 def _harmless(data: Any) -> str:
     """A name that may appear in generated text."""
-    _need(_NAME.fullmatch(_string(data)) is not None, f"{data!r} is not a name")
+    if _NAME.fullmatch(_string(data)) is None:
+        raise _not("a name", data)
     return _string(data)
 
 

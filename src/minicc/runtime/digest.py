@@ -6,13 +6,14 @@ Data of one piece has its plain SHA-256. Reads files and memory; decides nothing
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from minicc.targets.cpu import available_threads
 
 PIECE = 8 << 20  # bytes
-_READ = 1 << 20
+_READ = 1 << 18
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -40,15 +41,15 @@ def digest_file(path: Path) -> str:
     """The digest of a file. Raises OSError, also when the file shrinks meanwhile."""
 
     def piece(start: int, end: int) -> bytes:
-        current = hashlib.sha256()
+        current, room = hashlib.sha256(), memoryview(bytearray(min(_READ, end - start)))
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             while start < end:
-                found = file.read(min(_READ, end - start))
-                if not found:
+                count = file.readinto(room[: end - start])
+                if not count:
                     raise OSError(f"{path} became shorter while it was read")
-                current.update(found)
-                start += len(found)
+                current.update(room[:count])
+                start += count
         return current.digest()
 
     return _of_pieces(path.stat().st_size, piece)
@@ -60,10 +61,25 @@ def _of_pieces(size: int, piece: Callable[[int, int], bytes]) -> str:
     threads = min(available_threads(), len(bounds)) if len(bounds) > 1 else 1
     if threads == 1:
         return _joined([piece(*bound) for bound in bounds])
-    from concurrent.futures import ThreadPoolExecutor  # 10 ms that small models need not pay
+    # Plain threads: those of concurrent.futures take longer to import than many a model to digest.
+    digests, failures = [b""] * len(bounds), list[BaseException]()
 
-    with ThreadPoolExecutor(threads) as pool:
-        return _joined(list(pool.map(lambda bound: piece(*bound), bounds)))
+    def work(first: int) -> None:
+        try:
+            for number in range(first, len(bounds), threads):
+                digests[number] = piece(*bounds[number])
+        except BaseException as error:  # for the caller, below
+            failures.append(error)
+
+    helpers = [threading.Thread(target=work, args=(number,), name="digest") for number in range(1, threads)]
+    for helper in helpers:
+        helper.start()
+    work(0)
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]
+    return _joined(digests)
 
 
 def _joined(digests: list[bytes]) -> str:

@@ -71,7 +71,7 @@ def _check_type(type_: Type, buffer: Buffer) -> None:
         _need(buffer.dtype is None, "an opaque value has an array's buffer", buffer.name)
     else:
         same = type_.dtype == buffer.dtype and type_.shape == buffer.shape
-        _need(same, "a value and its buffer have different types", f"{buffer.name}: {type_}")
+        _need(same, "a value and its buffer have different types", buffer.name)
 
 
 def _check_buffer(buffer: Buffer) -> None:
@@ -211,11 +211,12 @@ def _check_operands(step: KernelStep, program: Program, body: Body, at: int, ker
         if address.buffer is None:
             raise ArtifactError("an operand has no buffer", where=where)
         buffer = program.buffers[address.buffer]
-        _need(
-            buffer.dtype == operand.dtype,
-            f"an operand of type {operand.dtype} is a buffer of {buffer.dtype}",
-            where,
-        )
+        if buffer.dtype != operand.dtype:
+            raise ArtifactError(
+                "the program is not valid",
+                where=where,
+                why=f"an operand of type {operand.dtype} is a buffer of {buffer.dtype}",
+            )
         if operand.output:
             _need(address.buffer in step.writes, "a call does not name what it writes", where)
         strides: list[Dim] = []
