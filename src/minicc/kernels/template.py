@@ -147,9 +147,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from minicc.kernels import domain, recurrent, sequential
 from minicc.targets.cpu import CpuTarget
@@ -164,8 +164,7 @@ Domain = Callable[[domain.Words, Mapping[str, int], CpuTarget, int], int]
 Stages = Callable[[domain.Words, Mapping[str, int]], Sequence[tuple[int, int, float]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """One template.
 
     words:     names of its words, in order.

@@ -8,6 +8,7 @@ call and does not count.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from minicc.ir.expr import Expr
 from minicc.ir.types import DType
@@ -28,8 +29,7 @@ class Operand:
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(NamedTuple):
     """`operands[operand][affine position] = value`."""
 
     operand: int

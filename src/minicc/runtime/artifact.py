@@ -22,9 +22,9 @@ import re
 import secrets
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,8 +57,7 @@ Array = np.ndarray[Any, Any]
 Buffer = bytes | memoryview
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """What a file holds, checked and ready for a module."""
 
     program: Program

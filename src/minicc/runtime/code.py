@@ -7,8 +7,7 @@ become addresses. Numba is imported only when something has to be compiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from minicc.codegen.build import ObjectStore
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Everything needed to run the kernels of one program.
 
     symbols:  of each kernel, by kernel number; equal texts share one.

@@ -14,9 +14,10 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from minicc.errors import MiniccError
 from minicc.options import Options
@@ -33,8 +34,7 @@ _OWN = Path(__file__).parent.parent
 _PACKAGES = ("numpy", "onnx", "ml_dtypes", "networkx", "numba", "llvmlite", "numba_cuda")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where the module of a model file is kept: its key, and the state of the file when the key was made."""
 
     folder: Path
@@ -81,7 +81,7 @@ def find(place: Place, store: Store, options: Options) -> Saved | None:
     except (MiniccError, OSError, ValueError):
         place.path.unlink(missing_ok=True)
         return None
-    return replace(saved, options=options)
+    return saved._replace(options=options)
 
 
 def keep(place: Place, saved: Saved, external: tuple[str, ...], store: Store) -> None:
@@ -94,7 +94,7 @@ def keep(place: Place, saved: Saved, external: tuple[str, ...], store: Store) ->
         if size > limit // 2 or not (unchanged and old):
             return
         notes = {**saved.notes, "key": place.key, "external": _digests(place.model, dict.fromkeys(external, ""))}
-        artifact.save(place.path, replace(saved, notes=notes), store, durable=False)
+        artifact.save(place.path, saved._replace(notes=notes), store, durable=False)
         _shrink(place.folder, limit)
     except (MiniccError, OSError) as error:
         warnings.warn(f"the module cannot be kept: {error}", RuntimeWarning, stacklevel=3)

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 ALIGNMENT = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """The steps during which a temporary holds a value, both ends included."""
 
     first: int
     last: int
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """The temporaries of a segment before their sizes are known.
 
     neighbours: for each temporary, those alive at some step of its lifetime.
@@ -34,8 +32,7 @@ class Layout:
     neighbours: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(NamedTuple):
     """Offsets of the temporaries, and how good the plan is, all in bytes.
 
     arena_bytes: size of the arena.

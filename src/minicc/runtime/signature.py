@@ -8,9 +8,8 @@ silently.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from minicc.ir.dims import Dim, bare_symbol, evaluate
 from minicc.ir.types import DType, OpaqueType, TensorType, Type, dtype_of, string
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """One input or output. dtype: "f32", ..., "" for sequences and maps. shape: None for any rank."""
 
     name: str
@@ -31,7 +29,8 @@ class Port:
     def __str__(self) -> str:
         return f"{self.name}: {self.type}"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def ports(names: Sequence[str], types: Sequence[Type]) -> tuple[Port, ...]:

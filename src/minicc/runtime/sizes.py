@@ -8,8 +8,8 @@ dimensions are used for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ Sizes = Mapping[str, int]
 SAFE = float(1 << 61)
 
 
-@dataclass(frozen=True)
-class Polynomials:
+class Polynomials(NamedTuple):
     """The symbolic dimensions as arrays.
 
     atoms:      distinct atoms, each as a dimension; the number behind the last one is that of the constant 1.
