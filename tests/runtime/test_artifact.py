@@ -272,7 +272,9 @@ def test_other_toolchain_is_not_used(saved: Path, store: Store, monkeypatch: pyt
         raise Regenerated
 
     monkeypatch.setattr(artifact, "build_code", refuse)
-    monkeypatch.setattr(artifact, "toolchain", lambda: "newer")
+    monkeypatch.setattr(artifact, "installation", lambda: "another place")
+    artifact.read(saved, store, Options())  # the same versions
+    monkeypatch.setattr("minicc.codegen.build.toolchain", lambda: "newer")
     with pytest.raises(Regenerated):
         artifact.read(saved, store, Options())
 

@@ -28,8 +28,7 @@ from minicc.runtime.context import Bound, Context
 from minicc.runtime.control import ControlCall
 from minicc.runtime.cuda.array import on_gpu, to_host
 from minicc.runtime.cuda.engine import DeviceRunner, Plan
-from minicc.runtime.engine import Frame, Other, Runner, Shapes
-from minicc.runtime.host import HostCall
+from minicc.runtime.engine import Frame, HostRunner, Other, Runner, Shapes
 from minicc.runtime.module import CompiledModule
 
 
@@ -218,7 +217,7 @@ class _MeasuringSteps(Runner):
     native_turns = False
     record: _Recorder
 
-    def run_step(self, step: Other, run: HostCall | ControlCall, shapes: Shapes, frame: Frame) -> None:  # type: ignore[override]
+    def run_step(self, step: Other, run: HostRunner | ControlCall, shapes: Shapes, frame: Frame) -> None:  # type: ignore[override]
         start = time.perf_counter()
         super().run_step(step, run, shapes, frame)
         if not isinstance(step, ControlStep):  # what happens in bodies is measured there

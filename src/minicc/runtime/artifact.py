@@ -36,6 +36,7 @@ from minicc.options import Options
 from minicc.runtime.code import Code, build_code
 from minicc.runtime.digest import digest, digest_stream
 from minicc.runtime.executor import executor_sources
+from minicc.runtime.installed import installation
 from minicc.runtime.memory import ALIGNMENT
 from minicc.runtime.store import Store
 from minicc.runtime.validate import check_program
@@ -89,7 +90,7 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store, *, durable: b
     members: dict[str, list[Buffer]] = {"weights.bin": weights, **{name: [text] for name, text in texts.items()}}
     manifest = {
         "format": FORMAT,
-        **({} if isinstance(saved.target, CudaTarget) else _versions()),
+        **({} if isinstance(saved.target, CudaTarget) else {"installation": installation(), **_versions()}),
         "target": asdict(saved.target),
         "pass_runs": saved.pass_runs,
         "options": {name: getattr(saved.options, name) for name in _KEPT_OPTIONS},
@@ -173,7 +174,9 @@ def _versions() -> dict[str, str]:
 
 def _fits(manifest: Mapping[str, Any], target: Target) -> bool:
     """Whether the file's machine code was made by this very toolchain; cubins are complete."""
-    return isinstance(target, CudaTarget) or all(manifest.get(k) == v for k, v in _versions().items())
+    if isinstance(target, CudaTarget) or manifest.get("installation") == installation():
+        return True
+    return all(manifest.get(k) == v for k, v in _versions().items())
 
 
 def _cuda_target(data: Any) -> CudaTarget:

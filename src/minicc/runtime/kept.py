@@ -12,10 +12,9 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +23,13 @@ from minicc.options import Options
 from minicc.runtime import artifact
 from minicc.runtime.artifact import Saved
 from minicc.runtime.digest import digest_file
+from minicc.runtime.installed import installation, state_of
 from minicc.runtime.module import programs_of
 from minicc.runtime.store import Store
 
 # Options that do not decide about a program: where and how it is kept, watched and run.
 _FREE = frozenset({"threads", "strict", "cache_dir", "keep_bytes", "debug", "dump", "check", "stop_after"})
 _MAX_FILE = (1 << 31) - 1  # the largest ONNX file
-_OWN = Path(__file__).parent.parent
-_PACKAGES = ("numpy", "onnx", "ml_dtypes", "networkx", "numba", "llvmlite", "numba_cuda")
 
 
 class Place(NamedTuple):
@@ -60,12 +58,12 @@ def place_of(model: Path, target: str, store: Store, options: Options) -> Place 
     try:
         if not model.is_file() or model.stat().st_size > _MAX_FILE:
             return None
-        state, made = _state(model), time.time_ns()
+        state, made = state_of(model), time.time_ns()
         content = digest_file(model)
     except (OSError, ValueError):
         return None  # the frontend says what is wrong with it
     decisive = {name: value for name, value in asdict(options).items() if name not in _FREE}
-    facts = (_compiler(), target, repr(decisive), model.stem, content)
+    facts = (installation(), target, repr(decisive), model.stem, content)
     return Place(folder, hashlib.sha256("\0".join(facts).encode()).hexdigest(), model, state, made)
 
 
@@ -89,7 +87,7 @@ def keep(place: Place, saved: Saved, external: tuple[str, ...], store: Store) ->
     limit = saved.options.keep_bytes
     size = sum({id(b.data): b.data.nbytes for p in programs_of(saved.program) for b in p.buffers if b.data is not None}.values())
     try:
-        unchanged = _state(place.model) == place.state
+        unchanged = state_of(place.model) == place.state
         old = all(_location(place.model, name).stat().st_mtime_ns < place.made for name in external)
         if size > limit // 2 or not (unchanged and old):
             return
@@ -114,34 +112,9 @@ def _shrink(folder: Path, limit: int) -> None:
             total -= size
 
 
-def _state(path: Path | os.DirEntry[str]) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _texts(folder: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Path and state of each Python file in a folder; a third of the time that pathlib takes."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(".py"):
-                yield entry.path, _state(entry)
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _texts(entry.path)
-
-
 def _digests(model: Path, external: Mapping[str, str]) -> dict[str, str]:
     return {name: digest_file(_location(model, name)) for name in external}
 
 
 def _location(model: Path, name: str) -> Path:
     return model.absolute().parent / name
-
-
-def _compiler() -> str:
-    """A key of this minicc and of the packages that decide about programs and code, by places and dates of their files.
-
-    Versions would say the same, but reading them takes longer than loading a small module.
-    """
-    specs = [find_spec(package) for package in _PACKAGES]
-    files = [(spec.origin, _state(Path(spec.origin))) for spec in specs if spec is not None and spec.origin]
-    return repr([*files, *sorted(_texts(str(_OWN)))])

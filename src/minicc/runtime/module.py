@@ -163,9 +163,7 @@ class CompiledModule:
     def make_step(self, step: Other, program: Program, runner: Runner) -> HostRunner | ControlRunner:
         """A host or control step, ready to run; bodies get runners of the same class."""
         if isinstance(step, HostStep):
-            from minicc.runtime.host import HostCall
-
-            return HostCall(step, program, self.options.max_bytes, self.options.max_loop_iterations)
+            return _LateHostCall(step, program, self.options)
         from minicc.runtime.control import ControlCall
 
         bodies = [runner.for_body(body) for body in step.bodies]
@@ -237,6 +235,22 @@ class CompiledModule:
     def __repr__(self) -> str:
         ins, outs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))
         return f"<minicc module {self.program.name!r} for {self.target.name}: ({ins}) -> ({outs})>"
+
+
+class _LateHostCall:
+    """A host step whose operator is looked up when it first runs; steps in branches that cannot be valid never do."""
+
+    def __init__(self, step: HostStep, program: Program, options: Options) -> None:
+        self.step, self.program, self.options = step, program, options
+        self._call: HostRunner | None = None
+
+    def __call__(self, arrays: Sequence[Item], sizes: Mapping[str, int]) -> Sequence[Item]:
+        """The step's outputs. Raises UnsupportedOpError where there is no such operator."""
+        if self._call is None:
+            from minicc.runtime.host import HostCall  # all operators
+
+            self._call = HostCall(self.step, self.program, self.options.max_bytes, self.options.max_loop_iterations)
+        return self._call(arrays, sizes)
 
 
 class _ShortWay:
