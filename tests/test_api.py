@@ -114,11 +114,14 @@ def test_unsigned_artifact_is_compiled_again(module: minicc.Module, tmp_path: Pa
 def test_warm_load_needs_neither_onnx_nor_numba(module: minicc.Module, tmp_path: Path) -> None:
     module.save(tmp_path / "m.minicc")
     script = f"""
+        import platform
         import sys
         import numpy as np
         import minicc
         print(minicc.load({str(tmp_path / "m.minicc")!r})(np.ones((2, 4), np.float32)).shape)
-        assert not {{"onnx", "numba", "rich", "typer"}} & set(sys.modules), sorted(sys.modules)
+        late = {{"onnx", "numba", "rich", "typer", "networkx", "ml_dtypes", "subprocess"}}
+        late |= {{"llvmlite"}} if sys.platform == "linux" and platform.machine() == "x86_64" else set()
+        assert not late & set(sys.modules), sorted(sys.modules)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False

@@ -39,6 +39,15 @@ def test_host() -> None:
     assert 8 << 10 <= host.l1_bytes <= host.l2_bytes
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux describes processors there")
+def test_linux_lists_no_feature_that_llvm_does_not_find() -> None:
+    """On x86; what Linux does not list is asked of LLVM."""
+    listed, found = cpu._listed_features(), cpu._host_features()
+    names = {feature: cpu._plain(cpu._LINUX_NAMES.get(feature, feature)) for feature in found}
+    assert not [feature for feature, name in names.items() if name in listed and not found[feature]]
+    assert cpu.host_identity() == cpu.host_identity() != ""
+
+
 def test_foreign_target_cannot_run_here() -> None:
     foreign = "cpu:neon" if host_target().triple.startswith("x86") else "cpu:avx2"
     assert parse_target(foreign).missing_features()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,9 +21,8 @@ def state_of(path: Path | os.DirEntry[str]) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=1)
 def installation() -> str:
-    """The key, hexadecimal, as it was when the process first asked."""
+    """The key, hexadecimal."""
     specs = [find_spec(package) for package in _PACKAGES]
     files = [(spec.origin, state_of(Path(spec.origin))) for spec in specs if spec is not None and spec.origin]
     return hashlib.sha256(repr([*files, *sorted(_texts(str(_OWN)))]).encode()).hexdigest()
