@@ -15,8 +15,8 @@ import minicc
 from minicc.ir.graph import Graph
 from minicc.lower.lower import lower
 from minicc.options import Options
-from minicc.runtime import module as runtime_module
 from minicc.runtime.code import build_code
+from minicc.runtime.cuda import calls
 from minicc.runtime.module import CompiledModule
 from minicc.runtime.store import Store
 from minicc.targets.cuda import CudaTarget
@@ -56,7 +56,7 @@ def reference(proto: ModelProto, feeds: Mapping[str, Array | None]) -> list[Arra
 def pretended(module: CompiledModule) -> Iterator[None]:
     """Where a module compiled for CUDA runs in the PTX interpreter."""
     with (
-        patch.object(runtime_module, "Gpu", lambda _number: FakeDevice(module.code.sources, 1 << 24)),
+        patch.object(calls, "Gpu", lambda _number: FakeDevice(module.code.sources, 1 << 24)),
         patch.object(CudaTarget, "missing_features", lambda _self: ()),
     ):
         yield

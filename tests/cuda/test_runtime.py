@@ -19,8 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import minicc
 from minicc.errors import InputError, ResourceLimitError, TargetError
-from minicc.runtime import module as runtime_module
-from minicc.runtime.cuda import engine
+from minicc.runtime.cuda import calls, engine
 from minicc.runtime.cuda.array import CPU, CUDA, DeviceArray, capsule
 from minicc.targets.cuda import CudaTarget, parse_cuda_target
 from tests.cuda.fake_device import FakeDevice
@@ -64,7 +63,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Any:
         made.append(FakeDevice(sources, 1 << 25, number, LIMIT))
         return made[-1]
 
-    monkeypatch.setattr(runtime_module, "Gpu", gpu)
+    monkeypatch.setattr(calls, "Gpu", gpu)
     monkeypatch.setattr(CudaTarget, "missing_features", lambda _self: ("a GPU",) if not sources else ())
     return made, sources
 
