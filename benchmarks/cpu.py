@@ -5,21 +5,19 @@
 
 Every row is a process of its own, in which all runtimes get the same inputs (the nominal shape of `benchmarks.inputs`) and are
 measured in alternating blocks; each block starts after a pause, in which other runtimes' threads stop spinning, and an
-uncounted call. Start-up (import to first result, kernels in the cache) and peak memory are those of a further process for each
-runtime. Rows are written to FOLDER/results.json as they come and kept unless --fresh; FOLDER/table.md is made of them, and
-`benchmarks.rooflines` draws them. A runtime that is absent, refuses a model or gives other results is left empty; the row in
-results.json says why.
+uncounted call. Start-up (import to first result, the module in the cache; the least of three) and peak memory are those of
+further processes for minicc and ONNX Runtime (benchmarks/start.py). Rows are written to FOLDER/results.json as they come and kept
+unless --fresh; FOLDER/table.md is made of them, and `benchmarks.rooflines` draws them. A runtime that is absent, refuses a
+model or gives other results is left empty; the row in results.json says why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from math import exp, log
 from pathlib import Path
@@ -164,25 +162,6 @@ def roofline(module: Any, inputs: Sequence[np.ndarray], threads: int) -> Row:
     return {"gflops": peaks.gflops, "gbytes": peaks.gbytes, "kernels": kernels}
 
 
-def start(path: Path, threads: int, runtime: str) -> Row:
-    """Seconds from nothing imported to the first result, and the peak memory of the process in MiB."""
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-        feeds = {key: file[key] for key in file.files}
-    begin = time.perf_counter()
-    if runtime == "minicc":
-        import minicc
-
-        minicc.compile(path, threads=threads).run(None, feeds)
-    else:
-        from minicc.peers import peer
-
-        peer(runtime, path, feeds, threads)()
-    took = time.perf_counter() - begin
-    # Not getrusage: its peak begins with that of the process that started this one.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return {"start_s": took} | ({"peak_mib": int(peak[1]) / 1024} if peak else {})
-
-
 # ------------------------------------------------------------------------------------------------------- the whole table
 
 
@@ -199,6 +178,15 @@ def child(arguments: Sequence[str], limit: float) -> Row:
         return {"failed": (done.stderr.strip().splitlines() or ["failed"])[-1][:300]}
 
 
+def begin(runtime: str, file: Path) -> Row:
+    """A start in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("start.py")), runtime, str(file), str(file.with_suffix(".npz"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    lines = done.stdout.strip().splitlines()
+    row: Row = json.loads(lines[-1]) if lines and not done.returncode else {}
+    return row
+
+
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
     """(model, batch, threads) of every row."""
     for name in options.names or [*(model.name for model in MODELS), *GENERATED]:
@@ -207,8 +195,8 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
                 yield name, batch, threads
 
 
-def starts(name: str, path: Path, options: argparse.Namespace) -> Row:
-    """Start-up and peak memory of each runtime, one thread. A first start of minicc fills the kernel cache."""
+def starts(name: str, path: Path) -> Row:
+    """Start-up and peak memory, one thread: the least of three starts. A first start of minicc fills the cache."""
     model, source = load(name, path)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
@@ -218,9 +206,11 @@ def starts(name: str, path: Path, options: argparse.Namespace) -> Row:
             onnx.save(model, file)
         np.savez(file.with_suffix(".npz"), **feeds_of(name, model, 1))
         del model
-        found = {}
-        for runtime in ("minicc", "minicc", *(p for p in options.peers if p in ("ort", "openvino"))):
-            found[runtime] = child([name, "--start", runtime, "--file", str(file)], 300)
+        found: Row = {}
+        for runtime in ("minicc", *("minicc", "ort") * 3):
+            begun = begin(runtime, file)
+            if "start_s" in begun and begun["start_s"] < found.get(runtime, begun | {"start_s": 1e9})["start_s"]:
+                found[runtime] = begun
         return found
 
 
@@ -282,7 +272,7 @@ def run(options: argparse.Namespace) -> None:
             if "failed" in row and len(options.peers) > 1:  # one of the others may have ended the process
                 row = child([name, "--row", *common, "--peers", options.peers[0]], 600)
             if "ms" in row and batch == 1 and not options.dim and threads == options.threads[0] and not options.no_start:
-                row["starts"] = starts(name, path, options)
+                row["starts"] = starts(name, path)
             data["rows"][key] = row
             file.write_text(json.dumps(data, indent=1))
     text = table(data["rows"], options.peers)
@@ -305,7 +295,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-start", action="store_true", help="leave start-up and memory out")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--start", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.dim = dict(options.dim)
     return options
@@ -321,9 +310,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.start:
-        print(json.dumps(start(options.file, options.threads[0], options.start)))
-    elif options.row:
+    if options.row:
         print(json.dumps(measure(options.names[0], options.file, options)))
     else:
         run(options)
