@@ -97,7 +97,7 @@ class Context:
     values:      addresses of the external buffers, in the order of `Segment.externals`.
     base:        the address that the words of temporaries count from.
     arena:       where the temporaries are during a run.
-    views:       arrays on the arena of the temporaries that later parts read, by buffer.
+    views:       arrays on the arena `viewed` of the temporaries that later parts read, by buffer.
     """
 
     words: Words
@@ -107,6 +107,7 @@ class Context:
     base: int = 0
     arena: Arena = _NONE
     views: tuple[tuple[int, Array], ...] = ()
+    viewed: Arena | None = None
 
 
 class Bound:
@@ -148,7 +149,8 @@ class Bound:
         if context.base != arena.address:
             context.words[self.segment.temporary_at] += arena.address - context.base
             context.base = arena.address
-        if self.exports:
+        if self.exports and context.viewed is not arena:
+            context.viewed = arena
             memory = arena.memory
             context.views = tuple(
                 (b, memory[at : at + size].view(dtype).reshape(shape)) for b, at, size, dtype, shape in self.exports
@@ -158,7 +160,7 @@ class Bound:
     def release(self, context: Context) -> None:
         """Give a context back."""
         self.segment.arenas.give(context.arena)
-        context.arena, context.views = _NONE, ()
+        context.arena = _NONE
         if len(self._idle) < KEPT_CONTEXTS:
             self._idle.append(context)
 
