@@ -10,7 +10,7 @@ from pathlib import Path
 
 import minicc.kernels
 from minicc.codegen.cuda import find_tool
-from minicc.kernels.cuda_tiles import ALL_TILES, Tile, conv_constants, gemm_constants
+from minicc.kernels.cuda_tiles import ALL_TILES, Tile, conv_constants, product_constants, product_file
 
 KERNELS = Path(minicc.kernels.__path__[0]) / "cuda"
 
@@ -27,10 +27,11 @@ def render(name: str, constants: Mapping[str, object], changes: Mapping[str, str
     return text
 
 
-def gemm_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
-    """The text of a product. piece: bytes that divide A and its strides. splits: blocks that share out the depth."""
-    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece, "B_PIECE": 16, "B_ROUNDS": 1}
-    return render("gemm", gemm_constants(given), _changes(element))
+def gemm_text(element: str, tile: Tile, piece: int = 16, splits: int = 1, b_piece: int = 16) -> str:
+    """The text of a product. piece, b_piece: bytes that divide A and B and their strides. splits: blocks that share K."""
+    given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece, "B_PIECE": b_piece,
+             "B_ROUNDS": 1}  # fmt: skip
+    return render(product_file(given), product_constants(given), _changes(element))
 
 
 def conv_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:

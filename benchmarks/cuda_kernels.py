@@ -22,6 +22,7 @@ from benchmarks.cuda_cases import CASES, Conv, Gemm
 from benchmarks.cuda_device import REPEATS, Device
 
 if TYPE_CHECKING:
+    from minicc.kernels.cuda_tiles import Tile
     from minicc.targets.cuda import CudaTarget
 
 # Differences allowed, relative to the largest result. Tensor cores cut off what they add; tf32 also rounds operands.
@@ -33,7 +34,7 @@ def build(folder: Path) -> None:
     """Writes cubins and kernels.json."""
     from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
-    from minicc.kernels.cuda_tiles import conv_shared_bytes, tiles_of
+    from minicc.kernels.cuda_tiles import DOT_ELEMENTS, DOT_TILES, conv_shared_bytes, tiles_of
     from minicc.targets.cuda import parse_cuda_target
 
     target = parse_cuda_target("cuda:sm_90")
@@ -41,27 +42,29 @@ def build(folder: Path) -> None:
     kernels = []
     for template in ("gemm", "conv"):
         for element in TOLERANCES:
-            for number, tile in enumerate(tiles_of(element, target)):
+            few_rows = DOT_TILES if template == "gemm" and element in DOT_ELEMENTS else ()
+            for tile in (*tiles_of(element, target), *few_rows):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
                 text = (conv_text if template == "conv" else gemm_text)(element, tile)
                 built = compile_cubin(text, "kernel", target)
                 (folder / f"{name}.cubin").write_bytes(built.data)
                 shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes
                 kernels.append({
-                    "name": name, "template": template, "element": element, "rows": tile.rows, "columns": tile.columns,
-                    "threads": tile.threads, "shared": shared, "registers": built.registers, "spills": built.spills,
-                    "chosen": [_is_chosen(case, element, number, target) for case in CASES],
+                    "name": name, "template": template, "element": element, "unit": tile.unit, "rows": tile.rows,
+                    "columns": tile.columns, "threads": tile.threads, "shared": shared,
+                    "registers": built.registers, "spills": built.spills,
+                    "chosen": [_is_chosen(case, element, tile, target) for case in CASES],
                 })  # fmt: skip
                 print(name, f"{built.registers} registers, {built.spills} bytes spilled", flush=True)
     (folder / "kernels.json").write_text(json.dumps(kernels, indent=1))
 
 
-def _is_chosen(case: Gemm | Conv, element: str, number: int, target: CudaTarget) -> bool:
-    from minicc.kernels.cuda_tiles import choose_tile, tiles_of
+def _is_chosen(case: Gemm | Conv, element: str, tile: Tile, target: CudaTarget) -> bool:
+    from minicc.kernels.cuda_tiles import choose_product, choose_tile
 
     columns = case.result[1] // (case.repeats if case.template == "conv" else 1)
-    chosen, _ = choose_tile(element, case.rows, columns, case.depth, case.repeats, target)
-    return tiles_of(element, target).index(chosen) == number
+    choose = choose_tile if case.template == "conv" else choose_product
+    return choose(element, case.rows, columns, case.depth, case.repeats, target)[0] == tile
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
@@ -75,7 +78,10 @@ def run(folder: Path) -> list[dict[str, Any]]:
             channels = case.channels // case.groups if isinstance(case, Conv) else case.k
             if channels * np.dtype({"s8": "i1", "f16": "u2", "bf16": "u2"}.get(element, "f4")).itemsize % 16:
                 continue  # needs kernels with smaller pieces than are built here
-            mine = [k for k in kernels if (k["template"], k["element"]) == (case.template, element)]
+            mine = [
+                k for k in kernels
+                if (k["template"], k["element"]) == (case.template, element) and (k["unit"] != "dot" or case.rows <= k["rows"])
+            ]  # fmt: skip
             rows += _time_case(device, functions, mine, case, number, element)
             (folder / "results.json").write_text(json.dumps(rows, indent=1))
     return rows

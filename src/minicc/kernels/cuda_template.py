@@ -27,16 +27,20 @@ class CudaTemplate:
     constants: names that `render` must be given, where they are not those of the CPU's form.
     threads:   the most threads of a block; None where `expand` gives THREADS.
     expand:    constants of the text that follow from those of the kernel; raises LookupError for wrong ones.
+    file:      name of the kernel file for these constants, where it is not the template's.
     """
 
     launch: Callable[[Words, Constants, CudaTarget], Launch]
     constants: tuple[str, ...] | None = None
     threads: int | None = launches.ELEMENT_THREADS
     expand: Callable[[Constants], dict[str, object]] = dict
+    file: Callable[[Constants], str] | None = None
 
 
 CUDA_TEMPLATES: dict[str, CudaTemplate] = {
-    "gemm": CudaTemplate(cuda_tiles.launch_gemm, cuda_tiles.TILE_CONSTANTS, None, cuda_tiles.gemm_constants),
+    "gemm": CudaTemplate(
+        cuda_tiles.launch_gemm, cuda_tiles.TILE_CONSTANTS, None, cuda_tiles.product_constants, cuda_tiles.product_file
+    ),
     "conv": CudaTemplate(cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants),
     "conv_transpose": CudaTemplate(launches.launch_conv_transpose),
     "depthwise": CudaTemplate(launches.launch_windows),
@@ -76,4 +80,5 @@ def render(name: str, constants: Constants, epilogue: str, words: int) -> str:
     values: dict[str, object] = {**{word: at for at, word in enumerate(layout)}, "EPILOGUE": len(layout), "WORDS": words}
     if template.threads is not None:
         values["THREADS"] = template.threads
-    return fill("cuda", name, {**values, **template.expand(constants)}, epilogue)
+    file = name if template.file is None else template.file(constants)
+    return fill("cuda", file, {**values, **template.expand(constants)}, epilogue)

@@ -22,6 +22,8 @@ Constants = Mapping[str, int | float | str]
 ROW = 128
 SIZES = {"f32": 4, "tf32": 4, "f16": 2, "bf16": 2, "s8": 1, "u8": 1}
 WARP = 32
+# Bytes of the widest load.
+CHUNK = 16
 # Bytes that a convolution notes for each row of a tile.
 WINDOW = 24
 
@@ -31,6 +33,7 @@ class Tile:
     """A block's tile of rows x columns, each warp's part of it, tiles in the ring, and what multiplies.
 
     pending: tiles before the present one whose products may still be on their way.
+    unit "dot" has no ring (kernels/cuda/gemv.py): stages are the chunks of 16 bytes of a column that a lane reads at once.
     """
 
     rows: int
@@ -53,7 +56,7 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory: the ring of tiles, later the sums with four columns of padding."""
-        ring = ROW * (self.rows + self.columns) * self.stages
+        ring = 0 if self.unit == "dot" else ROW * (self.rows + self.columns) * self.stages
         return max(ring, 4 * self.rows * (self.columns + 4))
 
 
@@ -81,8 +84,16 @@ GROUP_TILES = (
     Tile(64, 128, 16, 128, 4, "wgmma", 1),
     Tile(64, 64, 16, 64, 4, "wgmma", 1),
 )
+# Of products of at most so many rows, which take the time of reading the right operand.
+DOT_TILES = (
+    Tile(1, 8, 1, 2, 4, "dot"),
+    Tile(2, 8, 2, 2, 4, "dot"),
+    Tile(4, 16, 4, 4, 2, "dot"),
+    Tile(8, 16, 8, 4, 1, "dot"),
+)
+DOT_ELEMENTS = ("f32", "tf32", "f16", "bf16")
 # By number, as kernels name them; only to be added to.
-ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES)
+ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES)
 # Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
 # bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
 TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
@@ -98,6 +109,8 @@ KILOBYTES = 85.0
 # Microseconds: a step of k of a block alone, what a block takes beside its steps, per thousand results of it, and what
 # a cluster takes to meet.
 STEP, BLOCK, RESULTS, MEET = 0.22, 2.0, 0.09, 1.0
+# Bytes that loads of one multiprocessor should have on their way: 36 a nanosecond on an H200, for 0.8 microseconds.
+ON_THE_WAY = 29_000
 # Blocks that may share out the depth of a tile: a cluster of any Hopper GPU has at most 8.
 SPLITS = (1, 2, 4, 8)
 
@@ -135,20 +148,57 @@ def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: Cuda
     return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
 
 
-def gemm_constants(given: Constants) -> dict[str, object]:
+def choose_product(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Tile, int]:
+    """As `choose_tile`; for few rows a tile without a ring, the depth cut until enough of the right operand is on its way."""
+    tile = next((tile for tile in DOT_TILES if m <= tile.rows), None)
+    if tile is None or element not in DOT_ELEMENTS:
+        return choose_tile(element, m, n, k, batches, target)
+    step = CHUNK * WARP * tile.stages
+    read = -(-n // tile.columns) * tile.columns * batches * step  # at once
+    splits = SPLITS if target.arch == "sm_90a" else (1,)
+    enough = (s for s in splits if s * read >= ON_THE_WAY * target.multiprocessors or k * SIZES[element] <= s * step)
+    return tile, next(enough, splits[-1])
+
+
+def product_file(given: Constants) -> str:
+    """The kernel file of a product of this tile."""
+    return "gemv" if ALL_TILES[int(given["TILE"])].unit == "dot" else "gemm"
+
+
+def product_constants(given: Constants) -> dict[str, object]:
     """Constants in the text of a product, from those of its kernel; see TILE_CONSTANTS. KeyError, IndexError for others."""
     element, tile, splits = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
-    if (tile.unit, element) not in OPERATIONS or splits not in SPLITS:
+    if tile.unit != "dot":
+        return gemm_constants(given)
+    if element not in DOT_ELEMENTS or splits not in SPLITS:
         raise KeyError(element)
+    return {
+        "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "BM": tile.rows, "BN": tile.columns, "WN": tile.warp_columns,
+        "THREADS": tile.threads, "DEEP": tile.stages, "PER": CHUNK // SIZES[element], "PITCH": tile.columns + 4,
+        "SPLITS": splits, **_pieces(given, element),
+    }  # fmt: skip
+
+
+def _pieces(given: Constants, element: str) -> dict[str, int]:
+    """The constants PIECE and B_PIECE, as far as there are any; KeyError for wrong ones."""
     pieces = {name: int(value) for name, value in given.items() if name.endswith("PIECE")}
     if not set(pieces.values()) <= {SIZES[element] << shift for shift in range(5)} & {1, 2, 4, 8, 16}:
         raise KeyError("PIECE")
+    return pieces
+
+
+def gemm_constants(given: Constants) -> dict[str, object]:
+    """As `product_constants`, for tiles with a ring."""
+    element, tile, splits = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
+    if (tile.unit, element) not in OPERATIONS or splits not in SPLITS:
+        raise KeyError(element)
     return {
         "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "BM": tile.rows, "BN": tile.columns,
         "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
         "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
         "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
-        "SPLITS": splits, "STEP": tile.threads // tile.columns, "HOP": tile.threads // tile.columns * splits, **pieces,
+        "SPLITS": splits, "STEP": tile.threads // tile.columns, "HOP": tile.threads // tile.columns * splits,
+        **_pieces(given, element),
         **({"B_ROUNDS": int(bool(given["B_ROUNDS"]))} if "B_ROUNDS" in given else {}),
     }  # fmt: skip
 

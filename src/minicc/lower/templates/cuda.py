@@ -1,13 +1,14 @@
 """Products and convolutions onto the CUDA forms of `gemm` and `conv`: operands in their own element type, weights as rows of k.
 
 float32 is multiplied exactly, with precision "tf32" on the tensor cores; integers of 8 bits by int8, with int32 sums
-(`passes/zero_points.py` has taken zero points off). What these templates do not take (computed filters, floats of two types)
-becomes generated loops; depthwise convolutions have a template of their own.
+(`passes/zero_points.py` has taken zero points off). Floats by at most eight rows are multiplied on the FMA units, tf32 too.
+What these templates do not take (computed filters, floats of two types) becomes generated loops; depthwise convolutions
+have a template of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any
 
@@ -28,6 +29,7 @@ from minicc.ops.spatial import channel_axis, spatial_axes, window
 from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
+Chooser = Callable[[str, int, int, int, int, CudaTarget], tuple[cuda_tiles.Tile, int]]
 
 ELEMENTS: dict[DType, str] = {f32: "f32", f16: "f16", bf16: "bf16"}
 INTEGERS: dict[DType, str] = {i8: "s8", u8: "u8"}
@@ -84,7 +86,8 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     e0, e1, em, en = space.extents
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
     constants: dict[str, int | str] = {
-        "ELEMENT": element, **_tile(low, element, em, en, k, product((e0, e1))), "PIECE": _piece(size, left[1], a0, a1, a_row),
+        "ELEMENT": element, **_tile(low, cuda_tiles.choose_product, element, em, en, k, product((e0, e1))),
+        "PIECE": _piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
         "B_PIECE": _piece(size, right[1], b0, b1, right[2]),
         "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
     }  # fmt: skip
@@ -144,7 +147,7 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     weights = _packed(low, w, data, groups, element)
-    tile = _tile(low, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
+    tile = _tile(low, cuda_tiles.choose_tile, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
     constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": _piece(size, offset, *strides[:-1], padded)}
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
@@ -164,12 +167,12 @@ def _element(low: Lowering, anchor: Node) -> str:
     return "tf32" if name == "f32" and low.precision == "tf32" else name
 
 
-def _tile(low: Lowering, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, int]:
-    """The tile chosen for these sizes, and into how many parts the depth is cut, as constants."""
+def _tile(low: Lowering, choose: Chooser, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, int]:
+    """The tile chosen for these sizes by `choose`, and into how many parts the depth is cut, as constants."""
     assert isinstance(low.target, CudaTarget)
     sizes = zip((m, n, k, batches), (UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH, 1))
     rows, columns, depth, repeats = (d if isinstance(d, int) else unknown for d, unknown in sizes)
-    tile, splits = cuda_tiles.choose_tile(element, rows, columns, depth, repeats, low.target)
+    tile, splits = choose(element, rows, columns, depth, repeats, low.target)
     return {"TILE": cuda_tiles.ALL_TILES.index(tile), "SPLITS": splits}
 
 
