@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ TOLERANCES = {"f32": 2e-6, "tf32": 2e-3, "f16": 3e-5, "bf16": 3e-5, "s8": 0.0}
 GRAPH_LAUNCHES = 20
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: Sequence[str] = tuple(TOLERANCES)) -> None:
     """Writes cubins and kernels.json."""
     from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
@@ -40,8 +41,8 @@ def build(folder: Path) -> None:
     target = parse_cuda_target("cuda:sm_90")
     folder.mkdir(parents=True, exist_ok=True)
     kernels = []
-    for template in ("gemm", "conv"):
-        for element in TOLERANCES:
+    for template in templates:
+        for element in elements:
             few_rows = DOT_TILES if template == "gemm" and element in DOT_ELEMENTS else ()
             for tile in (*tiles_of(element, target), *few_rows):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
@@ -67,13 +68,14 @@ def _is_chosen(case: Gemm | Conv, element: str, tile: Tile, target: CudaTarget) 
     return choose(element, case.rows, columns, case.depth, case.repeats, target)[0] == tile
 
 
-def run(folder: Path) -> list[dict[str, Any]]:
-    """Checks and times every case with every tile; prints a table and writes results.json."""
+def run(folder: Path, cases: Sequence[Gemm | Conv] = CASES) -> list[dict[str, Any]]:
+    """Checks and times cases with every tile that was built for them; prints a table and writes results.json."""
     kernels = json.loads((folder / "kernels.json").read_text())
     device = Device()
     functions = {k["name"]: device.load((folder / f"{k['name']}.cubin").read_bytes(), k["shared"]) for k in kernels}
     rows: list[dict[str, Any]] = []
-    for number, case in enumerate(CASES):
+    for case in cases:
+        number = CASES.index(case)
         for element in TOLERANCES:
             channels = case.channels // case.groups if isinstance(case, Conv) else case.k
             if channels * np.dtype({"s8": "i1", "f16": "u2", "bf16": "u2"}.get(element, "f4")).itemsize % 16:
@@ -82,6 +84,8 @@ def run(folder: Path) -> list[dict[str, Any]]:
                 k for k in kernels
                 if (k["template"], k["element"]) == (case.template, element) and (k["unit"] != "dot" or case.rows <= k["rows"])
             ]  # fmt: skip
+            if not mine:
+                continue
             rows += _time_case(device, functions, mine, case, number, element)
             (folder / "results.json").write_text(json.dumps(rows, indent=1))
     return rows

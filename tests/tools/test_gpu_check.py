@@ -17,7 +17,7 @@ import minicc
 from tests.passes.models import parse
 from tools.gpu_check import run as run_module
 from tools.gpu_check.__main__ import main
-from tools.gpu_check.build import build, make_periodic, pack_within, reference
+from tools.gpu_check.build import DTYPES, build, make_periodic, pack_within, reference
 from tools.gpu_check.bundle import (
     PERIOD,
     TOLERANCE,
@@ -32,10 +32,11 @@ from tools.gpu_check.bundle import (
     write_arrays,
     write_manifest,
 )
-from tools.gpu_check.layers import LAYERS, Layer, layer_model, numbers
+from tools.gpu_check.layers import LAYERS, Layer, layer_model, layer_module, numbers
 from tools.gpu_check.run import NO_TIME, Results, part_of, plan, run, supervise
 from tools.gpu_check.table import state_of, table
 from tools.gpu_check.timing import medians
+from tools.gpu_check.worker import tolerance
 
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, max_side=150)
 
@@ -91,23 +92,49 @@ def test_a_periodic_model_has_the_same_layers_and_is_a_small_archive(tmp_path: P
 
 @pytest.mark.parametrize("name", sorted(LAYERS))
 def test_a_layer_is_the_same_in_onnx_and_in_minicc(name: str) -> None:
-    """Smaller sizes of the same kinds, compiled for the CPU in both forms."""
+    """Smaller sizes of the same kinds, compiled for the CPU in every form."""
     layer = small(LAYERS[name])
-    for precision, dtype in (("fp32", np.float32), ("fp16", np.float16)):
+    for precision in layer.precisions:
         feeds, weights = numbers(layer, precision)
-        expected = reference(layer_model(layer, weights, feeds, np.float32), feeds)
+        dtype = DTYPES[precision]
+        expected = reference(layer_model(layer, weights, feeds, feeds["x0"].dtype), feeds)
         module = minicc.compile(layer_model(layer, weights, feeds, dtype), strict=True)
         got = module.run(None, {n: a.astype(dtype) for n, a in feeds.items()})[0]
-        assert got.dtype == dtype
-        error, problem = largest_difference(expected, {"y": got.astype(np.float32)})
-        assert error < TOLERANCE[precision] and problem == ""
+        assert got.dtype == (np.int32 if precision == "int8" else dtype)
+        error, problem = largest_difference(expected, {"y": got.astype(expected["y"].dtype)})
+        assert problem == "" and error <= (0 if precision == "int8" else TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_a_layer_is_the_same_in_pytorch(name: str) -> None:
+    """With the weights of the ONNX model, gates in PyTorch's order."""
+    torch = pytest.importorskip("torch")
+    layer = small(LAYERS[name])
+    feeds, weights = numbers(layer, layer.precisions[0])
+    expected = reference(layer_model(layer, weights, feeds, feeds["x0"].dtype), feeds)["y"]
+    module = layer_module(layer)
+    if layer.kind == "lstm":
+        order = [0, 2, 3, 1]  # input, output, forget, cell to input, forget, cell, output
+        parts = [weights[0][0], weights[1][0], *np.split(weights[2][0], 2)]
+        weights = [np.concatenate([np.split(part, 4)[gate] for gate in order]) for part in parts]
+    owned = list(module.buffers()) if layer.kind == "integer" else list(module.parameters())
+    with torch.no_grad():
+        for own, weight in zip(owned, weights, strict=True):
+            own.copy_(torch.from_numpy(weight))
+        got = module(*(torch.from_numpy(x) for x in feeds.values())).numpy()
+    np.testing.assert_allclose(got.reshape(expected.shape), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_of_integers_must_be_exact() -> None:
+    assert tolerance(case("layer_integer_2048", "int8")) == 0
+    assert tolerance(case("fknetwork_int8", "int8")) == TOLERANCE["int8"]
 
 
 def small(layer: Layer) -> Layer:
-    if layer.kind == "conv":
-        _, channels, _, filters, window, stride, groups = layer.sizes
-        return Layer("conv", (1, min(channels, 8), 9, min(filters, 8), window, stride, min(groups, 8)))
-    return Layer(layer.kind, tuple(min(size, 20) for size in layer.sizes))
+    if layer.kind in ("conv", "deconv"):
+        _, channels, _, filters, window, stride, *groups = layer.sizes
+        return Layer(layer.kind, (1, min(channels, 8), 9, min(filters, 8), window, stride, *(min(g, 8) for g in groups)))
+    return Layer(layer.kind, tuple(min(size, 24) for size in layer.sizes))
 
 
 # -- bundles
@@ -126,6 +153,19 @@ def test_a_bundle_comes_back(tmp_path: Path) -> None:
         assert want.keys() == got.keys()
         for name, array in want.items():
             np.testing.assert_array_equal(got[name], array, strict=True)
+
+
+@given(st.integers(1, 3 * PERIOD), st.booleans())
+def test_rows_that_repeat_are_kept_once(tmp_path_factory: pytest.TempPathFactory, rows: int, repeat: bool) -> None:
+    array = np.random.default_rng(0).standard_normal((rows, 3)).astype(np.float32)
+    array = array[np.arange(rows) % PERIOD] if repeat else array
+    path = tmp_path_factory.mktemp("rows") / "a.npz"
+    write_arrays(path, {"x": array}, {"rows:y": array})
+    with np.load(path) as data:
+        assert len(data["in:x"]) == (min(rows, PERIOD) if repeat else rows)
+    feeds, outputs = read_arrays(path)
+    np.testing.assert_array_equal(feeds["x"], array, strict=True)
+    np.testing.assert_array_equal(outputs["rows:y"], array, strict=True)
 
 
 @given(arrays.arrays(np.float32, SHAPES, elements=st.floats(-100, 100, width=32)), st.floats(0, 1, width=32))
@@ -201,7 +241,7 @@ def test_the_plan_leaves_out_what_was_not_built() -> None:
     )  # fmt: skip
     manifest = Manifest("cuda:sm_90", {}, cases)
     assert plan(manifest, rivals=True) == [
-        "machine:", "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
+        "machine:", "tiles:", "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
         "provider:kaldi/fp32", "provider:bert_base/fp32", "provider:resnet50/fp32", "provider:q/int8",
         "compile:bert_base/fp16", "compile:resnet50/fp32", "compile:bert_base/fp32", "compile:kaldi/fp32",
     ]  # fmt: skip

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     run.add_argument("bundle", type=Path)
     run.add_argument("--json", type=Path, required=True)
     run.add_argument("--seconds", type=float, default=540)
-    run.add_argument("--only", default="", help="jobs whose name contains this")
+    run.add_argument("--only", default="", help="jobs whose name contains one of these parts, with commas between")
     run.add_argument("--no-compile", action="store_true", help="leave torch.compile and ONNX Runtime out")
     work = commands.add_parser("work")
     work.add_argument("bundle", type=Path)

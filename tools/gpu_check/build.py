@@ -22,17 +22,19 @@ from onnx import numpy_helper
 
 import minicc
 from benchmarks.compare import rule, session
+from benchmarks.cuda_kernels import build as build_tiles
 from benchmarks.inputs import cases
 from benchmarks.models import load, locate
 from tools.gpu_check.bundle import LIMIT_BYTES, MIB, Array, Case, Manifest, pack, periodic, write_arrays, write_manifest
 from tools.gpu_check.layers import LAYERS, layer_model, numbers
 
+TILE_ELEMENTS = ("tf32", "bf16")  # of the products that are timed with every tile
 PERIODIC_BYTES = 1 * MIB  # models below keep their own weights
-# Small real ones first, so that a broken target shows at once.
+# Small real ones first, so that a broken target shows at once; then those whose tf32 differences are open, and the layers.
 MODELS = (
-    "hey_jarvis_v0.1", "ch_ppocr_mobile_v2.0_cls_infer", "kaldi", "resnet18", "mobilenet_v2", "bert_base", "resnet50",
-    "minilm_l6_trained", "unet", "efficientnet_b0", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small",
-    "fknetwork_int8", "common_old", "efficientword_resnet50_qint8", *LAYERS,
+    "hey_jarvis_v0.1", "ch_ppocr_mobile_v2.0_cls_infer", "kaldi", "resnet50", "unet", "efficientnet_b0", *LAYERS,
+    "resnet18", "mobilenet_v2", "bert_base", "minilm_l6_trained", "whisper_tiny_encoder", "gpt2", "convnext_tiny", "llama_small",
+    "fknetwork_int8", "common_old", "efficientword_resnet50_qint8",
 )  # fmt: skip
 
 
@@ -49,6 +51,8 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
             case = compile_job(job, target, out)
             print(f"{case.name:<32}{case.compile_s:>8.1f} s {case.bytes / MIB:>8.1f} MiB  {case.error}", flush=True)
             found.append(case)
+    if target.startswith("cuda"):
+        build_tiles(out / "tiles", ("gemm",), TILE_ELEMENTS)
     packages = ("numpy", "numba", "numba-cuda", "onnxruntime")
     made_by = {"python": platform.python_version()} | dict(map(_version, packages))
     return pack_within(out, Manifest(target, made_by, tuple(found)), LIMIT_BYTES)
@@ -127,20 +131,22 @@ def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, o
 
 
 def layer_jobs(name: str, precisions: Sequence[str], out: Path) -> Iterator[Job]:
-    """A single layer; a float16 model in "fp16", with inputs and outputs of its own. There is no "bf16": numpy cannot save it."""
+    """A single layer in its precisions; a float16 model in "fp16", with inputs and outputs of its own."""
     layer = LAYERS[name]
-    for precision in precisions:
-        if precision in ("bf16", "int8"):
-            continue
+    for precision in (p for p in precisions if p in layer.precisions):
         feeds, weights = numbers(layer, precision)
-        dtype = np.float16 if precision == "fp16" else np.float32
-        expected = reference(layer_model(layer, weights, feeds, np.float32), feeds)
+        dtype = DTYPES[precision]
+        expected = reference(layer_model(layer, weights, feeds, feeds["x0"].dtype), feeds)
         data = f"data/{name}-{precision}.npz"
-        write_arrays(out / data, _as_type(feeds, dtype), _as_type(expected, dtype))
+        write_arrays(out / data, _as_type(feeds, dtype), _as_type(expected, dtype) if precision == "fp16" else expected)
         model = layer_model(layer, weights, feeds, dtype).SerializeToString()
         own = f"models/{name}-{precision}.onnx"
         (out / own).write_bytes(model)
         yield Job(name, precision, model, "tf32" if precision == "tf32" else "fp32", tuple(feeds), data, own)
+
+
+# Of a layer's own tensors.
+DTYPES = {"fp32": np.float32, "tf32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
 def _as_type(arrays: dict[str, Array], dtype: Any) -> dict[str, Array]:

@@ -17,7 +17,10 @@ from tools.gpu_check.layers import LAYERS, layer_module
 
 Array = np.ndarray[Any, Any]
 DEPTH = 2  # as the generated transformers are exported
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Of floating numbers; in "int8" those that are integers stay so.
+DTYPES = {
+    "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32,
+}  # fmt: skip
 
 
 def set_precision(precision: str) -> None:

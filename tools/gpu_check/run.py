@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from tools.gpu_check.bundle import Manifest, read_manifest, unpack
+from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.table import table
 from tools.gpu_check.worker import MARK
 
-MEASURE_SECONDS = 0.6  # per measurement
+MEASURE_SECONDS = 0.4  # per measurement
 CHECK_SECONDS = 45.0  # a job of these kinds is given up after so long
 COMPILE_SECONDS = 120.0
 SANITIZER_SECONDS = 60.0
-SANITIZED = 2  # models under compute-sanitizer, the smallest artifacts
+SANITIZED = 2  # networks under compute-sanitizer, the smallest artifacts, and a ragged product in every precision
+SANITIZED_LAYER = "layer_gemm_127x131x129"
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # Where the time of each part ends, as a share of the whole.
 SHARES = {"check": 0.6, "sanitizer": 0.7, "provider": 0.8, "compile": 1.0}
@@ -41,14 +43,17 @@ COMPILED_PRECISIONS = ("fp16", "tf32", "bf16", "fp32")
 
 
 def run(path: Path, report: Path, seconds: float, only: str = "", rivals: bool = True) -> dict[str, Any]:
-    """All results as plain data; written to `report` after every job. `only`: jobs whose name contains it."""
+    """All results as plain data; written to `report` after every job.
+
+    only: jobs whose name contains one of these parts, with commas between.
+    """
     start = time.monotonic()
     ends = {part: start + share * (seconds - RESERVE_SECONDS) for part, share in SHARES.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpack(path, Path(scratch))
         manifest = read_manifest(folder)
         results = Results(report, manifest)
-        jobs = [job for job in plan(manifest, rivals) if only in job or job == "machine:"]
+        jobs = [job for job in plan(manifest, rivals) if job == "machine:" or any(part in job for part in only.split(","))]
         for part, end in ends.items():
             if part != "sanitizer":
                 supervise(folder, [job for job in jobs if part_of(job) == part], end, results)
@@ -71,13 +76,13 @@ class Results:
         } for case in manifest.cases}  # fmt: skip
         self.data: dict[str, Any] = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"), "target": manifest.target, "made_by": dict(manifest.made_by),
-            "machine": {}, "cases": cases,
+            "machine": {}, "tiles": {}, "cases": cases,
         }  # fmt: skip
 
     def add(self, job: str, state: str, row: dict[str, Any]) -> None:
         """Keep what a job gave. States: done, error, skipped."""
         kind, _, name = job.partition(":")
-        place = self.data["machine"] if kind == "machine" else self.data["cases"][name].setdefault(kind, {})
+        place = self.data[kind] if kind in ("machine", "tiles") else self.data["cases"][name].setdefault(kind, {})
         place.update(row | {"state": state})
         self.write()
 
@@ -95,6 +100,7 @@ def plan(manifest: Manifest, rivals: bool) -> list[str]:
     compiled.sort(key=lambda case: (case.model not in models, precisions[case.precision], models.get(case.model, 0)))
     return [
         "machine:",
+        *(["tiles:"] if manifest.on_gpu else []),
         *(f"check:{case.name}" for case in built),
         *(f"provider:{case.name}" for case in built if rivals and case.onnx),
         *(f"compile:{case.name}" for case in compiled),
@@ -171,8 +177,9 @@ def sanitize(folder: Path, manifest: Manifest, deadline: float) -> dict[str, Any
     program = shutil.which("compute-sanitizer")
     if program is None:
         return {"state": "skipped", "error": "compute-sanitizer is not on the path"}
-    small = sorted((case for case in manifest.cases if case.artifact), key=lambda case: case.bytes)[:SANITIZED]
-    names = [case.name for case in small]
+    built = [case for case in manifest.cases if case.artifact]
+    small = sorted((case for case in built if case.model not in LAYERS), key=lambda case: case.bytes)[:SANITIZED]
+    names = [case.name for case in (*small, *(case for case in built if case.model == SANITIZED_LAYER))]
     tools = {tool: _sanitize(program, tool, folder, names, deadline) for tool in SANITIZERS}
     states = [found["state"] for found in tools.values()]
     state = "error" if "error" in states else "done" if "done" in states else "skipped"

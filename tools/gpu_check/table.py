@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 PARTS = ("check", "provider", "compile")
@@ -21,10 +21,25 @@ def table(data: Mapping[str, Any]) -> str:
     lines = [title, *facts, "", _line(HEAD), _line(["---"] * len(HEAD))]
     lines += [_line(_cells(row)) for row in data["cases"].values()]
     problems = list(_problems(data["cases"]))
+    if data.get("tiles", {}).get("error"):
+        problems.append(f"tiles: {data['tiles']['error']}")
     sanitizer = data.get("sanitizer")
     if sanitizer:
         problems.append(f"compute-sanitizer: {sanitizer['state']} {sanitizer.get('error', '')}".strip())
-    return "\n".join([*lines, "", *problems])
+    return "\n".join([*lines, "", *_tiles(data.get("tiles", {}).get("rows", [])), *problems])
+
+
+def _tiles(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table of products by tile, the one that would be chosen in bold."""
+    if not rows:
+        return
+    yield from (_line(("case", "kernel", "us", "PyTorch us", "error")), _line(["---"] * 5))
+    for row in rows:
+        name = f"**{row['kernel']}**" if row["chosen"] else row["kernel"]
+        theirs = row["torch_ms"] and row["torch_ms"] * 1e3
+        error = f"{row['error']:.1e}{'' if row['right'] else ' WRONG'}"
+        yield _line((row["case"], name, _number(row["ms"] * 1e3, ".1f"), _number(theirs, ".1f"), error))
+    yield ""
 
 
 def _line(cells: Any) -> str:

@@ -3,8 +3,9 @@
 A fault on a GPU spoils the process it happens in, and a compilation may hang, so the supervisor (`run`) watches a process of this
 kind and starts another one with the jobs that are left.
 
-Jobs are "check:MODEL/PRECISION" (compare, time beside eager PyTorch), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA
-provider), "compile:MODEL/PRECISION" (time beside torch.compile) and "machine:" (what the machine can do at best).
+Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`),
+"check:MODEL/PRECISION" (compare, time beside eager PyTorch), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA
+provider) and "compile:MODEL/PRECISION" (time beside torch.compile).
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from typing import Any
 import numpy as np
 
 import minicc
+from benchmarks import cuda_kernels
+from benchmarks.cuda_cases import Gemm
 from tools.gpu_check import device
 from tools.gpu_check.bundle import TOLERANCE, Array, Case, Manifest, largest_difference, read_arrays
+from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.timing import medians
 
+TILE_CASES = (Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096))
 MARK = "@gpu_check "  # starts the lines that the supervisor reads
 Row = dict[str, Any]
 
@@ -35,7 +40,12 @@ def work(folder: Path, manifest: Manifest, jobs: list[str], seconds: float) -> N
         say(job, "begin", {})
         started = time.perf_counter()
         try:
-            row = device.machine(where) if kind == "machine" else JOBS[kind](folder, by_name[name], where, seconds)
+            if kind == "machine":
+                row = device.machine(where)
+            elif kind == "tiles":
+                row = {"rows": cuda_kernels.run(folder / "tiles", TILE_CASES)}
+            else:
+                row = JOBS[kind](folder, by_name[name], where, seconds)
         except Exception as error:
             say(job, "error", {"error": describe(error), "took_s": time.perf_counter() - started})
             if not device.is_sound(where):
@@ -61,7 +71,7 @@ def check(folder: Path, case: Case, where: str, seconds: float) -> Row:
     loaded = time.perf_counter()
     outputs = named(module, module.run(None, feeds))
     row: Row = {"load_s": loaded - started, "first_run_s": time.perf_counter() - loaded}
-    row |= agreement(expected, outputs, case.precision)
+    row |= agreement(expected, outputs, tolerance(case))
     given, row["inputs"] = device.place(module, feeds, where)
     again = named(module, device.to_host(module.run(None, given)))
     row["repeatable"] = all(same_bits(outputs[name], again[name]) for name in outputs)
@@ -121,10 +131,15 @@ def named(module: minicc.Module, outputs: list[Any]) -> dict[str, Array]:
     return {port.name: np.asarray(array) for port, array in zip(module.outputs, outputs)}
 
 
-def agreement(expected: dict[str, Array], outputs: dict[str, Array], precision: str) -> Row:
-    """The largest relative difference, and whether it is small enough for the precision."""
+def tolerance(case: Case) -> float:
+    """The difference allowed: none in products of integers, which are exact."""
+    return 0.0 if case.model in LAYERS and case.precision == "int8" else TOLERANCE[case.precision]
+
+
+def agreement(expected: dict[str, Array], outputs: dict[str, Array], allowed: float) -> Row:
+    """The largest relative difference, and whether it is allowed."""
     error, problem = largest_difference(expected, outputs)
-    return {"difference": error, "agrees": error <= TOLERANCE[precision], "problem": problem}
+    return {"difference": error, "agrees": error <= allowed, "problem": problem}
 
 
 def _rival(case: Case, feeds: dict[str, Array], where: str, row: Row, *, eager: bool) -> dict[str, Callable[[], object]]:
