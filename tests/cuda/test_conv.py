@@ -24,11 +24,11 @@ from minicc.kernels.cuda_tiles import (
     piece_of,
     tiles_of,
 )
-from minicc.targets.cuda import parse_cuda_target
+from minicc.targets.cuda import CudaTarget, parse_cuda_target
 from tests.cuda.ptx_interpreter import Memory, run
 
 Array = np.ndarray[Any, Any]
-TARGET = parse_cuda_target("cuda:sm_90")
+TARGET, AMPERE = parse_cuda_target("cuda:sm_90"), parse_cuda_target("cuda:sm_80")
 TYPES = {"f32": np.float32, "f16": np.float16, "s8": np.int8}
 axis = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(0, 2))
 
@@ -97,14 +97,17 @@ def test_convolutions(
     assert np.abs(found - expected).max() <= (0 if element == "s8" else 2e-6 * scale)
 
 
-@pytest.mark.parametrize("element", SIZES)
-def test_machine_code(element: str) -> None:
+@pytest.mark.parametrize("element", [*SIZES, pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", [AMPERE, TARGET], ids=lambda target: target.arch)
+def test_machine_code(element: str, target: CudaTarget) -> None:
+    """Of one tile, or of all tiles of all elements."""
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
-    tile = tiles_of(element, TARGET)[0]
-    built = compile_cubin(conv_text(element, tile), "kernel", TARGET)
-    assert built.spills == 0
-    assert built.registers * tile.threads <= 65536
-    code = machine_text(built.data)
-    assert "LDGSTS" in code
-    assert ("FFMA" if element == "f32" else "GMMA.") in code
+    tiles = [(element, tiles_of(element, target)[0])] if element else [(e, t) for e in SIZES for t in tiles_of(e, target)]
+    for name, tile in tiles:
+        built = compile_cubin(conv_text(name, tile), "kernel", target)
+        assert built.spills == 0
+        assert built.registers * tile.threads <= 65536
+        code = machine_text(built.data)
+        assert "LDGSTS" in code
+        assert ("FFMA" if name == "f32" else "GMMA." if tile.unit == "wgmma" else "MMA.") in code

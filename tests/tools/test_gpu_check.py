@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import minicc
+from minicc.targets.cuda import parse_cuda_target
 from tests.passes.models import parse
 from tools.gpu_check import run as run_module
 from tools.gpu_check.__main__ import main
@@ -241,7 +243,8 @@ def test_the_plan_leaves_out_what_was_not_built() -> None:
     )  # fmt: skip
     manifest = Manifest("cuda:sm_90", {}, cases)
     assert plan(manifest, rivals=True) == [
-        "machine:", "tiles:", "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
+        "machine:", "tiles:",
+        "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
         "provider:kaldi/fp32", "provider:bert_base/fp32", "provider:resnet50/fp32", "provider:q/int8",
         "compile:bert_base/fp16", "compile:resnet50/fp32", "compile:bert_base/fp32", "compile:kaldi/fp32",
     ]  # fmt: skip
@@ -286,6 +289,30 @@ def test_without_time_everything_is_skipped_and_still_reported(built: Path, tmp_
     assert {row["check"]["state"] for row in data["cases"].values()} == {"skipped"}
     for part in ("check", "provider", "compile"):
         assert f"{part}: {NO_TIME}: good/fp32" in table(data)
+
+
+def test_without_a_gpu_a_run_ends_at_once_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not parse_cuda_target("cuda:sm_90").missing_features():
+        pytest.skip("there is a GPU")
+    write_manifest(tmp_path, Manifest("cuda:sm_90", {}, (case("a"),)))
+    assert main(["run", str(tmp_path), "--json", str(tmp_path / "report.json")]) == 2
+    assert re.search("no GPU to run a bundle for 'cuda:sm_90'\n.*lacks a GPU: .*(libcuda|reports 0)", capsys.readouterr().err)
+
+
+def test_parts_of_a_run_and_products_with_every_tile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def noted(folder: Path, jobs: list[str], deadline: float, results: Results) -> None:
+        done.extend(jobs)
+
+    monkeypatch.setattr(run_module, "supervise", noted)
+    write_manifest(tmp_path, Manifest("cpu", {}, (case("kaldi"), case("unet"), case("unet", "tf32"))))
+    run(tmp_path, tmp_path / "r.json", 10, "kaldi,tf32", rivals=False)
+    assert done == ["machine:", "check:kaldi/fp32", "check:unet/tf32"]
+    results = Results(tmp_path / "r.json", Manifest("cuda:sm_90", {}, ()))
+    row = {"case": "4096", "kernel": "wgmma", "ms": 0.195, "torch_ms": None, "error": 1e-7, "right": True, "chosen": True}
+    results.add("tiles:", "done", {"rows": [row, row | {"right": False, "chosen": False, "torch_ms": 0.1734}]})
+    assert "| 4096 | **wgmma** | 195.0 |  | 1.0e-07 |\n| 4096 | wgmma | 195.0 | 173.4 | 1.0e-07 WRONG |" in table(results.data)
 
 
 @pytest.mark.parametrize("script", ["import os; os._exit(7)", "import time; time.sleep(60)"], ids=["dies", "hangs"])

@@ -7,11 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+from minicc.errors import TargetError
 from tools.gpu_check.bundle import PRECISIONS, read_arrays, read_manifest
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 1 when no model could be built, or when one that ran did not agree."""
+    """The exit status: 1 when no model could be built, or when one that ran did not agree; 2 without a GPU for the bundle."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_check")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="compile models here and pack them")
@@ -49,7 +50,11 @@ def main(arguments: list[str]) -> int:
         from tools.gpu_check.run import run as check
         from tools.gpu_check.table import state_of
 
-        data = check(given.bundle, given.json, given.seconds, given.only, not given.no_compile)
+        try:
+            data = check(given.bundle, given.json, given.seconds, given.only, not given.no_compile)
+        except TargetError as error:
+            print(error, file=sys.stderr)
+            return 2
         return int(any(state_of(row) in ("DIFFERS", "error") for row in data["cases"].values()))
     elif given.command == "work":
         from tools.gpu_check.worker import work as do

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from minicc.errors import TargetError
+from minicc.targets.cuda import parse_cuda_target
 from tools.gpu_check.bundle import Manifest, read_manifest, unpack
 from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.table import table
@@ -45,13 +47,17 @@ COMPILED_PRECISIONS = ("fp16", "tf32", "bf16", "fp32")
 def run(path: Path, report: Path, seconds: float, only: str = "", rivals: bool = True) -> dict[str, Any]:
     """All results as plain data; written to `report` after every job.
 
-    only: jobs whose name contains one of these parts, with commas between.
+    only: jobs whose name contains one of these parts, with commas between. Raises TargetError where no GPU can run the bundle.
     """
     start = time.monotonic()
     ends = {part: start + share * (seconds - RESERVE_SECONDS) for part, share in SHARES.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folder = unpack(path, Path(scratch))
         manifest = read_manifest(folder)
+        missing = parse_cuda_target(manifest.target).missing_features() if manifest.on_gpu else ()
+        if missing:
+            why = f"it lacks {', '.join(missing)}"
+            raise TargetError(f"no GPU to run a bundle for {manifest.target!r}", why=why, hint="run it where the GPU is")
         results = Results(report, manifest)
         jobs = [job for job in plan(manifest, rivals) if job == "machine:" or any(part in job for part in only.split(","))]
         for part, end in ends.items():

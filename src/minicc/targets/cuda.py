@@ -44,7 +44,7 @@ class CudaTarget:
         try:
             present = _device_target("cuda", int(number) if number.isdigit() else 0)
         except TargetError as error:
-            return (error.why or error.what,)
+            return (f"a GPU: {error.why or error.what}",)
         if present.capability[0] != self.capability[0] or present.capability < self.capability:
             return (f"a GPU of capability {self.capability[0]}.{self.capability[1]}",)
         return ()
