@@ -273,6 +273,7 @@ def test_one_bad_case_costs_only_itself(built: Path, tmp_path: Path, capsys: pyt
         "damaged/fp32": "error", "damaged/fp16": "agrees",
     }  # fmt: skip
     assert data["cases"]["good/fp32"]["check"]["ms"]["minicc"] > 0
+    assert all(calls == 1 and ms > 0 for _, calls, ms in data["cases"]["good/fp32"]["check"]["kernels"])
     assert data["cases"]["good/fp16"]["check"]["difference"] > data["cases"]["good/fp32"]["check"]["difference"]
     printed = capsys.readouterr().out
     assert printed.strip() == table(data).strip()

@@ -26,7 +26,7 @@ class Layer:
     conv: (batch, channels, height = width, filters, window, stride, groups); deconv, transposed: the same without groups.
     attention: (batch, heads, length, size). lstm: (length, batch, size, hidden).
     softmax, layernorm, mean (of all numbers), transpose: (rows, columns). add: (elements,).
-    chain: (steps, rows, columns), one softmax after another, for what a kernel costs in a graph.
+    chain: (steps, rows, columns), softmaxes along columns and rows in turn, for what a kernel costs in a graph.
     """
 
     kind: str
@@ -137,7 +137,7 @@ def layer_model(layer: Layer, weights: list[Array], feeds: dict[str, Array], dty
 
     def steps() -> list[onnx.NodeProto]:
         tensors = [*feeds, *(f"s{i}" for i in range(1, layer.sizes[0])), "y"]
-        return [helper.make_node("Softmax", [a], [b], axis=-1) for a, b in pairwise(tensors)]
+        return [helper.make_node("Softmax", [a], [b], axis=i % 2) for i, (a, b) in enumerate(pairwise(tensors))]
 
     def convolution(operator: str) -> list[onnx.NodeProto]:
         return node(operator, pads=[layer.padding] * 4, strides=[layer.sizes[5]] * 2, group=(*layer.sizes, 1)[6])
@@ -204,8 +204,8 @@ def layer_module(layer: Layer) -> Any:
                     return x[0].t().contiguous()
                 case "chain":
                     found = x[0]
-                    for _ in range(layer.sizes[0]):
-                        found = torch.softmax(found, -1)
+                    for step in range(layer.sizes[0]):
+                        found = torch.softmax(found, step % 2)
                     return found
                 case "attention":
                     return functional.scaled_dot_product_attention(*x)

@@ -27,6 +27,7 @@ from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.timing import medians
 
 TILE_CASES = (Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096))
+PROFILED = 12
 MARK = "@gpu_check "  # starts the lines that the supervisor reads
 Row = dict[str, Any]
 
@@ -79,9 +80,19 @@ def check(folder: Path, case: Case, where: str, seconds: float) -> Row:
     replay = device.replay_of(module, given)
     if replay is not None:
         calls["minicc replay"] = replay
+    row |= slowest_kernels(module, given)
     calls |= _rival(case, feeds, where, row, eager=True)
     row["ms"] = medians(calls, device.synchroniser(where), seconds)
     return row
+
+
+def slowest_kernels(module: minicc.Module, given: dict[str, Any]) -> Row:
+    """Name, calls and milliseconds of the steps that take most, which tells a layer's kernel from copies around it."""
+    try:
+        rows = module.profile(**given).rows
+    except Exception as error:  # must not hide the comparison
+        return {"profile_error": describe(error)}
+    return {"kernels": [[row.name, row.calls, row.seconds * 1e3] for row in rows[:PROFILED]]}
 
 
 def compile_(folder: Path, case: Case, where: str, seconds: float) -> Row:
