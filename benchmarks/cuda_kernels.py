@@ -31,8 +31,8 @@ TOLERANCES = {"f32": 2e-6, "tf32": 2e-3, "f16": 3e-5, "bf16": 3e-5, "s8": 0.0}
 GRAPH_LAUNCHES = 20
 
 
-def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: Sequence[str] = tuple(TOLERANCES)) -> None:
-    """Writes cubins and kernels.json."""
+def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: Sequence[str] = ()) -> None:
+    """Writes cubins and kernels.json, of all element types by default."""
     from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
     from minicc.kernels.cuda_tiles import DOT_ELEMENTS, DOT_TILES, conv_shared_bytes, tiles_of
@@ -42,7 +42,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     folder.mkdir(parents=True, exist_ok=True)
     kernels = []
     for template in templates:
-        for element in elements:
+        for element in elements or TOLERANCES:
             few_rows = DOT_TILES if template == "gemm" and element in DOT_ELEMENTS else ()
             for tile in (*tiles_of(element, target), *few_rows):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
@@ -68,13 +68,13 @@ def _is_chosen(case: Gemm | Conv, element: str, tile: Tile, target: CudaTarget) 
     return choose(element, case.rows, columns, case.depth, case.repeats, target)[0] == tile
 
 
-def run(folder: Path, cases: Sequence[Gemm | Conv] = CASES) -> list[dict[str, Any]]:
-    """Checks and times cases with every tile that was built for them; prints a table and writes results.json."""
+def run(folder: Path, cases: Sequence[Gemm | Conv] = ()) -> list[dict[str, Any]]:
+    """Checks and times cases, all by default, with every tile that was built for them; prints a table and writes results.json."""
     kernels = json.loads((folder / "kernels.json").read_text())
     device = Device()
     functions = {k["name"]: device.load((folder / f"{k['name']}.cubin").read_bytes(), k["shared"]) for k in kernels}
     rows: list[dict[str, Any]] = []
-    for case in cases:
+    for case in cases or CASES:
         number = CASES.index(case)
         for element in TOLERANCES:
             channels = case.channels // case.groups if isinstance(case, Conv) else case.k
