@@ -28,6 +28,7 @@ from minicc.passes import default_pipeline
 from minicc.passes.manager import Observer, PassContext, Report, run_passes
 from minicc.report import CompileReport
 from minicc.runtime.code import build_code
+from minicc.runtime.rates import rates_of
 from minicc.runtime.store import Store
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target, target_of
@@ -47,8 +48,9 @@ def build(
         _stop(imported, report.stopped_after)
 
     stage("lower")
+    choices = replace(choices or Choices(), rates=rates_of(machine, store))
     notes = {"graph": print_graph(imported.graph)}
-    program = _named(prune_kernels(lower(imported.graph, machine, options, consume=True, choices=choices)), imported)
+    program = _named(prune_kernels(lower(imported.graph, machine, options, True, choices)), imported)
     dump.program(program)
     check_placement(program, options)
 

@@ -20,6 +20,7 @@ from minicc.lower.templates import winograd
 from minicc.lower.templates.fft import MOST_BYTES, MOST_TIMES, fft_work
 from minicc.ops.spatial import window
 from minicc.targets.cpu import parse_target
+from minicc.targets.rates import Rates
 from tests.compiling import compile_graph, host_ops
 from tests.lower.test_winograd import SYMBOLS, check, convolution
 
@@ -122,8 +123,8 @@ def work_of(name, shape, size, images=1):
     pads = [extent // 2 for extent in shape[2:]] * 2
     geometry = window({"pads": pads}, shape[2:], size)
     tiled = winograd.takes_winograd(geometry, 1)
-    others = winograd.convolution_work(target, shape, 1, images, geometry.output, tiled)
-    return others, fft_work(target, shape, geometry, images)
+    others = winograd.convolution_work(target, Rates(), shape, 1, images, geometry.output, tiled)
+    return others, fft_work(target, Rates(), shape, geometry, images)
 
 
 @settings(max_examples=100, deadline=None)

@@ -21,6 +21,7 @@ from minicc.lower.templates import is_anchor
 from minicc.lower.templates.winograd import convolution_work
 from minicc.passes.fuse import fuse
 from minicc.targets.cpu import parse_target
+from minicc.targets.rates import Rates
 from tests.compiling import compile_graph, host_ops
 
 SYMBOLS = (symbol("n"), symbol("h"), symbol("w"))
@@ -143,7 +144,7 @@ def test_padding_of_its_own_on_every_side():
 )  # fmt: skip
 def test_the_choice(target, filters, channels, stride, images, sizes, taps):
     machine, stride = parse_target(target), stride if taps == 3 else 1
-    work = convolution_work(machine, (filters, channels, taps, taps), stride, images, sizes)
+    work = convolution_work(machine, Rates(), (filters, channels, taps, taps), stride, images, sizes)
     tile = min(work, key=work.get)
     if channels < machine.vector_width:
         assert tile is None
@@ -151,7 +152,7 @@ def test_the_choice(target, filters, channels, stride, images, sizes, taps):
         assert side(tile[0], stride, taps) * side(tile[1], stride, taps) * channels <= WINOGRAD_INPUTS
     # Caches decide about blocks, not about the tile.
     other = replace(machine, l2_bytes=8 << 20)
-    assert work == convolution_work(other, (filters, channels, taps, taps), stride, images, sizes)
+    assert work == convolution_work(other, Rates(), (filters, channels, taps, taps), stride, images, sizes)
 
 
 @pytest.mark.parametrize(
@@ -160,5 +161,5 @@ def test_the_choice(target, filters, channels, stride, images, sizes, taps):
 )
 def test_the_choice_for_a_residual_network(shape, size, tile):
     """What was measured to be fastest where weights come from memory."""
-    work = convolution_work(parse_target("cpu:avx512"), (*shape, 3, 3), 1, 1, (size, size))
+    work = convolution_work(parse_target("cpu:avx512"), Rates(), (*shape, 3, 3), 1, 1, (size, size))
     assert min(work, key=work.get) == tile

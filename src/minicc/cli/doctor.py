@@ -8,6 +8,7 @@ from typing import Any
 
 import minicc
 from minicc.options import Options
+from minicc.runtime.rates import rates_of
 from minicc.runtime.store import Store
 from minicc.targets.cpu import available_threads, host_target
 
@@ -25,6 +26,7 @@ def facts() -> dict[str, Any]:
     target = host_target()
     options = Options.from_env()
     store = Store(options.store_dir)
+    rates = rates_of(target, store)
     found: dict[str, Any] = {
         "minicc": minicc.__version__,
         "python": platform.python_version(),
@@ -32,6 +34,8 @@ def facts() -> dict[str, Any]:
         "processor": target.cpu,
         "vectors": f"{target.vector_width} x float32, {target.vector_registers} registers",
         "caches": f"L1 {target.l1_bytes >> 10} KiB, L2 {target.l2_bytes >> 10} KiB",
+        "rates": f"a byte from memory {rates.memory:.1f}, from a cache {rates.cache:.1f}, a value transformed {rates.value:.1f} "
+        "times a product's operation",
         "threads": available_threads(),
         "kernel store": f"{options.store_dir or 'off'}, {store.size() / 1e6:.1f} MB",
         "native executor": "thread pool"

@@ -30,6 +30,7 @@ from minicc.lower.split import split_reductions
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
+from minicc.targets.rates import Rates
 
 Way = TypeVar("Way")
 
@@ -48,11 +49,13 @@ class KernelTable:
 class Choices:
     """Where lowering may go several ways, by the layers of a node.
 
-    picked: names of the ways to go; elsewhere it is the first of them. open: the names found on the way.
+    picked: names of the ways to go; elsewhere it is the first of them. open: the names found on the way. rates: what their order
+    is estimated with.
     """
 
     picked: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     open: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
+    rates: Rates = field(default_factory=Rates)
 
 
 class Lowering:

@@ -24,6 +24,7 @@ from minicc.lower.templates import common
 from minicc.lower.templates.winograd import UNKNOWN_BATCH, UNKNOWN_EXTENT, plane
 from minicc.ops.spatial import Window
 from minicc.targets.cpu import CpuTarget
+from minicc.targets.rates import Rates
 
 # Kernels (dilated, if they are) at least so long along an axis: below, Winograd's form has as few products.
 LEAST_SPAN = 5
@@ -31,13 +32,12 @@ LEAST_SPAN = 5
 MOST_BYTES, MOST_TIMES = 16 << 20, 6
 # Ways that a layer may be timed in.
 MOST_WAYS = 2
-# Operations of the definition's products that a core does in the time of ten of these; of a byte of weights from memory, and
-# from a cache, read again for another block of tiles; of one value into or out of Fourier's form. A product has PER_PIXEL
-# channels' worth of other work.
-WORK_PER_TEN, WORK_PER_BYTE_AHEAD, WORK_PER_BYTE_AGAIN, WORK_PER_VALUE, PER_PIXEL = 11, 9, 4, 36, 4
+# The time of an operation of these products beside that of the definition's; of a value into or out of Fourier's form beside
+# Winograd's. A product has PER_PIXEL channels' worth of other work.
+PER_OPERATION, PER_VALUE, PER_PIXEL = 1.1, 9 / 4, 4
 # The estimate must be better than others' by a fifth. With fewer than 32 vector registers everything was measured
 # to take up to 7 / 4 of the time.
-MARGIN, FEWER_REGISTERS = 5, 7
+MARGIN, FEWER_REGISTERS = 1.2, 7 / 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def takes_fft(geometry: Window, groups: int) -> bool:
     return all(isinstance(span, int) for span in spans) and max(spans) >= LEAST_SPAN
 
 
-def fft_work(target: CpuTarget, shape: Sequence[int], geometry: Window, batch: Dim) -> dict[Sides, int]:
+def fft_work(target: CpuTarget, rates: Rates, shape: Sequence[int], geometry: Window, batch: Dim) -> dict[Sides, int]:
     """The estimated time of the best tiles that the template takes, in the units of `winograd.convolution_work`.
 
     shape: of the weights, [M, C, *kernel].
@@ -80,13 +80,13 @@ def fft_work(target: CpuTarget, shape: Sequence[int], geometry: Window, batch: D
         tiles = images * -(-extents[0] // out[0]) * -(-extents[1] // out[1])
         blocks = -(-tiles // fft_block(sides.height, sides.width, channels, target))
         # A frequency has 4 products of a value and a weight, for 2 numbers of each.
-        products = 4 * tiles * WORK_PER_TEN // 10
-        weights = 4 * (WORK_PER_BYTE_AHEAD + (blocks - 1) * WORK_PER_BYTE_AGAIN)
-        values = tiles * (max(channels, lanes) + filled) * WORK_PER_VALUE
+        products = 4 * tiles * PER_OPERATION
+        weights = 4 * (rates.memory + (blocks - 1) * rates.cache)
+        values = tiles * (max(channels, lanes) + filled) * PER_VALUE * rates.value
         work = count * ((channels + PER_PIXEL) * filled * max(products, weights) + values)
         if target.vector_registers < 32:
-            work = work * FEWER_REGISTERS // 4
-        found[sides] = work + work // MARGIN
+            work *= FEWER_REGISTERS
+        found[sides] = round(work * MARGIN)
     best = sorted(found, key=found.__getitem__)[:MOST_WAYS]
     return {sides: found[sides] for sides in best}
 

@@ -24,14 +24,12 @@ from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.ops.spatial import Window
 from minicc.targets.cpu import CpuTarget
+from minicc.targets.rates import Rates
 
 Tile = tuple[int, int]
 
-# Operations of a product that a core does in the time of one byte of weights from memory: in Winograd's products, which
-# fetch weights ahead while they compute (shared bandwidth of two cores), and in the direct sum, which waits; and in the
-# time of one value into or out of Winograd's form.
-WORK_PER_BYTE_AHEAD, WORK_PER_BYTE = 9, 5
-WORK_PER_VALUE = 16
+# Winograd's products fetch weights from memory ahead, while they compute; the direct sum waits for this share of their time.
+WAITED = 5 / 9
 # Sizes that are not known when compiling: one image and short axes, so that what is chosen pays for longer ones too.
 UNKNOWN_BATCH, UNKNOWN_EXTENT = 1, 14
 
@@ -48,22 +46,23 @@ def takes_winograd(geometry: Window, groups: int) -> bool:
     return set(geometry.strides) == {1} and set(geometry.kernel) - {1} in ({3}, {5})
 
 
-def convolution_work(target: CpuTarget, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim],
+def convolution_work(target: CpuTarget, rates: Rates, shape: Sequence[int], stride: int, batch: Dim, pixels: Sequence[Dim],
                      tiled: bool = True) -> dict[Tile | None, int]:  # fmt: skip
     """The estimated time of the direct sum (None) and of each (height, width) of tiles in outputs that the template takes.
 
     shape: of the weights, [M, C, *kernel]. tiled: whether the template takes it at all.
 
-    The estimate counts operations of the products and transforms, and takes the weights to come from memory, which
-    they do in models whose weights exceed the caches.
+    The estimate is in times of an operation of a product (`Rates`), and takes the weights to come from memory, which they do
+    in models whose weights exceed the caches.
     """
     filters, channels, *kernel = shape
     images = batch if isinstance(batch, int) else UNKNOWN_BATCH
     height, width = (p if isinstance(p, int) else UNKNOWN_EXTENT for p in plane(pixels))
     nr = panel_columns(target, filters)
     weights = channels * -(-filters // nr) * nr
-    # Of 4 bytes each.
-    found: dict[Tile | None, int] = {None: int(np.prod(kernel)) * weights * (2 * images * height * width + 4 * WORK_PER_BYTE)}
+    from_memory = 4 * rates.memory
+    direct = int(np.prod(kernel)) * weights * (2 * images * height * width + WAITED * from_memory)
+    found: dict[Tile | None, int] = {None: round(direct)}
     if not tiled or channels < target.vector_width:
         return found
     taps = max(kernel)
@@ -71,9 +70,10 @@ def convolution_work(target: CpuTarget, shape: Sequence[int], stride: int, batch
         down, across = (out if extent != 1 else 1 for extent in plane(kernel))
         positions = side(down, stride, taps) * side(across, stride, taps)
         tiles = images * -(-height // down) * -(-width // across)
-        products = weights * max(2 * tiles, 4 * WORK_PER_BYTE_AHEAD)
+        products = weights * max(2 * tiles, from_memory)
+        transforms = tiles * (channels + filters) * rates.value
         if positions * channels * min(tiles, tile_rows(target)) <= WINOGRAD_INPUTS:
-            found[down, across] = positions * (products + tiles * (channels + filters) * WORK_PER_VALUE)
+            found[down, across] = round(positions * (products + transforms))
     return found
 
 
