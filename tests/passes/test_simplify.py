@@ -88,6 +88,10 @@ CASES = [
      "Relu(u) "
      "y = Reshape(r, p)", "(float[2,3,2,2] x, float[4,5] w) => (float[2,3,5] y) <int64[3] p = {2, 3, 5}>",
      {"Reshape": 1, "MatMul": 1, "Relu": 1}),
+    ("gather-in-order", "y = Gather<axis=1>(x, i)", "(float[2,6] x) => (float[2,2,3] y) <int64[2,3] i = {0, 1, 2, 3, 4, 5}>",
+     {"Reshape": 1}),
+    ("gather-by-axes", "c = Concat<axis=2>(j, i) y = GatherND(x, c)", "(float[3,2] x) => (float[2,3] y) "
+     "<int64[2,3,1] j = {0, 1, 2, 0, 1, 2}, int64[2,3,1] i = {0, 0, 0, 1, 1, 1}>", {"Transpose": 1}),
     ("known-size", "s = Shape(x) y = Cast<to=1>(s)", "(float[2,3] x) => (float[2] y)", {"Cast": 1}),
 ]  # fmt: skip
 

@@ -61,9 +61,9 @@ def dense(width: int) -> onnx.ModelProto:
 @given(SHAPES)
 def test_periodic_arrays_repeat_and_keep_their_shape(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    got = periodic(array)
-    index = np.ix_(*(np.arange(size) % PERIOD for size in shape))
-    np.testing.assert_array_equal(got, array[index], strict=True)
+    for kept in (set(), {0}):
+        index = np.ix_(*(np.arange(size) % (size if axis in kept else PERIOD) for axis, size in enumerate(shape)))
+        np.testing.assert_array_equal(periodic(array, kept=kept), array[index], strict=True)
 
 
 @given(st.integers(PERIOD + 1, 400))
@@ -87,6 +87,21 @@ def test_a_periodic_model_has_the_same_layers_and_is_a_small_archive(tmp_path: P
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "model").write_bytes(model.SerializeToString())
     assert pack(tmp_path / "b").stat().st_size < model.ByteSize() / 10
+
+
+@pytest.mark.parametrize("integer", [False, True], ids=["dequantised", "integer"])
+def test_filters_of_a_quantised_model_repeat_and_its_sums_stay(integer: bool) -> None:
+    rng = np.random.default_rng(2)
+    weights = rng.integers(-128, 128, (200, 80, 3, 3), np.int8)
+    product = "c = ConvInteger(q, w, z) y = Cast<to=1>(c)" if integer else "f = DequantizeLinear(w, s, i) y = Conv(x, f)"
+    nodes = f"q, s, z = DynamicQuantizeLinear(x) {product}"
+    model = parse(nodes, "(float[1,80,9,9] x) => (float[1,200,7,7] y) <int8 i = {0}, int8[1] w = {0}>")
+    model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights, "w"))
+    feeds = {"x": rng.standard_normal((1, 80, 9, 9)).astype(np.float32)}
+    before = reference(model, feeds)["y"]
+    make_periodic(model)
+    after = reference(model, feeds)["y"]
+    np.testing.assert_array_equal(after, before[:, np.arange(200) % PERIOD])
 
 
 # -- single layers

@@ -115,14 +115,11 @@ def network_jobs(name: str, precisions: Sequence[str], generated: Path | None, o
     model, _ = load(name, locate(name, generated, None))
     quantised = is_quantised(model)
     wanted = [p for p in precisions if (p == "int8") == quantised]
-    if not quantised and model.ByteSize() > PERIODIC_BYTES:
+    if model.ByteSize() > PERIODIC_BYTES:
         make_periodic(model)
-    feeds, data = cases(name, model)[0].feeds, f"data/{name}.npz"
-    # Weights of large quantised models do not compress: they go along once, in the artifact.
-    whole = "" if quantised and model.ByteSize() > PERIODIC_BYTES else f"models/{name}.onnx"
+    feeds, data, whole = cases(name, model)[0].feeds, f"data/{name}.npz", f"models/{name}.onnx"
     if wanted:
         write_arrays(out / data, feeds, reference(model, feeds))
-    if wanted and whole:
         (out / whole).write_bytes(model.SerializeToString())
     for precision in wanted:
         option = "fp32" if quantised else precision
@@ -186,26 +183,33 @@ def make_periodic(model: onnx.ModelProto) -> None:
 
     Layers, shapes, types and cost stay; the archive finds the repetitions also after weights have been folded, transposed,
     packed and converted, for vectors have the same period. Weights are scaled by the root of (period / contracted axis): a sum
-    over equal channels grows faster than over independent ones.
+    over equal channels grows faster than over independent ones. Weights of 8 bits repeat along their other axes only, for the
+    scales of a quantised model are those of its own sums.
     """
     contracted = _contracted_axes(model)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             array = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(periodic(array, contracted.get(tensor.name)), tensor.name))
+        elif tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) and tensor.name in contracted:
+            array = numpy_helper.to_array(tensor)
+            summed = {contracted[tensor.name] % array.ndim}
+            tensor.CopyFrom(numpy_helper.from_array(periodic(array, kept=summed), tensor.name))
 
 
 def _contracted_axes(model: onnx.ModelProto) -> dict[str, int]:
     """The axis of each weight over which its operator sums."""
     found: dict[str, int] = {}
+    sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
         if len(node.input) < 2:
             continue
+        weights = sources.get(node.input[1], node.input[1])
         attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Conv":
-            found[node.input[1]] = 1
+        if node.op_type in ("Conv", "ConvInteger"):
+            found[weights] = 1
         elif node.op_type == "Gemm":
-            found[node.input[1]] = 1 if attributes.get("transB") else 0
-        elif node.op_type == "MatMul":
-            found[node.input[1]] = -2
+            found[weights] = 1 if attributes.get("transB") else 0
+        elif node.op_type in ("MatMul", "MatMulInteger"):
+            found[weights] = -2
     return found

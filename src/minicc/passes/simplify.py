@@ -19,6 +19,7 @@ from minicc.ir.rewrite import Result, Rule, const, op, refuse, rewrite, rule, va
 from minicc.ir.types import TensorType, broadcast_shapes
 from minicc.passes.common import integers, is_uniform, scalar_of
 from minicc.passes.manager import PassContext
+from minicc.passes.simplify_gathers import GATHER_RULES
 from minicc.passes.simplify_moves import MOVE_RULES
 from minicc.passes.simplify_views import VIEW_RULES
 
@@ -414,5 +415,5 @@ RULES: Sequence[Rule] = (
     subtract_constant, add_negative, subtract_negative, merge_constants, double, non_negative, relu_into_clip,
     clip_of_clip, unbounded, where_constant, same_operands, boolean_constant, expand_into_broadcast,
     uniform_constant,
-    fold_known_size, gather_range, concat_of_concat, split_into_one, pad_nothing,
+    fold_known_size, gather_range, *GATHER_RULES, concat_of_concat, split_into_one, pad_nothing,
 )  # fmt: skip
