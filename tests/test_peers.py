@@ -32,6 +32,17 @@ def test_an_unknown_runtime_is_named_with_those_that_are_known(model: Path) -> N
     assert "ort, openvino, mnn, ncnn" in str(caught.value)
 
 
+def test_inputs_that_a_runtime_refuses_are_a_typed_error(tmp_path: Path) -> None:
+    sizes = {"x": (TensorProto.FLOAT, [4]), "i": (TensorProto.INT64, [1])}
+    given = [helper.make_tensor_value_info(name, *kind) for name, kind in sizes.items()]
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Gather", ["x", "i"], ["y"])], "gather", given, [made])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    feeds = {"x": np.zeros(4, np.float32), "i": np.array([9], np.int64)}
+    with pytest.raises(InputError, match="on these inputs"):
+        peers.peer("ort", tmp_path / "m.onnx", feeds, 1)()
+
+
 @pytest.mark.parametrize("name", list(peers.PEERS))
 def test_a_missing_package_says_how_to_get_it(name: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda package: None)

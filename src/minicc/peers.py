@@ -27,7 +27,7 @@ _TRIAL_SECONDS = 120.0
 
 
 def peer(name: str, path: Path, feeds: Mapping[str, Any], threads: int) -> Call:
-    """A call of the model in another runtime with as many threads, in float32. Raises InputError where it cannot be had."""
+    """A call of the model in another runtime with as many threads, in float32. Both raise InputError where that cannot be."""
     if name not in PEERS:
         raise InputError(f"unknown runtime {name!r}", hint=f"one of {', '.join(PEERS)}")
     packages, make = PEERS[name]
@@ -36,11 +36,19 @@ def peer(name: str, path: Path, feeds: Mapping[str, Any], threads: int) -> Call:
             extra = " --no-deps" if package == "pnnx" else ""  # its program needs none of them
             raise InputError(f"{package} is not installed", hint=f"pip install{extra} {package}")
     try:
-        return make(path, feeds, threads)
+        made = make(path, feeds, threads)
     except InputError:
         raise
     except Exception as error:  # theirs, of many kinds
         raise InputError(f"{name} cannot run {path}", why=str(error)) from error
+
+    def call() -> Sequence[Any]:
+        try:
+            return made()
+        except Exception as error:
+            raise InputError(f"{name} cannot run {path} on these inputs", why=str(error)) from error
+
+    return call
 
 
 # ---------------------------------------------------------------------------------------- runtimes that read ONNX files
