@@ -49,13 +49,13 @@ class Module(CompiledModule):
         super().__init__(program, code, target, options, pass_runs=pass_runs, notes=notes)
         self.report = report or CompileReport()
 
-    def run_items(self, items: Any) -> list[Any]:
-        """All outputs for inputs in order."""
+    def run_items(self, items: Any, out: Any = None) -> list[Any]:
+        """All outputs for inputs in order. out: as in a call."""
         if self.options.debug >= levels.RUNS:
             from minicc.debug.profile import profile
 
             levels.show(levels.RUNS, self.options, str(profile(self, items, repeats=1, warm=0)))
-        return super().run_items(items)
+        return super().run_items(items, out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the module to a file that `minicc.load` reads. Raises ArtifactError."""

@@ -23,6 +23,7 @@ from minicc.runtime.code import Code
 from minicc.runtime.context import Array, Bound
 from minicc.runtime.engine import ControlRunner, HostRunner, Item, Other, Runner, bind_sizes
 from minicc.runtime.executor import Executor
+from minicc.runtime.outputs import Given, check_memory, check_shape, copied, given_outputs
 from minicc.runtime.signature import Port, Signature, ports
 from minicc.runtime.slices import Sliced, sliced
 from minicc.runtime.store import Store
@@ -68,19 +69,27 @@ class CompiledModule:
         self._short: _ShortWay | None = None
         self._checked: set[tuple[Any, ...]] = set()  # shapes of inputs that fit
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        """The output, or a tuple of outputs in model order. Raises InputError for inputs that do not fit."""
-        outputs = self.run_items(self.signature.order(args, named))
+    def __call__(self, *args: Any, out: Any = None, **named: Any) -> Any:
+        """The output, or a tuple of outputs in model order. Raises InputError for inputs that do not fit.
+
+        out: arrays to write results to, which are then returned: an array for the only output, a sequence with one entry for each
+        output, or a mapping by name; None where the module makes the array. A model with an input named `out` takes that.
+        """
+        if out is not None and self.signature.has("out"):
+            out, named = None, {**named, "out": out}
+        outputs = self.run_items(self.signature.order(args, named), out)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
-        """The named outputs (all for None) as a list, as `onnxruntime.InferenceSession.run`."""
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any], out: Any = None) -> list[Any]:
+        """The named outputs (all for None) as a list, as `onnxruntime.InferenceSession.run`. out: as in a call."""
         wanted = range(len(self.outputs)) if names is None else [self._output_number(name) for name in names]
-        outputs = self.run_items(self.signature.order((), feeds))
+        outputs = self.run_items(self.signature.order((), feeds), out)
         return [outputs[i] for i in wanted]
 
-    def run_items(self, items: Sequence[Any]) -> list[Item]:
-        """All outputs for inputs in order."""
+    def run_items(self, items: Sequence[Any], out: Any = None) -> list[Item]:
+        """All outputs for inputs in order. out: as in a call."""
+        if out is not None:
+            return self._run_into(items, given_outputs(out, self.outputs, self.program.name))
         runner = self.runner
         if isinstance(self.target, CudaTarget):
             from minicc.runtime.cuda import calls
@@ -90,17 +99,27 @@ class CompiledModule:
                 return outputs
         arrays = self._ready(items)
         if self._short is not None:
-            shapes = tuple([array.shape for array in arrays])
-            entry = self._short.by_shapes.get(shapes)
-            if entry is None:
-                self.signature.check(arrays)
-                entry = self._short.bind(shapes, arrays)
-            return self._short.run(entry, arrays)
+            return self._short.run(self._entry(arrays), arrays)
         shapes = tuple([getattr(array, "shape", None) for array in arrays])
         if shapes not in self._checked:
             self.signature.check(arrays)
             self._checked = {*self._checked, shapes} if len(self._checked) < KEPT_SHAPES else {shapes}
         return self._own(runner.run(arrays, {}), arrays)
+
+    def _run_into(self, items: Sequence[Any], given: Given) -> list[Item]:
+        """As `run_items`, with results in the given arrays: written there by the kernels of a short program, else copied."""
+        name, names = self.program.name, [port.name for port in self.inputs]
+        _ = self.runner
+        if self._short is None:
+            check_memory(given, self.outputs, items, names, name)
+            return copied(CompiledModule.run_items(self, items), given, self.outputs, name)
+        arrays = self._ready(items)
+        check_memory(given, self.outputs, arrays, names, name)
+        entry = self._entry(arrays)
+        for array, shape, port in zip(given, self._short.shapes(entry), self.outputs):
+            if array is not None:
+                check_shape(array, shape, port, name)
+        return self._short.run(entry, arrays, given)
 
     def replay(self, feeds: Mapping[str, Any], stream: int | None = None) -> Replay:
         """What runs the module again and again for the sizes of these inputs, without copies and without waiting.
@@ -168,6 +187,16 @@ class CompiledModule:
 
         bodies = [runner.for_body(body) for body in step.bodies]
         return ControlCall(step, bodies, runner.machine)
+
+    def _entry(self, arrays: Sequence[Array]) -> Bound | Sliced:
+        """The short program, bound for arrays of these shapes."""
+        assert self._short is not None
+        shapes = tuple([array.shape for array in arrays])
+        entry = self._short.by_shapes.get(shapes)
+        if entry is None:
+            self.signature.check(arrays)
+            entry = self._short.bind(shapes, arrays)
+        return entry
 
     def _ready(self, items: Sequence[Any]) -> Sequence[Any]:
         """The items themselves when all are arrays of the right types, as they mostly are."""
@@ -278,14 +307,21 @@ class _ShortWay:
         self.by_shapes[shapes] = bound
         return bound
 
-    def run(self, bound: Bound | Sliced, arrays: Sequence[Array]) -> list[Item]:
+    def shapes(self, bound: Bound | Sliced) -> Shapes:
+        """Of the outputs."""
         if isinstance(bound, Sliced):
-            return bound.run(arrays)
+            return tuple([bound.shapes[b] for b in self.program.outputs])
+        return tuple([bound.outputs[i][1] for i in self.output_order])
+
+    def run(self, bound: Bound | Sliced, arrays: Sequence[Array], given: Given = ()) -> list[Item]:
+        if isinstance(bound, Sliced):
+            return bound.run(arrays, given)
         specs = bound.outputs
-        outputs = []
-        for i in self.output_order:
+        outputs: list[Item] = []
+        for number, i in enumerate(self.output_order):
             _, shape, dtype = specs[i]
-            outputs.append(np.empty(shape, dtype))
+            array = given[number] if given else None
+            outputs.append(np.empty(shape, dtype) if array is None else array)
         context = bound.acquire()
         try:
             values = context.values

@@ -56,6 +56,10 @@ class Signature:
         self._position = {port.name: i for i, port in enumerate(inputs)}
         self.dtypes = tuple(p.type.dtype.numpy if isinstance(p.type, TensorType) else None for p in inputs)
 
+    def has(self, name: str) -> bool:
+        """Whether there is an input of this name."""
+        return name in self._position
+
     def order(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         """Arguments in input order. Raises InputError for a missing, unknown or repeated input."""
         if not named and len(args) == len(self.inputs):

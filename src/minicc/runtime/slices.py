@@ -21,6 +21,7 @@ from minicc.runtime.bind import Segment, address_of
 from minicc.runtime.context import Array, Bound
 from minicc.runtime.engine import Executes
 from minicc.runtime.executor import TURNS_DONE
+from minicc.runtime.outputs import Given
 from minicc.runtime.turns import MOST_TURNS, Walk, describe
 
 # Bytes of intermediate results from which a batch is run in turns, as no cache holds them, and those that a turn may have.
@@ -43,11 +44,17 @@ class Sliced:
     rows: int
     total: int
 
-    def run(self, arrays: Sequence[Array]) -> list[Any]:
-        """The outputs for all rows."""
-        program, whole = self.program, {b: (self.total, *shape[1:]) for b, shape, _ in self.part.outputs}
+    @property
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """Of the outputs for all rows, by buffer."""
+        return {b: (self.total, *shape[1:]) for b, shape, _ in self.part.outputs}
+
+    def run(self, arrays: Sequence[Array], given: Given = ()) -> list[Any]:
+        """The outputs for all rows. given: arrays of the caller's for them, None where there is none."""
+        program, whole = self.program, self.shapes
         types = {b: dtype for b, _, dtype in self.part.outputs}
-        outputs = {b: np.empty(whole[b], types[b]) for b in program.outputs}
+        wanted = dict(zip(program.outputs, given))
+        outputs = {b: np.empty(whole[b], types[b]) if (a := wanted.get(b)) is None else a for b in program.outputs}
         sliced = _sliced_inputs(program)
         held = dict(zip(program.inputs, arrays)) | outputs
         steps = {b: a.nbytes // self.total if b in outputs or b in sliced else 0 for b, a in held.items()}

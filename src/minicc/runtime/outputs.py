@@ -1,0 +1,92 @@
+"""Arrays of the caller's that results are to be written to: `out=` of a call.
+
+All is checked before anything runs, but for shapes that only running tells. Nothing is cast, and no memory is shared with inputs
+or between outputs: kernels read and write in an order of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minicc.errors import InputError
+from minicc.ir.types import TensorType
+from minicc.runtime.context import Array
+from minicc.runtime.signature import Port
+
+Given = Sequence[Array | None]  # by output; None where the module makes the array
+
+
+def given_outputs(out: Any, ports: Sequence[Port], module: str) -> Given:
+    """The arrays of `out` by output: one array for the only output, a sequence with None for those not given, or a mapping.
+
+    Raises InputError for whatever results cannot be written to.
+    """
+    known = "the outputs are " + ", ".join(map(str, ports))
+    if isinstance(out, Mapping):
+        names = [port.name for port in ports]
+        unknown = [name for name in out if name not in names]
+        if unknown:
+            raise InputError(f"{module!r} has no output {unknown[0]!r}", hint=known)
+        found = [out.get(name) for name in names]
+    elif isinstance(out, tuple | list):
+        found = list(out)
+    else:
+        found = [out]
+    if len(found) != len(ports):
+        raise InputError(f"out holds {len(found)} arrays, but {module!r} has {len(ports)} outputs",
+                         hint=f"{known}; give None for those not wanted, or a mapping by name")  # fmt: skip
+    for array, port in zip(found, ports):
+        if array is not None:
+            _check_kind(array, port, module)
+    return found
+
+
+def _check_kind(array: Any, port: Port, module: str) -> None:
+    what = f"out for output {port.name!r} of {module!r}"
+    if not isinstance(port.type, TensorType):
+        raise InputError(f"{what} is given, but the output is no tensor", hint="give None for it")
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{what} is a {type(array).__name__}", hint=f"give a numpy array of type {port.type}")
+    if array.dtype != port.type.dtype.numpy:
+        raise InputError(f"{what} has type {array.dtype}, expected {port.type}", hint="results are not cast")
+    if not array.flags.writeable:
+        raise InputError(f"{what} is read-only")
+    if not array.flags.c_contiguous or not array.flags.aligned:
+        raise InputError(f"{what} is not contiguous", why=f"strides {array.strides} of shape {list(array.shape)}",
+                         hint="give an array in C order, such as numpy.empty makes")  # fmt: skip
+
+
+def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], names: Sequence[str], module: str) -> None:
+    """Raise InputError where a given array shares memory with an input or another given array."""
+    read = [(f"input {name!r}", item) for name, item in zip(names, inputs) if isinstance(item, np.ndarray)]
+    for port, array in zip(ports, given):
+        if array is None:
+            continue
+        for what, other in read:
+            if np.may_share_memory(array, other):  # exact, as both are contiguous
+                raise InputError(f"out for output {port.name!r} of {module!r} shares memory with {what}",
+                                 hint="kernels may write results before all is read; give another array")  # fmt: skip
+        read.append((f"out for output {port.name!r}", array))
+
+
+def check_shape(array: Array, shape: tuple[int, ...], port: Port, module: str) -> None:
+    """Raise InputError unless a given array has the shape of the result."""
+    if array.shape != shape:
+        raise InputError(f"out for output {port.name!r} of {module!r} has shape {list(array.shape)}",
+                         why=f"the result has shape {list(shape)}", hint=f"give an array of type {port.type}")  # fmt: skip
+
+
+def copied(outputs: Sequence[Any], given: Given, ports: Sequence[Port], module: str) -> list[Any]:
+    """Results as the given arrays, copied there once all are known to fit."""
+    for array, result, port in zip(given, outputs, ports):
+        if array is not None:
+            if not isinstance(result, np.ndarray):
+                raise InputError(f"output {port.name!r} of {module!r} stays on the device", hint="give no out for it")
+            check_shape(array, result.shape, port, module)
+    for array, result in zip(given, outputs):
+        if array is not None:
+            np.copyto(array, result)
+    return [result if array is None else array for array, result in zip(given, outputs)]
