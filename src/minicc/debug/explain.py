@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minicc.errors import InputError, MiniccError
@@ -77,8 +77,12 @@ class Explanation:
 
 def explain(module: CompiledModule) -> Explanation:
     """The placement of every step of a module, bodies included."""
-    rows = tuple(_rows(module.program, module, "", _sizes(module)))
-    return Explanation(module.program.name, rows, module.code.sources)
+    rows = list(_rows(module.program, module, "", _sizes(module)))
+    for update in module.updates:  # of a program of kernel steps only: a row for each
+        given, made = module.inputs[update.input].name, module.outputs[update.output].name
+        note = f"left out where {given!r} is given as out for {made!r}, too: it is updated in place"
+        rows[update.copy] = replace(rows[update.copy], note=note)
+    return Explanation(module.program.name, tuple(rows), module.code.sources)
 
 
 def _sizes(module: CompiledModule) -> Mapping[str, int]:

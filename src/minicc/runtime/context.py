@@ -138,6 +138,7 @@ class Bound:
         self.external_base = segment.external_base
         self.external_offset = words[segment.external_at]
         self._idle: list[Context] = []
+        self._without: dict[tuple[int, ...], NDArray[np.intp]] = {}
 
     def acquire(self) -> Context:
         """A context with an arena, the caller's until it is released."""
@@ -163,6 +164,13 @@ class Bound:
         context.arena = _NONE
         if len(self._idle) < KEPT_CONTEXTS:
             self._idle.append(context)
+
+    def rows_without(self, context: Context, dropped: tuple[int, ...]) -> Words:
+        """The rows of a context but those of some steps."""
+        kept = self._without.get(dropped)
+        if kept is None:
+            kept = self._without[dropped] = np.flatnonzero(~np.isin(self.steps, dropped))
+        return context.rows[kept]
 
     def prepare(self) -> None:
         """Have a context ready for the next caller."""

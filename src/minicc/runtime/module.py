@@ -17,6 +17,7 @@ import numpy as np
 from minicc.errors import InputError, TargetError
 from minicc.ir.types import TensorType
 from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Step
+from minicc.lower.updates import Update, updates_of
 from minicc.options import Options
 from minicc.runtime.bind import KEPT_SHAPES, Machine, Segment, address_of
 from minicc.runtime.code import Code
@@ -114,12 +115,20 @@ class CompiledModule:
             check_memory(given, self.outputs, items, names, name)
             return copied(CompiledModule.run_items(self, items), given, self.outputs, name)
         arrays = self._ready(items)
-        check_memory(given, self.outputs, arrays, names, name)
+        updates = check_memory(given, self.outputs, arrays, names, name, self._short.updates)
         entry = self._entry(arrays)
+        if updates and isinstance(entry, Sliced):
+            entry = self._short.whole(arrays)
         for array, shape, port in zip(given, self._short.shapes(entry), self.outputs):
             if array is not None:
                 check_shape(array, shape, port, name)
-        return self._short.run(entry, arrays, given)
+        return self._short.run(entry, arrays, given, tuple([u.copy for u in updates]))
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """Which outputs may share the memory of an input that they update; for programs that are one native call."""
+        can_run = not self.target.missing_features() and not isinstance(self.target, CudaTarget)
+        return self._short.updates if can_run and self.runner and self._short is not None else ()
 
     def replay(self, feeds: Mapping[str, Any], stream: int | None = None) -> Replay:
         """What runs the module again and again for the sizes of these inputs, without copies and without waiting.
@@ -292,15 +301,24 @@ class _ShortWay:
         self.inputs = [(position[b], i) for i, b in enumerate(self.program.inputs) if b in position]
         self.output_order = [self.segment.outputs.index(b) for b in self.program.outputs]
         self.output_positions = [position[b] for b in self.program.outputs]
+        self.updates = updates_of(self.program)
         self.by_shapes: dict[Shapes, Bound | Sliced] = {}
 
-    def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound | Sliced:
+    def _sizes(self, arrays: Sequence[Array]) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for type_, array, name in zip(
             self.program.input_types, arrays, self.program.input_names or [""] * len(arrays)
         ):
             assert isinstance(type_, TensorType)  # see _is_short
             bind_sizes(type_, array, sizes, name)
+        return sizes
+
+    def whole(self, arrays: Sequence[Array]) -> Bound:
+        """Bound for all rows at once."""
+        return self.segment.bound(self._sizes(arrays))
+
+    def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound | Sliced:
+        sizes = self._sizes(arrays)
         bound = sliced(self.program, self.segment, self.executor, sizes) or self.segment.bound(sizes)
         if len(self.by_shapes) >= KEPT_SHAPES:
             self.by_shapes = {}
@@ -313,7 +331,8 @@ class _ShortWay:
             return tuple([bound.shapes[b] for b in self.program.outputs])
         return tuple([bound.outputs[i][1] for i in self.output_order])
 
-    def run(self, bound: Bound | Sliced, arrays: Sequence[Array], given: Given = ()) -> list[Item]:
+    def run(self, bound: Bound | Sliced, arrays: Sequence[Array], given: Given = (), dropped: tuple[int, ...] = ()) -> list[Item]:
+        """The outputs. given: the caller's arrays for them. dropped: steps that need not run."""
         if isinstance(bound, Sliced):
             return bound.run(arrays, given)
         specs = bound.outputs
@@ -330,7 +349,10 @@ class _ShortWay:
             for position, output in zip(self.output_positions, outputs):
                 values[position] = address_of(output)
             bound.patch(context)
-            self.executor.run_at(context.table, len(context.rows))
+            if dropped:
+                self.executor.run(bound.rows_without(context, dropped))
+            else:
+                self.executor.run_at(context.table, len(context.rows))
         finally:
             bound.release(context)
         return outputs

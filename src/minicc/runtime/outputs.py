@@ -1,7 +1,8 @@
 """Arrays of the caller's that results are to be written to: `out=` of a call.
 
 All is checked before anything runs, but for shapes that only running tells. Nothing is cast, and no memory is shared with inputs
-or between outputs: kernels read and write in an order of their own.
+or between outputs, as kernels read and write in an order of their own; except that of an input which the program updates
+(lower/updates), such as a decoder's cache: given as the output too, it is updated in place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from minicc.errors import InputError
 from minicc.ir.types import TensorType
+from minicc.lower.updates import Update
 from minicc.runtime.context import Array
 from minicc.runtime.signature import Port
 
@@ -59,17 +61,34 @@ def _check_kind(array: Any, port: Port, module: str) -> None:
                          hint="give an array in C order, such as numpy.empty makes")  # fmt: skip
 
 
-def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], names: Sequence[str], module: str) -> None:
-    """Raise InputError where a given array shares memory with an input or another given array."""
+def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], names: Sequence[str], module: str,
+                 updates: Sequence[Update] = ()) -> list[Update]:  # fmt: skip
+    """The updates that happen in place, as a given array is that input.
+
+    Raises InputError where one shares memory with another input or another given array.
+    """
     read = [(f"input {name!r}", item) for name, item in zip(names, inputs) if isinstance(item, np.ndarray)]
-    for port, array in zip(ports, given):
+    wanted = [u for u in updates if given[u.output] is not None and _is_same(given[u.output], inputs[u.input])]
+    own = {u.output: inputs[u.input] for u in wanted}
+    for number, (port, array) in enumerate(zip(ports, given)):
         if array is None:
             continue
         for what, other in read:
+            if other is own.get(number):
+                continue
             if np.may_share_memory(array, other):  # exact, as both are contiguous
                 raise InputError(f"out for output {port.name!r} of {module!r} shares memory with {what}",
                                  hint="kernels may write results before all is read; give another array")  # fmt: skip
         read.append((f"out for output {port.name!r}", array))
+    return wanted
+
+
+def _is_same(array: Any, item: Any) -> bool:
+    """Whether two contiguous arrays are the same elements in the same memory."""
+    return (
+        isinstance(item, np.ndarray) and array.shape == item.shape and array.dtype == item.dtype
+        and array.ctypes.data == item.ctypes.data and item.flags.c_contiguous
+    )  # fmt: skip
 
 
 def check_shape(array: Array, shape: tuple[int, ...], port: Port, module: str) -> None:
