@@ -67,7 +67,7 @@ def test_in_place_is_as_with_copies(modules: dict[str, Module], data: st.DataObj
 def test_nothing_but_the_new_rows_is_written(modules: dict[str, Module]) -> None:
     """A copy onto itself would give the same numbers, so the calls of kernels are counted."""
     program = modules["linear"].program
-    (update,) = updates_of(program)
+    (update,) = program.updates
     assert "left out where 'cache' is given as out for 'y', too" in str(modules["linear"].explain())
     assert update == Update(0, 0, update.copy)
     copy = program.steps[update.copy]

@@ -78,10 +78,13 @@ class Explanation:
 def explain(module: CompiledModule) -> Explanation:
     """The placement of every step of a module, bodies included."""
     rows = list(_rows(module.program, module, "", _sizes(module)))
-    for update in module.updates:  # of a program of kernel steps only: a row for each
+    for update in module.program.updates:
         given, made = module.inputs[update.input].name, module.outputs[update.output].name
         note = f"left out where {given!r} is given as out for {made!r}, too: it is updated in place"
-        rows[update.copy] = replace(rows[update.copy], note=note)
+        if update not in module.updates:
+            note = f"{made!r} cannot be {given!r} updated in place: {update.reason or 'only CPUs do that'}"
+        at = next(i for i, row in enumerate(rows) if row.step == str(update.copy))
+        rows[at] = replace(rows[at], note=note)
     return Explanation(module.program.name, tuple(rows), module.code.sources)
 
 

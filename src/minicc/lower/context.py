@@ -69,6 +69,7 @@ class Lowering:
         self.steps: list[Step] = []
         self.places: dict[Value, int] = {}
         self.constants: dict[Hashable, int] = {}
+        self.updated: dict[int, int] = {}  # of an array, the input whose contents it has but for what is written over them
         self.outputs: frozenset[Value] = frozenset()  # of the graph: they need arrays of their own
         self.computed: set[Value] = set()  # values whose step has been emitted or that are given
 
@@ -119,6 +120,12 @@ class Lowering:
         self.places[value] = number
         self.computed.add(value)
         return number
+
+    def updates(self, source: Value, target: int) -> None:
+        """Note that the next step that writes an array copies what is kept of a value, and that later ones write over it."""
+        number = self.places.get(source)
+        if number is not None and self.buffers[number].kind == "input":
+            self.updated[target] = number
 
     def is_inline(self, value: Value) -> bool:
         """Whether readers compose this value instead of loading it: a view that has no array yet."""

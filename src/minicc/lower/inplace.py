@@ -77,7 +77,7 @@ def _overwritable(step: KernelStep, kernel: Kernel, buffers: Sequence[Buffer], t
     if body is None or len(body.stores) != 1:
         return None
     base = kernel.rank if isinstance(kernel, LoopKernel) else epilogue_base(kernel.template)
-    places = operand_places(body, step.words, base)
+    places = _places(body, step.words, base)
     own = {w.buffer for w in step.words[:base]} | {b for b, _ in step.guards}
     store = places[body.stores[0].operand]
     for source in step.reads:
@@ -94,7 +94,7 @@ def _overwritable(step: KernelStep, kernel: Kernel, buffers: Sequence[Buffer], t
     return None
 
 
-def operand_places(body: Body, words: Sequence[Word], base: int) -> list[tuple[int | None, object, tuple[object, ...]]]:
+def _places(body: Body, words: Sequence[Word], base: int) -> list[tuple[int | None, object, tuple[object, ...]]]:
     """Per operand: its buffer, its first element, its strides (literals and words)."""
     out: list[tuple[int | None, object, tuple[object, ...]]] = []
     at = base

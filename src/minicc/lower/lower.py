@@ -23,6 +23,7 @@ from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Prog
 from minicc.lower.requirements import requirements
 from minicc.lower.slices import sliced_symbol
 from minicc.lower.templates import find_template
+from minicc.lower.updates import updates_of
 from minicc.options import Options
 from minicc.passes.common import RESHAPES
 from minicc.passes.fuse import has_loops
@@ -45,7 +46,7 @@ def lower(graph: Graph, target: Target, options: Options, consume: bool = False,
     return Program(
         program.name, program.buffers, program.steps, program.inputs, program.outputs, program.input_types,
         program.output_types, tuple(table.index), tuple(v.name for v in graph.inputs),
-        tuple(v.name for v in graph.outputs), sliced,
+        tuple(v.name for v in graph.outputs), sliced, program.updates,
     )  # fmt: skip
 
 
@@ -78,10 +79,11 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
     steps = drop_unread(low.steps, frozenset(outputs))
     if options.opt_level > 0:
         steps = reuse_in_place(steps, buffers, frozenset(outputs), table, tuple(table.index))
-    return Program(
+    program = Program(
         graph.name, tuple(buffers), tuple(steps), tuple(inputs), tuple(outputs),
         tuple(v.type for v in graph.inputs), tuple(v.type for v in graph.outputs),
     )  # fmt: skip
+    return replace(program, updates=updates_of(program, low.updated))
 
 
 def _last_read(graph: Graph) -> dict[Node, list[Value]]:

@@ -116,6 +116,18 @@ class ControlStep:
 Step = KernelStep | HostStep | ControlStep
 
 
+class Update(NamedTuple):
+    """An output that is an input with something written over it, so that both may be one array (lower/updates).
+
+    input, output: positions in the signature. copy: the step that is left out then. reason: why they may not, "" where they may.
+    """
+
+    input: int
+    output: int
+    copy: int
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Program:
     """Buffers and steps; `inputs` and `outputs` are buffer numbers in signature order.
@@ -123,6 +135,7 @@ class Program:
     input_types: declared types; their bare symbols are bound from the arrays given.
     kernels: of the root program; bodies refer to the same table and leave their own empty.
     sliced: the symbol of the first axis along which the work falls apart, if it does (lower/slices).
+    updates: outputs that may be inputs updated in place.
     """
 
     name: str
@@ -136,3 +149,4 @@ class Program:
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
     sliced: str = ""
+    updates: tuple[Update, ...] = ()

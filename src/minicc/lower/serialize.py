@@ -23,7 +23,7 @@ from minicc.ir.dims import FUNCTIONS, Dim, SymbolicDim, product, symbol, weighte
 from minicc.ir.expr import BINARY, COMPARE, REDUCTIONS, UNARY, Expr, walk
 from minicc.ir.types import BY_NAME, DType, OpaqueType, TensorType, Type
 from minicc.lower.kernel import Body, Kernel, LoopKernel, Operand, Store, TemplateKernel
-from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step, Word
+from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step, Update, Word
 
 FORMAT = 2
 KINDS = ("input", "output", "constant", "content", "temporary", "host")
@@ -62,6 +62,7 @@ class _Writer:
             "input_names": list(p.input_names),
             "output_names": list(p.output_names),
             "sliced": p.sliced,
+            "updates": [list(update) for update in p.updates],
         }
 
     def buffer(self, b: Buffer) -> dict[str, Any]:
@@ -248,7 +249,15 @@ class _Reader:
             _strings(p["input_names"]),
             _strings(p["output_names"]),
             _string(p.get("sliced", "")),
+            tuple(self.update(update) for update in _list(p.get("updates", []))),
         )
+
+    def update(self, data: Any) -> Update:
+        fields = _list(data)
+        _need(len(fields) == 4, "an update has four fields")
+        source, target, copy, reason = fields
+        _need(all(type(n) is int for n in (source, target, copy)), "an update in place is not three numbers")
+        return Update(source, target, copy, _string(reason))
 
     def buffer(self, data: Any) -> Buffer:
         b = _object(data)

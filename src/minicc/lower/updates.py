@@ -1,55 +1,50 @@
 """Outputs that are inputs with some elements written: caches that a caller may have updated in place.
 
-Such an output is copied from its input whole and then written to in parts (ScatterND and its kind). Where the input is read
-nowhere behind the copy, both may be one memory, and the copy is left out. That is found in the finished program.
+The first step that writes such an output copies the input, or what is kept of it; others write over that (ScatterND and its
+kind). Where both are one array the copy is left out, and what the others do not write stays as it was. Whoever reads the input has
+to come before they write.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-from minicc.lower.inplace import operand_places
-from minicc.lower.kernel import Kernel, LoopKernel
-from minicc.lower.program import KernelStep, Program
+from minicc.lower.program import KernelStep, Program, Update
 
 
-@dataclass(frozen=True)
-class Update:
-    """Numbers of an output and of the input that it may share memory with, and of the step that copies."""
+def updates_of(program: Program, updated: Mapping[int, int]) -> tuple[Update, ...]:
+    """The outputs that update inputs, each with why it may not be done in place after all.
 
-    output: int
-    input: int
-    copy: int
-
-
-def updates_of(program: Program) -> tuple[Update, ...]:
-    """What may be updated in place, in a program of kernel steps only; empty for others."""
-    steps = [step for step in program.steps if isinstance(step, KernelStep)]
-    if len(steps) < len(program.steps):
-        return ()
-    found: list[Update] = []
-    for number, output in enumerate(program.outputs):
-        touching = [at for at, step in enumerate(steps) if output in step.writes or output in step.reads]
-        if not touching or program.outputs.count(output) > 1:
-            continue
-        at = touching[0]
-        source = _copied(program, steps[at], program.kernels[steps[at].kernel], output)
-        if source is None or source in program.outputs or any(source in step.reads for step in steps[at + 1 :]):
-            continue
-        if program.inputs.count(source) == 1 and source not in [program.inputs[u.input] for u in found]:
-            found.append(Update(number, program.inputs.index(source), at))
+    updated: the input buffer that an output buffer is a copy of before something is written over it.
+    """
+    found = []
+    for number, buffer in enumerate(program.outputs):
+        source = updated.get(buffer)
+        writers = writers_of(program, buffer)
+        if source in program.inputs and len(writers) > 1:
+            reason = obstacle(program, source, writers)
+            found.append(Update(program.inputs.index(source), number, writers[0], reason))
     return tuple(found)
 
 
-def _copied(program: Program, step: KernelStep, kernel: Kernel, output: int) -> int | None:
-    """The input that a step copies to `output` from its first element to its last, and nothing else; None if it does not."""
-    if not isinstance(kernel, LoopKernel) or step.guards or step.writes != (output,) or len(step.reads) != 1:
-        return None
-    source, body = step.reads[0], kernel.body
-    if source not in program.inputs or len(body.stores) != 1 or body.stores[0].value.op != "load":
-        return None
-    mine, theirs = program.buffers[output], program.buffers[source]
-    if mine.dtype != theirs.dtype or mine.shape != theirs.shape or len(body.operands) != 2:
-        return None
-    (_, *first), (_, *second) = operand_places(body, step.words, kernel.rank)
-    return source if first == second else None
+def writers_of(program: Program, buffer: int) -> list[int]:
+    """The steps that write a buffer, in order."""
+    return [at for at, step in enumerate(program.steps) if isinstance(step, KernelStep) and buffer in step.writes]
+
+
+def obstacle(program: Program, source: int, writers: Sequence[int]) -> str:
+    """Why an input buffer cannot lie in the memory that these steps write, the first of them with a copy of it; or ""."""
+    for step in program.steps:
+        if not isinstance(step, KernelStep):
+            return f"{_named(step.op, step.origin)} does not run in a kernel"
+        if step.guards:
+            return f"{_named('a step', step.origin)} is in a branch"
+    for step in program.steps[writers[1] :]:
+        assert isinstance(step, KernelStep)
+        if source in step.reads or any(word.buffer == source for word in step.words):
+            return f"{_named('a kernel', step.origin)} reads the old contents after new ones are written"
+    return ""
+
+
+def _named(what: str, origin: Sequence[str]) -> str:
+    return f"{what} of {', '.join(origin)}" if origin else what

@@ -131,18 +131,37 @@ def _before(b: Builder, node: Node, steps: Dim) -> Value:
 def _present(b: Builder, past: Value | None, new: Value, before: Value, length: Dim) -> Value:
     """The cache [B, G, length, D]: of each sequence what was there before, then the new elements, then zeros."""
     batch, _, steps, _ = new.shape
-    if past is None and compare(length, steps) == 0:
+    if past is not None:
+        return b.op("CacheUpdate", past, new, before, b.shape([length]), domain="minicc")
+    if compare(length, steps) == 0:
         return new
     at, start, zero = counted(b, length), reshaped(b, before, (batch, 1)), b.constant(np.int64(0))
     own = b.op("Sub", at, start)  # place among the new elements
     filled = b.op("And", b.op("Less", own, b.shape([steps])), b.op("GreaterOrEqual", own, zero))
     place = reshaped(b, b.op("Where", filled, own, zero), (batch, length, 1))
     rows = b.op("GatherND", b.op("Transpose", new, perm=[0, 2, 1, 3]), place, batch_dims=1)
-    old: Value = b.scalar(0, new)
-    if past is not None:
-        behind = b.op("Pad", past, b.shape([0, 0, 0, 0, 0, 0, length - past.shape[2], 0]), old)
-        old = b.op("Where", reshaped(b, b.op("Less", at, start), (batch, 1, length, 1)), behind, old)
-    return b.op("Where", reshaped(b, filled, (batch, 1, length, 1)), b.op("Transpose", rows, perm=[0, 2, 1, 3]), old)
+    return b.op("Where", reshaped(b, filled, (batch, 1, length, 1)), b.op("Transpose", rows, perm=[0, 2, 1, 3]), b.scalar(0, new))
+
+
+def _update_infer(n: Inference) -> list[TensorType]:
+    past = n.shape(0)
+    length: Dim = n.content(3).reshape(-1)[0]  # type: ignore[union-attr]
+    return [TensorType(n.dtype(0), (*past[:2], length, past[3]))]
+
+
+def _update_eval(past: Array, new: Array, before: Array, length: Array) -> Array:
+    out = np.zeros((*past.shape[:2], int(length[0]), past.shape[3]), past.dtype)
+    for row, start in enumerate(before.tolist()):
+        out[row, :, : min(start, past.shape[2])] = past[row, :, :start]
+        out[row, :, start : start + new.shape[2]] = new[row]
+    return out
+
+
+# past [B, G, P, D], new [B, G, S, D], elements before [B], length [1]: the cache after a step, [B, G, length, D].
+register(OpDef(
+    "CacheUpdate", Kind.TEMPLATE, infer=_update_infer, eval=_update_eval, static_inputs=(3,), refuse=default_refuse,
+    domain="minicc",
+))  # fmt: skip
 
 
 @computed_in_f32

@@ -13,10 +13,8 @@ import numpy as np
 from minicc.ir import expr
 from minicc.ir.dims import Dim, SymbolicDim, maximum, minimum
 from minicc.ir.expr import Expr, cast, equal, select
-from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.opdef import Content, Indexing, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, Type, i64
-from minicc.ops.attention import counted
 from minicc.ops.helpers import (
     Array,
     Contents,
@@ -27,7 +25,6 @@ from minicc.ops.helpers import (
     propagate_moves,
     require_same_dtype,
 )
-from minicc.ops.norm import optional, required, reshaped
 
 Indices = tuple[Expr, ...]
 
@@ -217,25 +214,9 @@ def _tensor_scatter_eval(
     return out
 
 
-def _tensor_scatter_expand(b: Builder, node: Node) -> list[Value]:
-    """ScatterND of rows along the axis, so that only they are written where the past may be updated in place."""
-    past, update, starts = required(node, 0), required(node, 1), optional(node, 2)
-    axis = node.attrs["axis"] % len(past.shape)
-    walked = update.shape[: axis + 1]
-    columns = []
-    for place, size in enumerate(walked):
-        at = reshaped(b, counted(b, size), [size if a == place else 1 for a in range(axis + 1)])
-        if place == axis and starts is not None:
-            at = b.op("Add", at, reshaped(b, starts, [past.shape[0]] + [1] * axis))
-        if place == axis and node.attrs["mode"] == "circular":
-            at = b.op("Mod", at, b.shape([past.shape[axis]]))
-        columns.append(b.op("Expand", reshaped(b, at, [*at.shape, 1]), b.shape([*walked, 1])))
-    return [b.op("ScatterND", past, b.op("Concat", *columns, axis=-1), update)]
-
-
 register(OpDef(
-    "TensorScatter", Kind.EXPAND, infer=_tensor_scatter_infer, refuse=default_refuse,
-    eval=_tensor_scatter_eval, expand=_tensor_scatter_expand, attrs={"axis": -2, "mode": "linear"},
+    "TensorScatter", Kind.TEMPLATE, infer=_tensor_scatter_infer, refuse=default_refuse, eval=_tensor_scatter_eval,
+    attrs={"axis": -2, "mode": "linear"},
 ))  # fmt: skip
 
 

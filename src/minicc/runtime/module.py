@@ -16,8 +16,7 @@ import numpy as np
 
 from minicc.errors import InputError, TargetError
 from minicc.ir.types import TensorType
-from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Step
-from minicc.lower.updates import Update, updates_of
+from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Step, Update
 from minicc.options import Options
 from minicc.runtime.bind import KEPT_SHAPES, Machine, Segment, address_of
 from minicc.runtime.code import Code
@@ -74,7 +73,9 @@ class CompiledModule:
         """The output, or a tuple of outputs in model order. Raises InputError for inputs that do not fit.
 
         out: arrays to write results to, which are then returned: an array for the only output, a sequence with one entry for each
-        output, or a mapping by name; None where the module makes the array. A model with an input named `out` takes that.
+        output, or a mapping by name; None where the module makes the array. An output that is an input with rows written over it
+        (`explain` names those) may be given that input: then only these rows are written. A model with an input named `out` takes
+        that.
         """
         if out is not None and self.signature.has("out"):
             out, named = None, {**named, "out": out}
@@ -115,7 +116,7 @@ class CompiledModule:
             check_memory(given, self.outputs, items, names, name)
             return copied(CompiledModule.run_items(self, items), given, self.outputs, name)
         arrays = self._ready(items)
-        updates = check_memory(given, self.outputs, arrays, names, name, self._short.updates)
+        updates = check_memory(given, self.outputs, arrays, names, name, self.program.updates)
         entry = self._entry(arrays)
         if updates and isinstance(entry, Sliced):
             entry = self._short.whole(arrays)
@@ -128,7 +129,9 @@ class CompiledModule:
     def updates(self) -> tuple[Update, ...]:
         """Which outputs may share the memory of an input that they update; for programs that are one native call."""
         can_run = not self.target.missing_features() and not isinstance(self.target, CudaTarget)
-        return self._short.updates if can_run and self.runner and self._short is not None else ()
+        if not can_run or not self.runner or self._short is None:
+            return ()
+        return tuple([update for update in self.program.updates if not update.reason])
 
     def replay(self, feeds: Mapping[str, Any], stream: int | None = None) -> Replay:
         """What runs the module again and again for the sizes of these inputs, without copies and without waiting.
@@ -301,7 +304,6 @@ class _ShortWay:
         self.inputs = [(position[b], i) for i, b in enumerate(self.program.inputs) if b in position]
         self.output_order = [self.segment.outputs.index(b) for b in self.program.outputs]
         self.output_positions = [position[b] for b in self.program.outputs]
-        self.updates = updates_of(self.program)
         self.by_shapes: dict[Shapes, Bound | Sliced] = {}
 
     def _sizes(self, arrays: Sequence[Array]) -> dict[str, int]:

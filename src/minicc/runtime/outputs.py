@@ -14,7 +14,7 @@ import numpy as np
 
 from minicc.errors import InputError
 from minicc.ir.types import TensorType
-from minicc.lower.updates import Update
+from minicc.lower.program import Update
 from minicc.runtime.context import Array
 from minicc.runtime.signature import Port
 
@@ -67,28 +67,33 @@ def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], nam
 
     Raises InputError where one shares memory with another input or another given array.
     """
-    read = [(f"input {name!r}", item) for name, item in zip(names, inputs) if isinstance(item, np.ndarray)]
-    wanted = [u for u in updates if given[u.output] is not None and _is_same(given[u.output], inputs[u.input])]
-    own = {u.output: inputs[u.input] for u in wanted}
+    read = [(f"input {name!r}", i, item) for i, (name, item) in enumerate(zip(names, inputs)) if isinstance(item, np.ndarray)]
+    wanted: list[Update] = []
     for number, (port, array) in enumerate(zip(ports, given)):
         if array is None:
             continue
-        for what, other in read:
-            if other is own.get(number):
+        for what, i, other in read:
+            if not np.may_share_memory(array, other):  # exact, as both are contiguous
                 continue
-            if np.may_share_memory(array, other):  # exact, as both are contiguous
-                raise InputError(f"out for output {port.name!r} of {module!r} shares memory with {what}",
-                                 hint="kernels may write results before all is read; give another array")  # fmt: skip
-        read.append((f"out for output {port.name!r}", array))
+            update = next((u for u in updates if (u.input, u.output) == (i, number)), None)
+            if update is None or update.reason or not _is_same(array, other):
+                raise _shares(f"out for output {port.name!r} of {module!r} shares memory with {what}", update, i)
+            wanted.append(update)
+        read.append((f"out for output {port.name!r}", -1, array))
     return wanted
 
 
-def _is_same(array: Any, item: Any) -> bool:
+def _shares(what: str, update: Update | None, number: int) -> InputError:
+    if update is not None:
+        return InputError(what, why=update.reason or "it is a part of it, or the same memory under another shape",
+                          hint="give another array" if update.reason else "give the very array, or another one")  # fmt: skip
+    why = "this output is not that input with some rows written over it in kernels of a CPU" if number >= 0 else ""
+    return InputError(what, why=why, hint="kernels may write results before all is read; give another array")
+
+
+def _is_same(array: Array, other: Array) -> bool:
     """Whether two contiguous arrays are the same elements in the same memory."""
-    return (
-        isinstance(item, np.ndarray) and array.shape == item.shape and array.dtype == item.dtype
-        and array.ctypes.data == item.ctypes.data and item.flags.c_contiguous
-    )  # fmt: skip
+    return array.shape == other.shape and array.dtype == other.dtype and array.ctypes.data == other.ctypes.data
 
 
 def check_shape(array: Array, shape: tuple[int, ...], port: Port, module: str) -> None:

@@ -13,7 +13,8 @@ from minicc.ir.dims import Dim
 from minicc.ir.types import KERNEL_DTYPES, OpaqueType, Type, boolean, leads_with
 from minicc.kernels.template import TEMPLATES
 from minicc.lower.kernel import Body, Kernel, LoopKernel, TemplateKernel
-from minicc.lower.program import Buffer, ControlStep, KernelStep, Program, Step, Word
+from minicc.lower.program import Buffer, ControlStep, KernelStep, Program, Step, Update, Word
+from minicc.lower.updates import obstacle, writers_of
 
 _BODIES = {"If": 2, "Loop": 1, "Scan": 1}
 _ATTRS = {"If": (), "Loop": ("n_carried",), "Scan": ("n_state", "num_scan_inputs")}
@@ -34,6 +35,8 @@ def _check(program: Program, kernels: tuple[Kernel, ...]) -> None:
         named = any(leads_with(t, program.sliced) for t in program.input_types)
         whole = all(leads_with(t, program.sliced) for t in program.output_types)
         _need(named and whole, f"its outputs do not have rows of {program.sliced!r}", program.name)
+    for update in program.updates:
+        _check_update(update, program)
     written = {
         b for b, buffer in enumerate(program.buffers) if buffer.kind in ("input", "constant", "content")
     }
@@ -49,6 +52,21 @@ def _check(program: Program, kernels: tuple[Kernel, ...]) -> None:
     for b in program.outputs:
         empty = program.buffers[b].kind == "output"  # checked again when it is known whether it has elements
         _need(b in written or empty, "an output is never computed", program.buffers[b].name)
+
+
+def _check_update(update: Update, program: Program) -> None:
+    """Where an output may be an input's memory, the step that copies is the first of several writers, and no read comes late."""
+    ports = 0 <= update.input < len(program.inputs) and 0 <= update.output < len(program.outputs)
+    _need(ports, "an update in place names no input and output", program.name)
+    source, target = program.inputs[update.input], program.outputs[update.output]
+    where = program.buffers[target].name
+    _need(program.buffers[source].dtype == program.buffers[target].dtype, "an output updates an input of another type", where)
+    if not update.reason:
+        writers = writers_of(program, target)
+        _need(len(writers) > 1 and writers[0] == update.copy, "an update in place has no copy to leave out", where)
+        copies = program.steps[update.copy]
+        single = isinstance(copies, KernelStep) and copies.writes == (target,)
+        _need(single and not obstacle(program, source, writers), "an output cannot be updated in place", where)
 
 
 def _check_ports(program: Program) -> None:

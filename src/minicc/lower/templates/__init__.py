@@ -12,6 +12,7 @@ from minicc.ir.graph import Node
 from minicc.ir.types import TensorType, i32
 from minicc.lower.context import Lowering
 from minicc.lower.templates.attention import lower_attention, takes_attention
+from minicc.lower.templates.cache import lower_cache_update, lower_tensor_scatter
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
 from minicc.lower.templates.conv_transpose import lower_conv_transpose
@@ -38,6 +39,8 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "AveragePool"): lower_pool,
     ("", "ScatterElements"): lower_scatter_elements,
     ("", "ScatterND"): lower_scatter_nd,
+    ("", "TensorScatter"): lower_tensor_scatter,
+    ("minicc", "CacheUpdate"): lower_cache_update,
     ("", "CumSum"): lower_scan,
     ("", "CumProd"): lower_scan,
     ("", "LSTM"): lower_recurrent,
@@ -65,6 +68,8 @@ CUDA_TABLE: dict[tuple[str, str], Lower] = {
     ("", "MatMulInteger"): lower_cuda_matmul,
     ("", "ScatterElements"): lower_scatter_elements,
     ("", "ScatterND"): lower_scatter_nd,
+    ("", "TensorScatter"): lower_tensor_scatter,
+    ("minicc", "CacheUpdate"): lower_cache_update,
     ("", "CumSum"): lower_scan,
     ("", "CumProd"): lower_scan,
     ("", "LSTM"): lower_recurrent,

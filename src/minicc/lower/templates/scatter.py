@@ -113,6 +113,8 @@ def _emit(low: Lowering, node: Node, values: dict[str, Word | Dim], data: Value,
     index, update = low.buffer(indices), low.buffer(updates)
     target = low.allocate(node.output)
     position = [iteration(a) for a in range(len(data.shape))]
+    if data.shape == node.output.shape:
+        low.updates(data, target)
     copy = Write(target, dtype, linearise(position, data.shape), low.composer().element(data, position))
     low.emit_writes([copy], data.shape, node.origin, "copy")
     constants = {
