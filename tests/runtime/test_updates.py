@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import minicc
 from minicc.errors import InputError
-from minicc.lower.updates import Update, updates_of
+from minicc.lower.program import Update
 from minicc.module import Module
 
 CACHE = "float[b,h,s,d] cache, float[b,h,t,d] new, int64[b] at"

@@ -1,8 +1,8 @@
 """Outputs that are inputs with some elements written: caches that a caller may have updated in place.
 
 The first step that writes such an output copies the input, or what is kept of it; others write over that (ScatterND and its
-kind). Where both are one array the copy is left out, and what the others do not write stays as it was. Whoever reads the input has
-to come before they write.
+kind). Where both are one array the copy is left out, and what the others do not write stays as it was. Whoever reads the
+input has to come before they write.
 """
 
 from __future__ import annotations
