@@ -1,6 +1,6 @@
 """Caches of keys and values: the old contents are copied to the result, whose new rows the `scatter` template writes.
 
-ONNX's TensorScatter and minicc's CacheUpdate. A caller who gives one array for both has only the rows written (lower/share).
+ONNX's TensorScatter and minicc's CacheUpdate. A caller who gives one array for both has only the rows written (lower/updates).
 Rows that would lie outside are invalid; they are clamped, as kernels cannot raise.
 """
 
