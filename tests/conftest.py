@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from benchmarks.fetch import ModelUnavailable, fetch
 from minicc.targets.cpu import available_threads
+from minicc.targets.rates import Rates
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -47,6 +48,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def typical_rates() -> Iterator[None]:
+    """What tests compile does not depend on how busy the machine is; what it measures is for tests/runtime/test_rates.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minicc.walk.rates_of", lambda target, store: Rates())
+        yield
 
 
 @pytest.fixture(scope="session")

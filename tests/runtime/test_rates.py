@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+import minicc
+from minicc import walk
+from minicc.lower.kernel import TemplateKernel
 from minicc.runtime import rates
 from minicc.runtime.probes import CHAINS, SIDE, compile_probes
 from minicc.runtime.rates import measure_rates, rates_of
@@ -101,3 +105,22 @@ def test_what_is_kept_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(rates, "_measured", lambda: Rates(5.0, 3.0, 11.0))
     rates_of(host_target(), Watched(tmp_path))
     assert list(kept.values()) == [{"memory": 5.0, "cache": 3.0, "value": 11.0}]
+
+
+@pytest.mark.parametrize(("memory", "template"), [(90.0, "conv"), (0.9, "winograd")])
+def test_a_compilation_chooses_with_them(monkeypatch: pytest.MonkeyPatch, memory: float, template: str) -> None:
+    """A small map of many channels: Winograd's form has fewer products and more weights than the direct sum."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 256, 4, 4]) for name in "xy")
+    weights = numpy_helper.from_array(np.ones((256, 256, 3, 3), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([node], "small", [x], [y], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    asked = []
+
+    def found(target: object, store: Store) -> Rates:
+        asked.append(target)
+        return Rates(memory=memory)
+
+    monkeypatch.setattr(walk, "rates_of", found)
+    kernels = minicc.compile(model, keep_bytes=0).program.kernels
+    assert [k.template for k in kernels if isinstance(k, TemplateKernel)] == [template] and asked == [host_target()]
