@@ -1,0 +1,119 @@
+"""Attention in one CUDA kernel: results in the PTX interpreter against numpy, planted faults, whole modules."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
+
+from benchmarks.cuda_build import machine_text
+from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
+from minicc.kernels.cuda_attention import CONSTANTS
+from minicc.kernels.cuda_template import bind, render
+from minicc.kernels.cuda_tiles import piece_of
+from minicc.kernels.template import TEMPLATES
+from minicc.targets.cuda import CudaTarget, parse_cuda_target
+from tests.cuda.ptx_interpreter import Memory, PtxError, run
+from tests.cuda.ptx_values import to_bf16
+from tests.kernels.test_attention import exact
+
+Array = np.ndarray[Any, Any]
+HOPPER, AMPERE = parse_cuda_target("cuda:sm_90"), parse_cuda_target("cuda:sm_80")
+LAYOUT = TEMPLATES["attention"].words
+# Weights are rounded to 8 or 11 bits, and so is the result; relative to the largest value.
+LIMITS = {"f16": 2e-3, "bf16": 1.5e-2}
+
+
+def constants(element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1) -> dict[str, Any]:
+    return dict(zip(CONSTANTS, (element, warps, depth, width, piece, piece, piece, mask, pairs), strict=True))
+
+
+@lru_cache(maxsize=64)
+def _ptx(items: tuple[tuple[str, Any], ...]) -> str:
+    return compile_ptx(render("attention", dict(items), "", len(LAYOUT)), "kernel", HOPPER)
+
+
+def ptx(given_: dict[str, Any]) -> str:
+    return _ptx(tuple(given_.items()))
+
+
+def stored(element: str, numbers: Array) -> Array:
+    """float32 numbers as the bits of elements."""
+    if element == "f32":
+        return numbers.astype(np.float32).view(np.uint32)
+    return to_bf16(numbers) if element == "bf16" else numbers.astype(np.float16).view(np.uint16)
+
+
+def meant(element: str, bits: Array) -> Array:
+    """What bits stand for, in float32."""
+    if element == "bf16":
+        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bits.view(np.float32 if element == "f32" else np.float16).astype(np.float32)
+
+
+def attend(
+    sizes: tuple[int, int, int, int, int, int, int], element: str = "f16", *, rows_first: bool = False, gap: int = 0,
+    mask_axes: str = "", mask_type: str = "f32", causal: bool = False, warps: int = 4, seed: int = 0, spread: float = 1.0,
+    change: Any = None, schedule: str = "together",
+) -> float:  # fmt: skip
+    """Largest difference from the definition, relative to the largest value. sizes: (batch, groups, group, s, t, d, dv).
+
+    rows_first: heads lie [B, S, H, D]; gap: elements behind each row. mask_axes: those of "bhsk" along which a mask varies.
+    change: of the text that is run.
+    """
+    batch, groups, group, s, t, d, dv = sizes
+    heads, rng, memory = groups * group, np.random.default_rng(seed), Memory()
+    words = dict.fromkeys(LAYOUT, 0)
+    words |= {"B": batch, "GROUPS": groups, "GROUP": group, "S": s, "T": t, "D": d, "DV": dv, "CAUSAL": int(causal)}
+    scale = np.float32(1 / np.sqrt(d))
+    words["SCALE"] = int(scale.view(np.int32))
+    operands, row = {}, {}
+    for name, count, length, size in (("Q", heads, s, d), ("K", groups, t, d), ("V", groups, t, dv), ("Y", heads, s, dv)):
+        shape = (batch, length, count, size + gap) if rows_first else (batch, count, length, size + gap)
+        numbers = rng.standard_normal(shape) * (spread if name == "Q" else 1.0)
+        bits = np.full(shape, 0x7E7F, np.uint16) if name == "Y" else stored(element, numbers.astype(np.float32))
+        words[name] = memory.place(bits)
+        view = bits.transpose(0, 2, 1, 3) if rows_first else bits
+        steps = [step // 2 for step in view.strides]
+        words |= {f"{name}_{axis}": step for axis, step in zip(("B", "H", "ROW", "D"), steps) if f"{name}_{axis}" in words}
+        operands[name], row[name] = meant(element, view[..., :size]), steps[:3]
+        if name == "Y":
+            result = (words[name], shape)
+    mask = None
+    if mask_axes:
+        shape = tuple(n if axis in mask_axes else 1 for axis, n in zip("bhsk", (batch, heads, s, t)))
+        numbers = rng.standard_normal(shape).astype(np.float32) * 3
+        numbers[rng.random(shape) < 0.4] = rng.choice([-np.inf, -10000] + [np.finfo(np.float32).min] * (mask_type == "f32"))
+        bits = stored(mask_type, numbers)
+        mask = meant(mask_type, bits)
+        words["MASK"] = memory.place(bits)
+        strides = np.broadcast_to(bits, (batch, heads, s, t)).strides
+        words |= {f"M_{a}": step // bits.itemsize for a, step in zip(("B", "H", "ROW", "KEY"), strides)}
+    piece = piece_of(2 * (d + gap), 2 * (dv + gap))
+    chosen = constants(element, d, dv, warps, piece, mask_type if mask_axes else "", int((dv + gap) % 2 == 0 and dv % 2 == 0))
+    filled = [words[name] for name in LAYOUT]
+    launch = bind("attention", chosen, filled, HOPPER)
+    text = ptx(chosen)
+    if change is not None:
+        changed = change(text)
+        assert changed != text
+        text = changed
+    run(text, "kernel", launch.grid, launch.block, launch.shared_bytes, filled, memory, schedule, threads=4096)
+    found = memory.read(*result, np.uint16)
+    found = found.transpose(0, 2, 1, 3) if rows_first else found
+    assert (found[..., dv:] == 0x7E7F).all(), "wrote outside the result"
+    want = exact(operands["Q"], operands["K"], operands["V"], mask, float(scale), causal)
+    found = meant(element, np.ascontiguousarray(found[..., :dv]))
+    return float(np.abs(found - want).max() / max(1.0, np.abs(operands["V"]).max()))
+
+
+def test_one():
+    print(attend((1, 2, 1, 64, 128, 64, 64)))
