@@ -32,7 +32,9 @@ LAYOUT = TEMPLATES["attention"].words
 LIMITS = {"f16": 2e-3, "bf16": 1.5e-2}
 
 
-def constants(element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1) -> dict[str, Any]:
+def constants(
+    element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1
+) -> dict[str, Any]:
     return dict(zip(CONSTANTS, (element, warps, depth, width, piece, piece, piece, mask, pairs), strict=True))
 
 
@@ -115,5 +117,94 @@ def attend(
     return float(np.abs(found - want).max() / max(1.0, np.abs(operands["V"]).max()))
 
 
-def test_one():
-    print(attend((1, 2, 1, 64, 128, 64, 64)))
+def close(sizes: tuple[int, int, int, int, int, int, int], element: str = "f16", **options: Any) -> None:
+    assert attend(sizes, element, **options) <= LIMITS[element]
+
+
+# Few head sizes, whose kernels are compiled once: odd, below and above a panel, the largest.
+HEADS = st.sampled_from([(64, 64, 0), (40, 24, 8), (37, 41, 3), (128, 80, 0)])
+
+
+@pytest.mark.parametrize("element", LIMITS)
+@given(
+    groups=st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2)]), s=st.integers(1, 100), t=st.integers(1, 150), heads=HEADS,
+    rows_first=st.booleans(), mask=st.sampled_from(["", "", "bhsk", "k", "bk", "sk", "hs"]), causal=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=6, deadline=None)
+def test_ragged_shapes(element, groups, s, t, heads, rows_first, mask, causal, seed):
+    d, dv, gap = heads
+    close((2, *groups, s, t, d, dv), element, rows_first=rows_first, gap=gap, mask_axes=mask, causal=causal, seed=seed)
+
+
+@pytest.mark.parametrize("mask_type", LIMITS)
+def test_blocks_of_eight_warps_and_masks_of_16_bits(mask_type: str) -> None:
+    close((1, 1, 2, 150, 70, 64, 64), mask_type, warps=8, mask_axes="bk", mask_type=mask_type, causal=True)
+
+
+@pytest.mark.parametrize("spread", [30.0, 1000.0])
+def test_large_scores(spread: float) -> None:
+    """Maxima that grow from tile to tile scale the earlier sums down, by factors that become 0."""
+    close((1, 1, 1, 20, 300, 64, 64), spread=spread)
+
+
+def test_queries_that_may_attend_no_key_give_zeros() -> None:
+    """Causal, with more queries than keys: the first ones see nothing, whole tiles of them too."""
+    close((1, 1, 1, 200, 30, 64, 64), causal=True)
+
+
+def _without(start: str, which: int) -> Any:
+    def change(text: str) -> str:
+        place = list(re.finditer(rf"(?m)^\s*{re.escape(start)}[^;]*;", text))[which]
+        return text[: place.start()] + "\n" + text[place.end() :]
+
+    return change
+
+
+FAULTS = {
+    "no wait for the first tile": _without("cp.async.wait_group", 0),
+    "no wait for the next tile": _without("cp.async.wait_group", 1),
+    "no barrier before the first tile": _without("bar.sync", 0),
+    "no barrier between tiles": _without("bar.sync", 1),
+    "a copy is not committed": _without("cp.async.commit_group", 1),
+    "rows behind the last key are not cleared": lambda text: re.sub(r"st\.shared\.v4\.u32[^;]*;", "", text),
+    "values are not transposed": lambda text: text.replace(".x4.trans", ".x4"),
+    "maxima of a thread's own scores": lambda text: re.sub(
+        r"shfl\.sync\.bfly\.b32 (%f\d+), (%f\d+)[^;]*;", r"mov.f32 \1, \2;", text
+    ),
+}
+
+
+FAULTY = (1, 1, 1, 60, 200, 64, 64)  # more tiles than stages
+
+
+def test_warps_one_after_another() -> None:
+    close(FAULTY, schedule="warps")
+    close((*FAULTY[:4], 30, 64, 64), schedule="warps")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_noticed(fault: str) -> None:
+    # With one tile, rows behind the last key hold what memory held before.
+    sizes = (*FAULTY[:4], 30, 64, 64) if "cleared" in fault else FAULTY
+    try:
+        found = attend(sizes, change=FAULTS[fault], schedule="warps")
+    except PtxError:
+        return
+    assert not found <= LIMITS["f16"]
+
+
+@pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda target: target.arch)
+@pytest.mark.parametrize(
+    ("size", "warps", "mask"),
+    [(64, 4, ""), (128, 8, "f32"), *(pytest.param(d, w, "f16", marks=pytest.mark.slow) for d in (32, 80, 128) for w in (4, 8))],
+)
+def test_machine_code(target: CudaTarget, size: int, warps: int, mask: str) -> None:
+    if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
+        pytest.skip("ptxas or cuobjdump is not installed")
+    text = render("attention", constants("f16", size, size, warps, mask=mask), "", len(LAYOUT))
+    built = compile_cubin(text, "kernel", target)
+    assert built.spills == 0
+    code = machine_text(built.data)
+    for instruction in ("HMMA.16816.F32 ", "LDGSTS", "LDSM.16.M88.4", "LDSM.16.MT88.4", "MUFU.EX2"):
+        assert instruction in code, instruction

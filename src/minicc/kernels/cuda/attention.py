@@ -1,9 +1,9 @@
 """Attention on CUDA: Y[b, h, i] = sum over t of softmax_t(SCALE * Q[b, h, i] . K[b, g, t] + mask) * V[b, g, t], 16-bit elements.
 
 A block makes BM queries of one head, each of its warps 16 of them. Tiles of BN keys and their values pass through two stages
-of shared memory, which asynchronous copies fill one tile ahead. Scores, weights and sums stay in registers, in float32 but for the
-weights' product with values: largest scores and totals are kept per query and sums scaled down when a larger score turns
-up (online softmax). A query that may attend no key gets zeros, as on the CPU.
+of shared memory, which asynchronous copies fill one tile ahead. Scores, weights and sums stay in registers, in float32
+(weights are rounded to multiply values): largest scores and totals are kept per query, and sums scaled down when a
+larger score turns up (online softmax). A query that may attend no key gets zeros, as on the CPU.
 
 Heads of D elements are padded with zeros in shared memory to DEPTH, a multiple of 16; values of DV to WIDTH. Rows of
 keys that do not exist are zeros too: their weights are 0, and 0 times what lies in memory by chance may be NaN.

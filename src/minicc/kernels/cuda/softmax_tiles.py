@@ -109,7 +109,7 @@ def clear_rows(typing_context, rows, threads, shared, sources, tid):
 
 @intrinsic
 def query_fragments(typing_context, depth, panel, shared, row, lane):
-    """The 16 queries from `row` on of panels `panel` bytes apart, as left operands: int32s, 4 for each 16 of `depth` (literals)."""
+    """The 16 queries from `row` on, as left operands: 4 int32 for each 16 of `depth`. panel: bytes of one (both are literals)."""
     if not known(depth, panel):
         return None
     steps, apart = depth.literal_value // 16, panel.literal_value
