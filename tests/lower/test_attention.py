@@ -15,7 +15,7 @@ from minicc.errors import ShapeError
 from minicc.ir.dims import Dim, symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph, Value
-from minicc.ir.types import TensorType, f16, f32
+from minicc.ir.types import TensorType, bf16, f16, f32
 from minicc.lower.program import KernelStep
 from minicc.options import Options
 from minicc.runtime.module import CompiledModule
@@ -128,8 +128,13 @@ def test_where_the_template_takes_it(target):
     assert not kept(target, (1, 2, S, symbol("d")))
 
 
-def test_other_targets_expand_it():
-    assert not kept("cuda:sm_90")
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90"])
+def test_a_gpu_takes_16_bits(target):
+    for dtype in (f16, bf16):
+        assert kept(target, (B, 2, S, 128), dtype)
+        assert not kept(target, (1, 2, S, 129), dtype)
+        assert not kept(target, (1, 2, S, symbol("d")), dtype)
+    assert not kept(target)
 
 
 @pytest.mark.parametrize("target", ["cpu:sse", "cpu:avx2", "cpu:avx512", "cpu:neon"])

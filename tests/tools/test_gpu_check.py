@@ -34,7 +34,7 @@ from tools.gpu_check.bundle import (
     write_arrays,
     write_manifest,
 )
-from tools.gpu_check.layers import LAYERS, Layer, layer_model, layer_module, numbers
+from tools.gpu_check.layers import ATTENTION, LAYERS, Layer, layer_model, layer_module, numbers
 from tools.gpu_check.run import NO_TIME, Results, part_of, plan, run, supervise
 from tools.gpu_check.table import state_of, table
 from tools.gpu_check.timing import medians
@@ -151,6 +151,10 @@ def small(layer: Layer) -> Layer:
     if layer.kind in ("conv", "deconv"):
         _, channels, _, filters, window, stride, *groups = layer.sizes
         return Layer(layer.kind, (1, min(channels, 8), 9, min(filters, 8), window, stride, *(min(g, 8) for g in groups)))
+    if layer.kind in ATTENTION:
+        batch, heads, groups, queries, keys, size = layer.sizes
+        least = 2 if groups != heads else 6
+        return Layer(layer.kind, (min(batch, 2), 6, least, min(queries, 24), min(keys, 24), min(size, 24)))
     return Layer(layer.kind, tuple(min(size, 24) for size in layer.sizes))
 
 

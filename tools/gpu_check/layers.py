@@ -24,7 +24,8 @@ class Layer:
 
     gemm, integer (int8 to int32): (rows, depth, columns).
     conv: (batch, channels, height = width, filters, window, stride, groups); deconv, transposed: the same without groups.
-    attention: (batch, heads, length, size). lstm: (length, batch, size, hidden).
+    attention, causal (attention too), masked (by an additive mask of all scores, shared by heads): (batch, heads, heads of keys,
+    queries, keys, size). lstm: (length, batch, size, hidden).
     softmax, layernorm, mean (of all numbers), transpose: (rows, columns). add: (elements,).
     chain: (steps, rows, columns), softmaxes along columns and rows in turn, for what a kernel costs in a graph.
     """
@@ -36,7 +37,7 @@ class Layer:
     def precisions(self) -> tuple[str, ...]:
         """Those it is built in. There is no "bf16": numpy cannot save it; recurrences are float32."""
         special = {"integer": ("int8",), "lstm": ("fp32",)}
-        products = ("fp32", "tf32", "fp16") if self.kind in ("gemm", "conv", "deconv", "attention") else ("fp32", "fp16")
+        products = ("fp32", "tf32", "fp16") if self.kind in ("gemm", "conv", "deconv", *ATTENTION) else ("fp32", "fp16")
         return special.get(self.kind, products)
 
     @property
@@ -46,6 +47,7 @@ class Layer:
         return (window - stride) // 2 if self.kind == "deconv" else window // 2
 
 
+ATTENTION = ("attention", "causal", "masked")
 IMAGES = 3
 IMAGE_PERIOD = 17  # along both sides, prime as the other one
 # Large, ragged and thin ones of each kind.
@@ -68,7 +70,15 @@ LAYERS = {
     "layer_deconv_28_2x2": Layer("deconv", (8, 256, 28, 128, 2, 2)),
     "layer_deconv_28_4x4": Layer("deconv", (8, 128, 28, 64, 4, 2)),
     "layer_lstm": Layer("lstm", (128, 16, 256, 512)),
-    "layer_attention_512": Layer("attention", (4, 12, 512, 64)),
+    "layer_attention_512": Layer("attention", (4, 12, 12, 512, 512, 64)),
+    "layer_attention_128": Layer("attention", (8, 12, 12, 128, 128, 64)),
+    "layer_attention_2048x128": Layer("attention", (2, 16, 16, 2048, 2048, 128)),
+    "layer_attention_1500": Layer("attention", (1, 6, 6, 1500, 1500, 64)),
+    "layer_attention_197x80": Layer("attention", (8, 12, 12, 197, 197, 80)),
+    "layer_attention_causal_2048": Layer("causal", (2, 12, 12, 2048, 2048, 64)),
+    "layer_attention_masked_384": Layer("masked", (8, 12, 12, 384, 384, 64)),
+    "layer_attention_grouped": Layer("causal", (2, 32, 8, 1024, 1024, 128)),
+    "layer_attention_decode": Layer("attention", (8, 32, 8, 1, 4096, 128)),
     **{f"layer_{kind}_{rows}x{columns}": Layer(kind, (rows, columns))
        for kind in ("softmax", "layernorm") for rows, columns in ((65536, 1024), (262144, 128), (8192, 8192))},
     "layer_transpose": Layer("transpose", (8192, 8192)),
@@ -92,8 +102,9 @@ def shapes(layer: Layer) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
             return [(rows, columns)], []
         case "conv", (batch, channels, size, filters, window, _, groups):
             return [(batch, channels, size, size)], [(filters, channels // groups, window, window), (filters,)]
-        case "attention", sizes:
-            return [sizes] * 3, []
+        case "attention" | "causal" | "masked", (batch, heads, groups, queries, keys, size):
+            operands = [(batch, heads, queries, size), *[(batch, groups, keys, size)] * 2]
+            return [*operands, *[(batch, 1, queries, keys)] * (layer.kind == "masked")], []
         case "layernorm", (_, columns):
             return [layer.sizes], [(columns,), (columns,)]
         case "add", sizes:
@@ -148,7 +159,8 @@ def layer_model(layer: Layer, weights: list[Array], feeds: dict[str, Array], dty
         "conv": lambda: convolution("Conv"),
         "deconv": lambda: convolution("ConvTranspose"),
         "lstm": lambda: node("LSTM", hidden_size=layer.sizes[3]),
-        "attention": lambda: node("Attention"),
+        **dict.fromkeys(("attention", "masked"), lambda: node("Attention")),
+        "causal": lambda: node("Attention", is_causal=1),
         "softmax": lambda: node("Softmax", axis=-1),
         "layernorm": lambda: node("LayerNormalization", axis=-1),
         "mean": lambda: node("ReduceMean", keepdims=0),
@@ -207,8 +219,9 @@ def layer_module(layer: Layer) -> Any:
                     for step in range(layer.sizes[0]):
                         found = torch.softmax(found, step % 2)
                     return found
-                case "attention":
-                    return functional.scaled_dot_product_attention(*x)
+                case "attention" | "causal" | "masked":
+                    grouped = layer.sizes[1] != layer.sizes[2]
+                    return functional.scaled_dot_product_attention(*x, is_causal=layer.kind == "causal", enable_gqa=grouped)
                 case "softmax":
                     return torch.softmax(x[0], -1)
                 case "layernorm":

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass
 
+from minicc.kernels import cuda_attention, cuda_tiles
 from minicc.kernels import cuda_launch as launches
-from minicc.kernels import cuda_tiles
 from minicc.kernels.cuda_launch import Launch
 from minicc.kernels.domain import Words
 from minicc.kernels.template import TEMPLATES, fill
@@ -42,6 +42,9 @@ CUDA_TEMPLATES: dict[str, CudaTemplate] = {
         cuda_tiles.launch_gemm, cuda_tiles.TILE_CONSTANTS, None, cuda_tiles.product_constants, cuda_tiles.product_file
     ),
     "conv": CudaTemplate(cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants),
+    "attention": CudaTemplate(
+        cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants
+    ),
     "conv_transpose": CudaTemplate(launches.launch_conv_transpose),
     "depthwise": CudaTemplate(launches.launch_windows),
     "pool": CudaTemplate(launches.launch_windows),

@@ -76,6 +76,7 @@ CUDA_TABLE: dict[tuple[str, str], Lower] = {
     ("", "GRU"): lower_recurrent,
     ("", "RNN"): lower_recurrent,
     ("", "TopK"): lower_topk,
+    ("minicc", "Attention"): lower_attention,
     ("minicc", "SelectBoxes"): lower_select_boxes,
 }
 
@@ -91,7 +92,7 @@ def keeps(target: Target) -> Callable[[Node], bool]:
 
     def keep(node: Node) -> bool:
         attention = (node.op.domain, node.op.name) == ("minicc", "Attention")
-        return attention and not isinstance(target, CudaTarget) and takes_attention(node, target)
+        return attention and takes_attention(node, target)
 
     return keep
 

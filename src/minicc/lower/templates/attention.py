@@ -1,4 +1,7 @@
-"""minicc's Attention onto the template of the same name: operands in place, the result as its reader wants it."""
+"""minicc's Attention onto the template of the same name: operands in place, the result as its reader wants it.
+
+A CPU takes float32 and any axis of queries; CUDA 16-bit floats, whose rows of queries, too, must be contiguous.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +9,55 @@ import numpy as np
 
 from minicc.ir.dims import Dim, product
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import TensorType, f32
+from minicc.ir.types import TensorType, bf16, f16, f32
+from minicc.kernels.cuda_attention import MOST, WARPS, choose_warps
 from minicc.kernels.domain import attention_size, panel_columns
 from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
-from minicc.targets.cpu import CpuTarget
+from minicc.lower.templates.cuda import ELEMENTS, piece
+from minicc.targets.cuda import CudaTarget
+from minicc.targets.parse import Target
+
+View = tuple[int, Dim, tuple[Dim, ...]]
 
 
-def takes_attention(node: Node, target: CpuTarget) -> bool:
-    """Whether the template computes a node: float32, with heads that fit."""
+def takes_attention(node: Node, target: Target) -> bool:
+    """Whether a target's template computes a node: of its element types, with heads that fit."""
     values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-    if not all(isinstance(v.type, TensorType) and v.type.shape is not None and v.type.dtype == f32 for v in values):
+    if not all(isinstance(v.type, TensorType) and v.type.shape is not None for v in values):
         return False
     q, k, v = values[:3]
+    cuda = isinstance(target, CudaTarget)
+    masks = common.FLOATS if cuda else (f32,)
+    if q.tensor.dtype not in ((f16, bf16) if cuda else (f32,)) or any(
+        x is not None and x.tensor.dtype not in masks for x in node.inputs[3:]
+    ):
+        return False
+    if any(x.tensor.dtype != q.tensor.dtype for x in (k, v, node.output)):
+        return False
     heads, groups, sizes = q.shape[1], k.shape[1], (q.shape[3], v.shape[3])
     if not isinstance(heads, int) or not isinstance(groups, int) or groups == 0:
         return False
     if k.shape[:2] != v.shape[:2] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         return False  # broadcast, or compared at run time
-    return all(isinstance(size, int) and size <= attention_size(target) for size in sizes)
+    most = MOST if isinstance(target, CudaTarget) else attention_size(target)
+    return all(isinstance(size, int) and (size > 0 or not cuda) and size <= most for size in sizes)
 
 
 def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
-    """Heads may lie in any order, such as [B, S, H, D]: only the last axes of k and v must be contiguous."""
+    """Heads may lie in any order, such as [B, S, H, D]: only the last axes of k and v, on CUDA of q too, must be contiguous."""
     assert lead is None
-    if not takes_attention(node, low.cpu):
-        return "heads that are too large, known only at run time, or not float32"
+    if not takes_attention(node, low.target):
+        return "heads that are too large, known only at run time, or of another element type"
     q, k, v, mask = (*node.inputs, None)[:4]
     assert q is not None and k is not None and v is not None
     batch, heads, length, size = q.shape
     groups, keys, width = k.shape[1], k.shape[2], v.shape[3]
     assert isinstance(heads, int) and isinstance(groups, int)
-    sources = [common.operand_view(low, x, x.shape, axis) for x, axis in ((q, None), (k, 3), (v, 3))]
+    cuda = isinstance(low.target, CudaTarget)
+    sources = [common.operand_view(low, x, x.shape, axis) for x, axis in ((q, 3 if cuda else None), (k, 3), (v, 3))]
     words: dict[str, Word | Dim] = {}
     for name, (buffer, offset, strides), axes in zip("QKV", sources, ("B H ROW D", "B H ROW", "B H ROW")):
         words |= {name: Word(offset, buffer)} | {f"{name}_{a}": s for a, s in zip(axes.split(), strides)}
@@ -54,15 +72,37 @@ def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
         reads.append(buffer)
     result, (y_batch, y_head, y_row) = _result(low, node)
     target = low.allocate(result)
+    if cuda:
+        constants = _cuda_constants(low, node, sources, (y_batch, y_head, y_row))
+    else:
+        constants = {"NR": panel_columns(low.cpu, None)}
     elements = product((batch, heads, length, keys))
     common.emit(
-        low, node, "attention", {"NR": panel_columns(low.cpu, None)},
+        low, node, "attention", constants,
         {**words, "Y": Word(0, target), "B": batch, "GROUPS": groups, "GROUP": heads // groups, "S": length, "T": keys,
          "D": size, "DV": width, "SCALE": int(np.float32(node.attrs["scale"]).view(np.int32)),
          "CAUSAL": int(node.attrs["causal"]), "Y_B": y_batch, "Y_H": y_head, "Y_ROW": y_row},
         None, tuple(reads), elements * (size + width) * 2, writes=(target,), name="attention",
     )  # fmt: skip
     return ""
+
+
+def _cuda_constants(low: Lowering, node: Node, sources: list[View], result: tuple[Dim, ...]) -> common.Constants:
+    """Constants of the CUDA form. result: strides of the result's rows."""
+    assert isinstance(low.target, CudaTarget)
+    q, _, v, mask = (*node.inputs, None)[:4]
+    assert q is not None and v is not None
+    batch, heads, length, size = q.shape
+    width, tiles = v.shape[3], product((batch, heads))
+    assert isinstance(size, int) and isinstance(width, int)
+    both = isinstance(tiles, int) and isinstance(length, int)
+    warps = choose_warps(tiles, length, low.target) if both else WARPS[0]  # type: ignore[arg-type]
+    pieces = {f"{name}_PIECE": piece(2, offset, *strides[:3]) for name, (_, offset, strides) in zip("QKV", sources)}
+    return {
+        "ELEMENT": ELEMENTS[q.tensor.dtype], "WARPS": warps, "DEPTH": size, "WIDTH": width, **pieces,
+        "MASK_TYPE": "" if mask is None else ELEMENTS[mask.tensor.dtype],
+        "PAIRS": int(piece(2, width, *result) >= 4),
+    }  # fmt: skip
 
 
 def _result(low: Lowering, node: Node) -> tuple[Value, tuple[Dim, Dim, Dim]]:

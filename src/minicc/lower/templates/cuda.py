@@ -87,8 +87,8 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
     constants: dict[str, int | str] = {
         "ELEMENT": element, **_tile(low, cuda_tiles.choose_product, element, em, en, k, product((e0, e1))),
-        "PIECE": _piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
-        "B_PIECE": _piece(size, right[1], b0, b1, right[2]),
+        "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
+        "B_PIECE": piece(size, right[1], b0, b1, right[2]),
         "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
     }  # fmt: skip
     common.emit(
@@ -148,7 +148,7 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
         return space
     weights = _packed(low, w, data, groups, element)
     tile = _tile(low, cuda_tiles.choose_tile, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
-    constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": _piece(size, offset, *strides[:-1], padded)}
+    constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": piece(size, offset, *strides[:-1], padded)}
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],
@@ -176,7 +176,7 @@ def _tile(low: Lowering, choose: Chooser, element: str, m: Dim, n: Dim, k: Dim, 
     return {"TILE": cuda_tiles.ALL_TILES.index(tile), "SPLITS": splits}
 
 
-def _piece(size: int, *counts: Dim) -> int:
+def piece(size: int, *counts: Dim) -> int:
     """The largest power of two up to 16 that divides these numbers of elements of `size` bytes, whatever symbols are."""
     known = (gcd(*(c for _, c in d.terms)) if isinstance(d, SymbolicDim) else d for d in counts)
     return cuda_tiles.piece_of(*(size * count for count in known))

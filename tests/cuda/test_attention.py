@@ -1,0 +1,272 @@
+"""Attention in one CUDA kernel: results in the PTX interpreter against numpy, planted faults, whole modules."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
+
+import minicc
+from benchmarks.cuda_build import machine_text
+from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
+from minicc.kernels.cuda_attention import CONSTANTS
+from minicc.kernels.cuda_template import bind, render
+from minicc.kernels.cuda_tiles import piece_of
+from minicc.kernels.template import TEMPLATES
+from minicc.targets.cuda import CudaTarget, parse_cuda_target
+from tests.cuda.modules import reference, run_module
+from tests.cuda.ptx_interpreter import Memory, PtxError, run
+from tests.cuda.ptx_values import to_bf16
+from tests.kernels.test_attention import exact
+
+Array = np.ndarray[Any, Any]
+HOPPER, AMPERE = parse_cuda_target("cuda:sm_90"), parse_cuda_target("cuda:sm_80")
+LAYOUT = TEMPLATES["attention"].words
+# Weights are rounded to 8 or 11 bits, and so is the result; relative to the largest value.
+LIMITS = {"f16": 2e-3, "bf16": 1.5e-2}
+
+
+def constants(
+    element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1
+) -> dict[str, Any]:
+    return dict(zip(CONSTANTS, (element, warps, depth, width, piece, piece, piece, mask, pairs), strict=True))
+
+
+@lru_cache(maxsize=64)
+def _ptx(items: tuple[tuple[str, Any], ...]) -> str:
+    return compile_ptx(render("attention", dict(items), "", len(LAYOUT)), "kernel", HOPPER)
+
+
+def ptx(given_: dict[str, Any]) -> str:
+    return _ptx(tuple(given_.items()))
+
+
+def stored(element: str, numbers: Array) -> Array:
+    """float32 numbers as the bits of elements."""
+    if element == "f32":
+        return numbers.astype(np.float32).view(np.uint32)
+    return to_bf16(numbers) if element == "bf16" else numbers.astype(np.float16).view(np.uint16)
+
+
+def meant(element: str, bits: Array) -> Array:
+    """What bits stand for, in float32."""
+    if element == "bf16":
+        return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return bits.view(np.float32 if element == "f32" else np.float16).astype(np.float32)
+
+
+def attend(
+    sizes: tuple[int, int, int, int, int, int, int], element: str = "f16", *, rows_first: bool = False, gap: int = 0,
+    mask_axes: str = "", mask_type: str = "f32", causal: bool = False, warps: int = 4, seed: int = 0, spread: float = 1.0,
+    change: Any = None, schedule: str = "together",
+) -> float:  # fmt: skip
+    """Largest difference from the definition, relative to the largest value. sizes: (batch, groups, group, s, t, d, dv).
+
+    rows_first: heads lie [B, S, H, D]; gap: elements behind each row. mask_axes: those of "bhsk" along which a mask varies.
+    change: of the text that is run.
+    """
+    batch, groups, group, s, t, d, dv = sizes
+    heads, rng, memory = groups * group, np.random.default_rng(seed), Memory()
+    words = dict.fromkeys(LAYOUT, 0)
+    words |= {"B": batch, "GROUPS": groups, "GROUP": group, "S": s, "T": t, "D": d, "DV": dv, "CAUSAL": int(causal)}
+    scale = np.float32(1 / np.sqrt(d))
+    words["SCALE"] = int(scale.view(np.int32))
+    operands, row = {}, {}
+    for name, count, length, size in (("Q", heads, s, d), ("K", groups, t, d), ("V", groups, t, dv), ("Y", heads, s, dv)):
+        shape = (batch, length, count, size + gap) if rows_first else (batch, count, length, size + gap)
+        numbers = rng.standard_normal(shape) * (spread if name == "Q" else 1.0)
+        bits = np.full(shape, 0x7E7F, np.uint16) if name == "Y" else stored(element, numbers.astype(np.float32))
+        words[name] = memory.place(bits)
+        view = bits.transpose(0, 2, 1, 3) if rows_first else bits
+        steps = [step // 2 for step in view.strides]
+        words |= {f"{name}_{axis}": step for axis, step in zip(("B", "H", "ROW", "D"), steps) if f"{name}_{axis}" in words}
+        operands[name], row[name] = meant(element, view[..., :size]), steps[:3]
+        if name == "Y":
+            result = (words[name], shape)
+    mask = None
+    if mask_axes:
+        shape = tuple(n if axis in mask_axes else 1 for axis, n in zip("bhsk", (batch, heads, s, t)))
+        numbers = rng.standard_normal(shape).astype(np.float32) * 3
+        numbers[rng.random(shape) < 0.4] = rng.choice([-np.inf, -10000] + [np.finfo(np.float32).min] * (mask_type == "f32"))
+        bits = stored(mask_type, numbers)
+        mask = meant(mask_type, bits)
+        words["MASK"] = memory.place(bits)
+        strides = np.broadcast_to(bits, (batch, heads, s, t)).strides
+        words |= {f"M_{a}": step // bits.itemsize for a, step in zip(("B", "H", "ROW", "KEY"), strides)}
+    piece = piece_of(2 * (d + gap), 2 * (dv + gap))
+    chosen = constants(element, d, dv, warps, piece, mask_type if mask_axes else "", int((dv + gap) % 2 == 0 and dv % 2 == 0))
+    filled = [words[name] for name in LAYOUT]
+    launch = bind("attention", chosen, filled, HOPPER)
+    text = ptx(chosen)
+    if change is not None:
+        changed = change(text)
+        assert changed != text
+        text = changed
+    run(text, "kernel", launch.grid, launch.block, launch.shared_bytes, filled, memory, schedule, threads=4096)
+    found = memory.read(*result, np.uint16)
+    found = found.transpose(0, 2, 1, 3) if rows_first else found
+    assert (found[..., dv:] == 0x7E7F).all(), "wrote outside the result"
+    want = exact(operands["Q"], operands["K"], operands["V"], mask, float(scale), causal) if t else np.zeros_like(operands["Y"])
+    found = meant(element, np.ascontiguousarray(found[..., :dv]))
+    return float(np.abs(found - want).max() / max(1.0, np.abs(operands["V"]).max(initial=0)))
+
+
+def close(sizes: tuple[int, int, int, int, int, int, int], element: str = "f16", **options: Any) -> None:
+    assert attend(sizes, element, **options) <= LIMITS[element]
+
+
+# Few head sizes, whose kernels are compiled once: odd, below and above a panel, the largest.
+HEADS = st.sampled_from([(64, 64, 0), (40, 24, 8), (37, 41, 3), (128, 80, 0)])
+
+
+@pytest.mark.parametrize("element", LIMITS)
+@given(
+    groups=st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2)]), s=st.integers(1, 100), t=st.integers(1, 150), heads=HEADS,
+    rows_first=st.booleans(), mask=st.sampled_from(["", "", "bhsk", "k", "bk", "sk", "hs"]), causal=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=5, deadline=None)
+def test_ragged_shapes(element, groups, s, t, heads, rows_first, mask, causal, seed):
+    d, dv, gap = heads
+    close((2, *groups, s, t, d, dv), element, rows_first=rows_first, gap=gap, mask_axes=mask, causal=causal, seed=seed)
+
+
+@pytest.mark.parametrize("mask_type", LIMITS)
+def test_blocks_of_eight_warps_and_masks_of_16_bits(mask_type: str) -> None:
+    close((1, 1, 2, 150, 70, 64, 64), mask_type, warps=8, mask_axes="bk", mask_type=mask_type, causal=True)
+
+
+@pytest.mark.parametrize("spread", [30.0, 1000.0])
+def test_large_scores(spread: float) -> None:
+    """Maxima that grow from tile to tile scale the earlier sums down, by factors that become 0."""
+    close((1, 1, 1, 20, 300, 64, 64), spread=spread)
+
+
+def test_queries_that_may_attend_no_key_give_zeros() -> None:
+    """Causal, with more queries than keys: the first ones see nothing, whole tiles of them too. And without any keys."""
+    close((1, 1, 1, 200, 30, 64, 64), causal=True)
+    close((1, 1, 1, 5, 0, 64, 64))
+
+
+def _without(start: str, which: int) -> Any:
+    def change(text: str) -> str:
+        place = list(re.finditer(rf"(?m)^\s*{re.escape(start)}[^;]*;", text))[which]
+        return text[: place.start()] + "\n" + text[place.end() :]
+
+    return change
+
+
+FAULTS = {
+    "no wait for the first tile": _without("cp.async.wait_group", 0),
+    "no wait for the next tile": _without("cp.async.wait_group", 1),
+    "no barrier before the first tile": _without("bar.sync", 0),
+    "no barrier between tiles": _without("bar.sync", 1),
+    "a copy is not committed": _without("cp.async.commit_group", 1),
+    "rows behind the last key are not cleared": lambda text: re.sub(r"st\.shared\.v4\.u32[^;]*;", "", text),
+    "values are not transposed": lambda text: text.replace(".x4.trans", ".x4"),
+    "maxima of a thread's own scores": lambda text: re.sub(
+        r"shfl\.sync\.bfly\.b32 (%f\d+), (%f\d+)[^;]*;", r"mov.f32 \1, \2;", text
+    ),
+}
+
+
+FAULTY = (1, 1, 1, 60, 200, 64, 64)  # more tiles than stages
+
+
+def test_warps_one_after_another() -> None:
+    close(FAULTY, schedule="warps")
+    close((*FAULTY[:4], 30, 64, 64), schedule="warps")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_noticed(fault: str) -> None:
+    # With one tile, rows behind the last key hold what memory held before.
+    sizes = (*FAULTY[:4], 30, 64, 64) if "cleared" in fault else FAULTY
+    try:
+        found = attend(sizes, change=FAULTS[fault], schedule="warps")
+    except PtxError:
+        return
+    assert not found <= LIMITS["f16"]
+
+
+@pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda target: target.arch)
+@pytest.mark.parametrize(
+    ("size", "warps", "mask"),
+    [(64, 4, ""), (128, 8, "f32"), *(pytest.param(d, w, "f16", marks=pytest.mark.slow) for d in (32, 80, 128) for w in (4, 8))],
+)
+def test_machine_code(target: CudaTarget, size: int, warps: int, mask: str) -> None:
+    if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
+        pytest.skip("ptxas or cuobjdump is not installed")
+    text = render("attention", constants("f16", size, size, warps, mask=mask), "", len(LAYOUT))
+    built = compile_cubin(text, "kernel", target)
+    assert built.spills == 0
+    code = machine_text(built.data)
+    for instruction in ("HMMA.16816.F32 ", "LDGSTS", "LDSM.16.M88.4", "LDSM.16.MT88.4", "MUFU.EX2"):
+        assert instruction in code, instruction
+
+
+def transformer_block(rng: np.random.Generator, heads: int = 2, size: int = 32) -> onnx.ModelProto:
+    """Layer norm, attention written out as exporters do, residual, layer norm, two products with Gelu, residual."""
+    wide = heads * size
+
+    def weights(name: str, *shape: int) -> onnx.NodeProto:
+        numbers = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(numbers))
+
+    def whole(name: str, *numbers: int) -> onnx.NodeProto:
+        return helper.make_node("Constant", [], [name], value_ints=numbers)
+
+    nodes = [
+        *(weights(f"w{n}", wide, wide) for n in "qkvo"), weights("up", wide, 2 * wide), weights("down", 2 * wide, wide),
+        helper.make_node("Constant", [], ["ones"], value=numpy_helper.from_array(np.ones(wide, np.float32))),
+        helper.make_node("Constant", [], ["factor"], value_float=float(size**-0.5)),
+        helper.make_node("Constant", [], ["zero"], value_float=0.0),
+        helper.make_node("Constant", [], ["low"], value_float=float(np.finfo(np.float32).min)),
+        helper.make_node("Where", ["keep", "zero", "low"], ["mask"]),
+        whole("apart", 0, 0, heads, size), whole("joined", 0, 0, wide),
+        helper.make_node("LayerNormalization", ["x", "ones"], ["n"], axis=-1),
+    ]  # fmt: skip
+    for name, perm in (("q", (0, 2, 1, 3)), ("k", (0, 2, 3, 1)), ("v", (0, 2, 1, 3))):
+        nodes += [
+            helper.make_node("MatMul", ["n", f"w{name}"], [f"{name}1"]),
+            helper.make_node("Reshape", [f"{name}1", "apart"], [f"{name}2"]),
+            helper.make_node("Transpose", [f"{name}2"], [name], perm=perm),
+        ]
+    steps = [
+        ("MatMul", "q k", "s1"), ("Mul", "s1 factor", "s2"), ("Add", "s2 mask", "s3"), ("Softmax", "s3", "p"),
+        ("MatMul", "p v", "a1"), ("Transpose", "a1", "a2"), ("Reshape", "a2 joined", "a3"), ("MatMul", "a3 wo", "a4"),
+        ("Add", "x a4", "r"), ("LayerNormalization", "r ones", "m"), ("MatMul", "m up", "u1"), ("Gelu", "u1", "u2"),
+        ("MatMul", "u2 down", "d"), ("Add", "r d", "y"),
+    ]  # fmt: skip
+    attributes = {"Softmax": {"axis": -1}, "Transpose": {"perm": (0, 2, 1, 3)}, "LayerNormalization": {"axis": -1}}
+    nodes += [helper.make_node(op, given_.split(), [to], **attributes.get(op, {})) for op, given_, to in steps]
+    kind = onnx.TensorProto.FLOAT
+    inputs = [helper.make_tensor_value_info("x", kind, ["b", "s", wide]),
+              helper.make_tensor_value_info("keep", onnx.TensorProto.BOOL, ["b", 1, 1, "s"])]  # fmt: skip
+    graph = helper.make_graph(nodes, "block", inputs, [helper.make_tensor_value_info("y", kind, ["b", "s", wide])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def test_a_transformer_block_in_fp16() -> None:
+    """The mask stays float32; no step copies heads, neither of operands nor of the result."""
+    rng = np.random.default_rng(5)
+    proto = transformer_block(rng)
+    module = minicc.compile(proto, target="cuda:sm_90", precision="fp16", strict=True)
+    names = [module.program.kernels[step.kernel].name for step in module.program.steps]
+    assert names.count("attention") == 1
+    assert not [name for name in names if "transpose" in name or "softmax" in name]
+    feeds = {"x": rng.standard_normal((2, 37, 64)).astype(np.float32), "keep": np.ones((2, 1, 1, 37), bool)}
+    feeds["keep"][1, ..., 20:] = False
+    (want,) = reference(proto, feeds)
+    (found,) = run_module(module, feeds)
+    assert np.abs(found - want).max() <= 4e-3 * np.abs(want).max()
