@@ -49,6 +49,7 @@ class Layer:
 
 ATTENTION = ("attention", "causal", "masked")
 IMAGES = 3
+HEADS = 3  # of attention that have numbers of their own
 IMAGE_PERIOD = 17  # along both sides, prime as the other one
 # Large, ragged and thin ones of each kind.
 LAYERS = {
@@ -132,6 +133,11 @@ def numbers(layer: Layer, precision: str) -> tuple[dict[str, Array], list[Array]
         # Images are narrower than the period of weights: they repeat sooner, and few of them are different.
         inside = np.arange(layer.sizes[2]) % IMAGE_PERIOD
         feeds = {name: x[np.arange(len(x)) % IMAGES][:, :, inside][..., inside] for name, x in feeds.items()}
+    if layer.kind in ATTENTION:
+        # Few heads are different, neighbours along both axes among them.
+        for name, x in feeds.items():
+            batch, heads = np.indices(x.shape[:2])
+            feeds[name] = x[0, : min(HEADS, x.shape[1])][(batch + heads) % min(HEADS, x.shape[1])]
     return feeds, [draw(s, depth**-0.5) for s in weights]
 
 
