@@ -50,7 +50,7 @@ def build(
     stage("lower")
     choices = replace(choices or Choices(), rates=rates_of(machine, store))
     notes = {"graph": print_graph(imported.graph)}
-    program = _named(prune_kernels(lower(imported.graph, machine, options, True, choices)), imported)
+    program = _named(prune_kernels(lower(imported.graph, machine, options, consume=True, choices=choices)), imported)
     dump.program(program)
     check_placement(program, options)
 

@@ -191,6 +191,11 @@ def estimate(dims: Iterable[Dim], unknown: int = 16) -> int:
     return total
 
 
+def has_shape(value: Value | None) -> bool:
+    """Whether a value is a tensor of known rank."""
+    return value is not None and isinstance(value.type, TensorType) and value.type.shape is not None
+
+
 def integers(value: Value | None) -> list[int] | None:
     """The known integers of a value, flattened; None when it is absent, unknown or symbolic."""
     if value is None or value.content is None or not all(isinstance(v, int) for v in value.content.flat):

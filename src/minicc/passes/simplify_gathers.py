@@ -14,7 +14,7 @@ import numpy as np
 from minicc.ir.dims import Dim, product
 from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.rewrite import Result, op, rule
-from minicc.ir.types import TensorType
+from minicc.passes.common import has_shape
 from minicc.passes.simplify_views import RESHAPES, reshape_to
 
 # Nodes that are looked through for one tensor of positions.
@@ -35,7 +35,7 @@ def positions_of(value: Value | None) -> Positions | None:
 
 
 def _positions(value: Value | None, left: int) -> Positions | None:
-    if value is None or not _known(value) or not value.tensor.dtype.is_integer or left <= 0:
+    if value is None or not has_shape(value) or not value.tensor.dtype.is_integer or left <= 0:
         return None
     if value.data is not None:
         return _of_array(value.data)
@@ -43,7 +43,7 @@ def _positions(value: Value | None, left: int) -> Positions | None:
     if scalar is not None:
         return Positions(scalar, (0,) * len(value.shape))
     node = value.producer
-    if node is None or node.op.domain or any(v is not None and not _known(v) for v in node.inputs):
+    if node is None or node.op.domain or any(v is not None and not has_shape(v) for v in node.inputs):
         return None
     sources = [_positions(v, left // max(1, len(node.inputs)) - 1) for v in node.inputs[: _OPERANDS.get(node.op.name, 0)]]
     if node.op.name == "Range":
@@ -57,10 +57,6 @@ def _positions(value: Value | None, left: int) -> Positions | None:
 
 def _steps(shape: Sequence[Dim], start: Dim, steps: Sequence[Dim]) -> Positions:
     return Positions(start, tuple(0 if size == 1 else step for size, step in zip(shape, steps)))
-
-
-def _known(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.shape is not None
 
 
 def _scalar(value: Value) -> Dim | None:
@@ -89,7 +85,7 @@ def _reshaped(node: Node, sources: Sequence[Positions]) -> Positions | None:
     """Only axes of size 1 come or go."""
     (source,), x, out = sources, node.inputs[0], node.output
     assert x is not None
-    if not _known(out) or [d for d in x.shape if d != 1] != [d for d in out.shape if d != 1]:
+    if not has_shape(out) or [d for d in x.shape if d != 1] != [d for d in out.shape if d != 1]:
         return None
     steps = iter(step for size, step in zip(x.shape, source.steps) if size != 1)
     return Positions(source.start, tuple(0 if size == 1 else next(steps) for size in out.shape))
@@ -99,7 +95,7 @@ def _aligned(node: Node, number: int, source: Positions) -> tuple[Dim, ...] | No
     """Steps of an operand along the axes of the output, to which it is broadcast."""
     x, out = node.inputs[number], node.output
     assert x is not None
-    if not _known(out):
+    if not has_shape(out):
         return None
     lead = len(out.shape) - len(x.shape)
     if any(size not in (1, full) for size, full in zip(x.shape, out.shape[lead:])):
@@ -147,11 +143,13 @@ _OPERANDS = {name: 2 if name in ("Add", "Sub", "Mul") else 1 for name in _RULES}
 def gather_in_order(b: Builder, node: Node) -> Result:
     """Gathering every position of an axis in order, into any shape, is a reshape."""
     x, indices = node.inputs
-    if x is None or indices is None or not _known(x) or not _known(indices):
+    if x is None or indices is None or not has_shape(x) or not has_shape(indices):
         return None
     axis = node.attrs["axis"] % len(x.shape)
+    if product(indices.shape) != x.shape[axis]:
+        return None
     found = positions_of(indices)
-    if found is None or found.start != 0 or product(indices.shape) != x.shape[axis]:
+    if found is None or found.start != 0:
         return None
     wanted: list[Dim] = []
     step: Dim = 1
@@ -167,7 +165,7 @@ def gather_in_order(b: Builder, node: Node) -> Result:
 def gather_by_axes(b: Builder, node: Node) -> Result:
     """GatherND whose columns of positions each count along an axis of the output is a transposed, expanded view."""
     x, indices = node.inputs
-    if x is None or indices is None or not _known(x) or not _known(node.output) or node.attrs["batch_dims"] != 0:
+    if x is None or indices is None or not has_shape(x) or not has_shape(node.output) or node.attrs["batch_dims"] != 0:
         return None
     columns = _columns(indices)
     if columns is None:
@@ -193,14 +191,14 @@ def _columns(indices: Value) -> list[Positions] | None:
     if indices.data is not None:
         parts = np.split(indices.data, indices.data.shape[-1], -1) if indices.data.shape[-1] else []
         found = [_of_array(part) for part in parts]
-    elif _known(indices) and indices.shape[-1:] == (1,):
+    elif has_shape(indices) and indices.shape[-1:] == (1,):
         found = [positions_of(indices)]
     else:
         node = indices.producer
-        if node is None or node.op.domain or node.op.name != "Concat" or not _known(indices):
+        if node is None or node.op.domain or node.op.name != "Concat" or not has_shape(indices):
             return None
         rank = len(indices.shape)
-        if node.attrs["axis"] % rank != rank - 1 or any(v is None or not _known(v) or v.shape[-1] != 1 for v in node.inputs):
+        if node.attrs["axis"] % rank != rank - 1 or any(v is None or not has_shape(v) or v.shape[-1] != 1 for v in node.inputs):
             return None
         found = [positions_of(v) for v in node.inputs]
     known = [positions for positions in found if positions is not None]

@@ -12,7 +12,7 @@ from minicc.ir.dims import Dim
 from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.rewrite import Result, op, rule
-from minicc.ir.types import TensorType
+from minicc.passes.common import has_shape
 from minicc.passes.simplify_views import RESHAPES, reshape_to
 
 FAMILY = frozenset(RESHAPES.split())
@@ -22,24 +22,20 @@ POINTWISE = (
 )
 
 
-def _known(value: Value | None) -> bool:
-    return value is not None and isinstance(value.type, TensorType) and value.type.shape is not None
-
-
 def _reshape_of(value: Value | None) -> Value | None:
     """What a value is a reshape of, or None."""
     node = value.producer if value is not None else None
     if node is None or node.op.domain or node.op.name not in FAMILY or node.symbols:
         return None
     source = node.inputs[0]
-    return source if _known(source) and _known(node.output) else None
+    return source if has_shape(source) and has_shape(node.output) else None
 
 
 def _fits_last_axis(value: Value | None, last: Dim) -> bool:
     """Whether an operand is one number, or a vector along the last axis."""
     if value is None:
         return True
-    if not _known(value):
+    if not has_shape(value):
         return False
     return all(d == 1 for d in value.shape[:-1]) and (not value.shape or value.shape[-1] in (1, last))
 
@@ -58,7 +54,7 @@ def product_before_reshape(b: Builder, node: Node) -> Result:
     """reshape(x) @ w = reshape(x @ w) for a matrix w and a reshape that keeps the last axis."""
     left, w = node.inputs
     x = _reshape_of(left)
-    if x is None or left is None or w is None or not _known(w) or len(w.shape) != 2:
+    if x is None or left is None or w is None or not has_shape(w) or len(w.shape) != 2:
         return None
     if len(x.shape) < 2 or len(left.shape) < 2 or x.shape[-1] != left.shape[-1]:
         return None
@@ -73,7 +69,7 @@ def pointwise_before_reshape(b: Builder, node: Node) -> Result:
     if (
         node.op.kind is not Kind.POINTWISE
         or len(node.outputs) != 1
-        or not _known(node.output)
+        or not has_shape(node.output)
         or "axis" in node.attrs
     ):
         return None
@@ -102,7 +98,7 @@ def reshape_before_product(b: Builder, node: Node) -> Result:
     """reshape(f(reshape(x) @ w)) = f(reshape'(x) @ w) when the outer reshape keeps the last axis and x has
     another one.
     """
-    if not _known(node.output) or node.symbols:
+    if not has_shape(node.output) or node.symbols:
         return None
     value, chain = node.inputs[0], []
     while value is not None and value.producer is not None and value.producer.op.name != "MatMul":
@@ -127,7 +123,7 @@ def reshape_before_product(b: Builder, node: Node) -> Result:
     left, w = product.inputs
     source = _reshape_of(left)
     shape = node.output.shape
-    if source is None or left is None or w is None or not _known(w) or len(w.shape) != 2 or len(shape) < 2:
+    if source is None or left is None or w is None or not has_shape(w) or len(w.shape) != 2 or len(shape) < 2:
         return None
     if shape[-1] != value.shape[-1] or source.shape[-1] == left.shape[-1]:
         return None

@@ -11,14 +11,9 @@ import numpy as np
 from minicc.ir.dims import Dim, SymbolicDim, symbols_of
 from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.rewrite import Result, op, refuse, rule, var
-from minicc.ir.types import TensorType
-from minicc.passes.common import integers
+from minicc.passes.common import has_shape, integers
 
 RESHAPES = "Reshape Squeeze Unsqueeze Flatten"
-
-
-def _known(value: Value | None) -> bool:
-    return value is not None and isinstance(value.type, TensorType) and value.type.shape is not None
 
 
 def reshape_to(b: Builder, x: Value, shape: tuple[Dim, ...]) -> Value:
@@ -35,7 +30,7 @@ def _fresh(node: Node, shape: tuple[Dim, ...]) -> bool:
 def same_shape(_: Builder, node: Node) -> Result:
     """A reshape, expansion or slice to the shape a value has (a slice only forwards) gives the value."""
     x = node.inputs[0]
-    if x is None or not _known(x) or not _known(node.output) or x.shape != node.output.shape or node.symbols:
+    if x is None or not has_shape(x) or not has_shape(node.output) or x.shape != node.output.shape or node.symbols:
         return None
     if node.op.name == "Slice":
         steps = integers(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else [1]
@@ -48,7 +43,7 @@ def same_shape(_: Builder, node: Node) -> Result:
 def one_reshape(b: Builder, node: Node) -> Result:
     """Squeeze, Unsqueeze and Flatten are Reshapes; so are Reshapes with -1 or 0 once the shape is known."""
     x = node.inputs[0]
-    if x is None or not _known(x) or not _known(node.output) or _fresh(node, node.output.shape):
+    if x is None or not has_shape(x) or not has_shape(node.output) or _fresh(node, node.output.shape):
         return None
     shape = node.output.shape
     if node.op.name == "Reshape":
@@ -68,8 +63,8 @@ def merge_reshapes(b: Builder, node: Node) -> Result:
     x = inner.inputs[0]
     if (
         x is None
-        or not _known(x)
-        or not _known(node.output)
+        or not has_shape(x)
+        or not has_shape(node.output)
         or _fresh(node, node.output.shape)
         or _fresh(inner, node.output.shape)
     ):
@@ -94,7 +89,7 @@ def merge_transposes(b: Builder, x: Value, inner: Node, outer: Node) -> Result:
 def free_transpose(b: Builder, x: Value, node: Node) -> Result:
     """A transpose that only moves axes of size 1 is a reshape."""
     perm = node.attrs["perm"]
-    if not perm or not _known(x):
+    if not perm or not has_shape(x):
         return None
     kept = [a for a in perm if x.shape[a] != 1]
     if kept != sorted(kept):
@@ -106,7 +101,7 @@ def free_transpose(b: Builder, x: Value, node: Node) -> Result:
 def merge_expands(b: Builder, inner: Node, outer: Node, _: Value) -> Result:
     """expand(expand(x)) = expand(x) when the outer shape is the final one."""
     x = inner.inputs[0]
-    if x is None or not _known(outer.output) or outer.symbols or inner.symbols:
+    if x is None or not has_shape(outer.output) or outer.symbols or inner.symbols:
         return None
     return b.op("Expand", x, b.shape(list(outer.output.shape)))
 
@@ -131,7 +126,7 @@ def slice_of_slice(b: Builder, outer: Node) -> Result:
 def _plain_slice(node: Node) -> dict[int, tuple[int, int, int]] | None:
     """(start, end, step) by axis when all are known integers."""
     x = node.inputs[0]
-    if x is None or not _known(x):
+    if x is None or not has_shape(x):
         return None
     rank = x.tensor.rank
     starts, ends = integers(node.inputs[1]), integers(node.inputs[2])

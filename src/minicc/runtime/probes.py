@@ -63,8 +63,8 @@ def _lines(lines: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
-def _sums(lanes: int, parameters: str, count: str, steps: Iterable[str]) -> str:
-    """The function's rest: CHAINS sums a0, a1.. that start with what lies at %x and become b0, b1.. by `steps`, `count` times."""
+def _sums(lanes: int, parameters: str, steps: Iterable[str]) -> str:
+    """A function: CHAINS sums a0, a1.. start with what lies at %x and become b0, b1.. by `steps`, %rounds times."""
     vector, each = f"<{lanes} x float>", range(CHAINS)
     starts = [
         f"%p{i} = getelementptr {vector}, ptr %x, i64 {i}\n%c{i} = load {vector}, ptr %p{i}, align 4" for i in each
@@ -82,7 +82,7 @@ loop:
 {_lines(chains)}
 {_lines(steps)}
 %next = add i64 %n, 1
-%more = icmp slt i64 %next, {count}
+%more = icmp slt i64 %next, %rounds
 br i1 %more, label %loop, label %done
 done:
 %t0 = fadd {vector} %s, %s
@@ -98,7 +98,7 @@ def _multiply(lanes: int) -> str:
     add = f"call {vector} @llvm.fma.v{lanes}f32"
     steps = [f"%b{i} = {add}({vector} %a{i}, {vector} %s, {vector} %s)" for i in range(CHAINS)]
     declared = f"declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})"
-    return declared + _sums(lanes, "multiply(ptr %x, i64 %rounds)", "%rounds", steps)
+    return declared + _sums(lanes, "multiply(ptr %x, i64 %rounds)", steps)
 
 
 def _read(lanes: int) -> str:
@@ -111,7 +111,7 @@ def _read(lanes: int) -> str:
             f"%l{i} = load {vector}, ptr %q{i}, align 4",
             f"%b{i} = fadd {vector} %a{i}, %l{i}",
         ]
-    return _sums(lanes, "read(ptr %data, ptr %x, i64 %rounds)", "%rounds", steps)
+    return _sums(lanes, "read(ptr %data, ptr %x, i64 %rounds)", steps)
 
 
 def _transform(lanes: int) -> str:
