@@ -122,7 +122,7 @@ class Lowering:
         return number
 
     def updates(self, source: Value, target: int) -> None:
-        """Note that the next step that writes an array copies what is kept of a value, and that later ones write over it."""
+        """Note that the first step that writes an array copies what is kept of a value, and that later ones write over it."""
         number = self.places.get(source)
         if number is not None and self.buffers[number].kind == "input":
             self.updated[target] = number

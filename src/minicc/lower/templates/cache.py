@@ -15,7 +15,8 @@ from minicc.lower.affine import linearise
 from minicc.lower.body import Write
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
-from minicc.lower.templates import common, elements
+from minicc.lower.templates import elements
+from minicc.lower.templates.scatter import write_over
 
 
 def lower_tensor_scatter(low: Lowering, node: Node, lead: Node | None) -> str:  # noqa: ARG001
@@ -56,8 +57,7 @@ def _emit(low: Lowering, node: Node, starts: Value | None, old: Expr, axis: int,
     """Steps that write `old` to the result, then the numbers of rows (all axes up to `axis` as one), then the rows."""
     past, update = node.inputs[:2]
     assert past is not None and update is not None
-    dtype, shape = past.tensor.dtype, node.output.shape
-    new = low.buffer(update)
+    shape = node.output.shape
     ahead = update.shape[: axis + 1]
     index = _positions(ahead)
     place = index[axis]
@@ -69,16 +69,9 @@ def _emit(low: Lowering, node: Node, starts: Value | None, old: Expr, axis: int,
     row = linearise([*index[:axis], place], shape[: axis + 1])
     numbers = low.temporary("rows", i64, ahead)
     low.emit_writes([Write(numbers, i64, linearise(index, ahead), row)], ahead, node.origin, "rows")
-    target = low.allocate(node.output)
-    low.updates(past, target)
-    copy = Write(target, dtype, linearise(_positions(shape), shape), old)
-    low.emit_writes([copy], shape, node.origin, "copy")
-    count, run = product(ahead), product(shape[axis + 1 :])
+    run = product(shape[axis + 1 :])
     values: dict[str, Word | Dim] = {
-        "COUNT": count, "I_STEP": 1, "U_STEP": run, "RUN": run, "F_RUN": run, "DEPTH": 1,
-        "N_0": product(shape[: axis + 1]), "M_0": run, "LENGTH": count * run,
-        "TARGET": Word(0, target), "INDICES": Word(0, numbers), "UPDATES": Word(0, new),
+        "COUNT": product(ahead), "I_STEP": 1, "U_STEP": run, "RUN": run, "F_RUN": run, "DEPTH": 1,
+        "N_0": product(shape[: axis + 1]), "M_0": run,
     }  # fmt: skip
-    constants = {**elements.moving(dtype), "INDEX": "ptr_i64", "SHARED": True, "COMBINE": "replace"}
-    common.emit(low, node, "scatter", constants, values, None, (numbers, new), 0, writes=(target,), cost=count * run * 2,
-                name=node.op.name)  # fmt: skip
+    low.updates(past, write_over(low, node, old, numbers, update, values, shared=True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minicc.ir.dims import Dim, product
-from minicc.ir.expr import iteration
+from minicc.ir.expr import Expr, iteration
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import boolean
 from minicc.kernels.sequential import SCATTER_AXES
@@ -110,20 +111,34 @@ def _emit(low: Lowering, node: Node, values: dict[str, Word | Dim], data: Value,
     combine = _COMBINE[reduction]
     if dtype == boolean:
         combine = _LOGICAL.get(reduction, combine)
-    index, update = low.buffer(indices), low.buffer(updates)
-    target = low.allocate(node.output)
     position = [iteration(a) for a in range(len(data.shape))]
+    old = low.composer().element(data, position)
+    target = write_over(low, node, old, low.buffer(indices), updates, values, shared=shared, combine=combine)
     if data.shape == node.output.shape:
         low.updates(data, target)
-    copy = Write(target, dtype, linearise(position, data.shape), low.composer().element(data, position))
-    low.emit_writes([copy], data.shape, node.origin, "copy")
+
+
+def write_over(low: Lowering, node: Node, old: Expr, indices: int, updates: Value, values: Mapping[str, Word | Dim], *,
+               shared: bool, combine: str = "replace") -> int:  # fmt: skip
+    """Steps that write `old` to every element of a node's result, then updates over it; the result's array.
+
+    indices: the array of positions. values: what the template's words hold, but for its arrays and the number of updates.
+    """
+    dtype, shape = node.output.tensor.dtype, node.output.shape
+    update = low.buffer(updates)
+    target = low.allocate(node.output)
+    place = linearise([iteration(a) for a in range(len(shape))], shape)
+    low.emit_writes([Write(target, dtype, place, old)], shape, node.origin, "copy")
+    positions = low.buffers[indices].dtype
+    assert positions is not None
     constants = {
-        **(elements.moving(dtype) if reduction == "none" else elements.access(dtype)),
-        "INDEX": f"ptr_{indices.tensor.dtype.name}", "SHARED": shared, "COMBINE": combine,
+        **(elements.moving(dtype) if combine == "replace" else elements.access(dtype)),
+        "INDEX": f"ptr_{positions.name}", "SHARED": shared, "COMBINE": combine,
     }  # fmt: skip
+    count = product(updates.shape)
     common.emit(
         low, node, "scatter", constants,
-        {**values, "TARGET": Word(0, target), "INDICES": Word(0, index), "UPDATES": Word(0, update),
-         "LENGTH": product(updates.shape)},
-        None, (index, update), 0, writes=(target,), cost=product(updates.shape) * 2, name=node.op.name,
+        {**values, "TARGET": Word(0, target), "INDICES": Word(0, indices), "UPDATES": Word(0, update), "LENGTH": count},
+        None, (indices, update), 0, writes=(target,), cost=count * 2, name=node.op.name,
     )  # fmt: skip
+    return target
