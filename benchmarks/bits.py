@@ -51,7 +51,7 @@ def runners(k: int, n: int, bits: int, block: int, threads: int) -> dict[str, Ca
     return found
 
 
-def measure(calls: dict[str, Callable[[Array], Array]], x: Array, seconds: float) -> dict[str, float]:
+def measure(calls: dict[str, Callable[[Any], Any]], x: Any, seconds: float) -> dict[str, float]:
     """The least seconds of a call by name, all in turns for about so long."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     until = time.perf_counter() + seconds
