@@ -3,8 +3,8 @@
     python -m benchmarks.decoder [--layers 4] [--threads 1,2] [--steps 0x16,16x1,100x1]
 
 Products are MatMulNBits, attention is GroupQueryAttention with rotary positions, and lengths are computed from the mask. Steps
-are PASTxNEW: tokens in the cache and tokens that come. ONNX Runtime computes products in float32 (accuracy level 0) or, where
-the model allows it (level 4), with the left operand rounded to 8 bits, which minicc never does. Weights are random.
+are PASTxNEW: tokens in the cache and tokens that come. Both compute products in float32 (accuracy level 0) or, where the model
+allows it (level 4), with the left operand rounded to 8 bits. Weights are random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 import minicc
-from benchmarks.bits import measure
+from benchmarks.bits import LEVELS, header, row
 
 BLOCK = 32
 LONGEST = 512  # positions with rotary angles
@@ -139,25 +139,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for each line of the table")
     options = parser.parse_args()
     sizes = Sizes(options.layers)
-    print("| past + new | threads | minicc ms | ORT level 0 | ORT level 4 | level 0 / minicc | level 4 / minicc | difference |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    print(header("past + new"))
     for threads in map(int, options.threads.split(",")):
-        module = minicc.compile(model(sizes), threads=threads)
-        calls: dict[str, Any] = {"minicc": lambda given, module=module: module.run(None, given)}
-        for level in (0, 4):
+        calls: dict[str, Any] = {}
+        for level in LEVELS:
+            made = model(sizes, level)
+            module = minicc.compile(made, threads=threads)
             session_options = onnxruntime.SessionOptions()
             session_options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(model(sizes, level).SerializeToString(), session_options)
-            calls[f"level {level}"] = lambda given, session=session: session.run(None, given)
+            session = onnxruntime.InferenceSession(made.SerializeToString(), session_options)
+            calls[f"minicc {level}"] = lambda given, module=module: module.run(None, given)[0]
+            calls[f"ort {level}"] = lambda given, session=session: session.run(None, given)[0]
         for step in options.steps.split(","):
             past, new = map(int, step.split("x"))
-            given = feeds(sizes, past, new)
-            exact, own = calls["level 0"](given)[0], calls["minicc"](given)[0]
-            t = measure(calls, given, options.seconds)
-            cells = [f"{past} + {new}", threads, *(f"{t[name] * 1e3:.2f}" for name in ("minicc", "level 0", "level 4"))]
-            cells += [f"{t['level 0'] / t['minicc']:.2f}", f"{t['level 4'] / t['minicc']:.2f}"]
-            cells.append(f"{np.abs(own - exact).max() / np.abs(exact).max():.1e}")
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            print(row(calls, feeds(sizes, past, new), options.seconds, f"{past} + {new}", threads), flush=True)
 
 
 if __name__ == "__main__":
