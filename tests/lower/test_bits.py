@@ -114,7 +114,8 @@ ROUNDS = host_target().vector_width >= 8
 @settings(max_examples=8, deadline=None)
 @given(
     k=st.integers(1, 100), n=st.integers(1, 40), size=st.sampled_from([16, 32, 128]),
-    zeros=st.sampled_from(["", "packed", "float"]), bias=st.booleans(), rows=st.sampled_from([(1, 1), (3, 2), (2, 40)]), seed=st.integers(0, 99),
+    zeros=st.sampled_from(["", "packed", "float"]), bias=st.booleans(), rows=st.sampled_from([(1, 1), (3, 2), (2, 40)]),
+    seed=st.integers(0, 99),
 )  # fmt: skip
 def test_rows_are_rounded_where_the_model_allows_it(
     k: int, n: int, size: int, zeros: str, bias: bool, rows: tuple[int, int], seed: int
