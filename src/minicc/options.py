@@ -36,7 +36,8 @@ class Options:
     fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
                  less than 1e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
     tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
-                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
+                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones. For another machine nothing can be
+                 timed: the usual module, and a warning.
     tune_seconds: after so many seconds no further choice is tried.
     opt_level:   0 correctness only (no fusion), 1 fusion without layout, 2 everything.
     cache_dir:   folder of compiled kernels and kept modules; the empty string keeps nothing.
