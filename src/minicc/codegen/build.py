@@ -112,10 +112,12 @@ def rare_collections() -> Iterator[None]:
 
 
 def compile_here(source: str, symbol: str, target: Target) -> bytes:
-    """The object or cubin of a kernel, compiled in this process."""
+    """The object of a kernel, compiled in this process; for CUDA a cubin, or PTX with the zero byte that the driver wants."""
     if isinstance(target, CudaTarget):
-        from minicc.codegen.cuda import compile_cubin
+        from minicc.codegen.cuda import compile_cubin, compile_ptx
 
+        if target.is_text:
+            return compile_ptx(source, symbol, target).encode() + b"\0"
         return compile_cubin(source, symbol, target).data
     from minicc.codegen.objects import compile_object
 

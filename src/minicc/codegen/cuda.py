@@ -91,7 +91,7 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
             patch.object(dispatcher, "get_current_device", lambda: device),
             patch.object(compiler, "compile_cuda", compile_cuda),  # compile_ptx has no parameter for these options
         ):
-            capability = (*target.capability, target.arch.lstrip("sm_0123456789"))  # with the "a" of sm_90a
+            capability = (*target.capability, re.sub(r"\w*\d", "", target.arch))  # with the "a" of sm_90a
             ptx, _ = cuda.compile_ptx(function, signature, cc=capability, launch_bounds=bounds)
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)

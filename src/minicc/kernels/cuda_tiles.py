@@ -162,7 +162,8 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
 
 def tile_ways(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Way, ...]:
     """Tiles with a ring, the one that is expected to finish first leading; of every unit there is one."""
-    choices = [(tile, split) for tile in tiles_of(element, target) for split in _splits(target)]
+    tiles = [tile for tile in tiles_of(element, target) if conv_shared_bytes(tile) <= target.shared_bytes]
+    choices = [(tile, split) for tile in tiles for split in _splits(target)]
     times = {way: estimate(way[0], way[1], element, m, n, k, batches, target) for way in choices}
     ranked = sorted(choices, key=lambda way: times[way])
     near = [way for way in ranked if times[way] <= MOST_WORSE * times[ranked[0]]][:MOST_WAYS]
