@@ -146,7 +146,7 @@ class TimedDevice(FakeDevice):
     def seconds(self, launch: Launch) -> float:
         return 1e-6 + 1e-9 * launch.shared_bytes
 
-    def record(self, launches: Launches, stream: Stream) -> Replay:
+    def record(self, launches: Launches, stream: Stream, overlap: bool = False) -> Replay:
         recorded = [launch for _, launch, _ in launches]
 
         def replay(_where: Stream = stream) -> None:
@@ -166,7 +166,7 @@ class TimedDevice(FakeDevice):
 class Contrary(TimedDevice):
     """One whose whole runs say the opposite of its single launches."""
 
-    def record(self, launches: Launches, stream: Stream) -> Replay:
+    def record(self, launches: Launches, stream: Stream, overlap: bool = False) -> Replay:
         recorded = [launch for _, launch, _ in launches]
 
         def replay(_where: Stream = stream) -> None:

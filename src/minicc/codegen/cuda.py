@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from minicc.codegen.cuda_wait import with_wait
 from minicc.errors import CodegenError
 from minicc.targets.cuda import CudaTarget
 
@@ -103,7 +104,7 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     entry = re.search(r"\.visible \.entry (\w+)", ptx)
     if entry is None:
         raise CodegenError("the PTX of a kernel has no entry", where=symbol)
-    text = str(ptx).replace(entry[1], symbol)
+    text = with_wait(str(ptx).replace(entry[1], symbol), target)
     # Numba knows no clusters: blocks that see each other's shared memory.
     return text.replace(".maxntid", f".reqnctapercluster {blocks}, 1, 1\n.maxntid", 1) if blocks > 1 else text
 

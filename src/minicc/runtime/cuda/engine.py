@@ -89,7 +89,7 @@ class Plan:
             if launch.grid[0]:
                 self.calls.append((shared.kernels[step.kernel], launch, own))
                 self.steps.append(step)
-        self.replay = device.record(self.calls, self.stream)
+        self.replay = device.record(self.calls, self.stream, shared.overlap)
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
@@ -100,10 +100,14 @@ def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
 
 
 class Shared:
-    """What a program and its bodies have in common on a device: loaded kernels, uploaded constants, plans."""
+    """What a program and its bodies have in common on a device: loaded kernels, uploaded constants, plans.
 
-    def __init__(self, device: Device, kernels: Sequence[Any], target: CudaTarget, number: int = 0) -> None:
-        self.device, self.kernels, self.target, self.number = device, kernels, target, number
+    overlap: whether a kernel may be launched while the one before it ends; all of them must wait then.
+    """
+
+    def __init__(self, device: Device, kernels: Sequence[Any], target: CudaTarget, number: int = 0,
+                 overlap: bool = False) -> None:  # fmt: skip
+        self.device, self.kernels, self.target, self.number, self.overlap = device, kernels, target, number, overlap
         self._lock = threading.Lock()
         self._uploaded: dict[int, tuple[Array, Memory]] = {}
         self._plans: OrderedDict[tuple[Any, ...], list[Plan]] = OrderedDict()
