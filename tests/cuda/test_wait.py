@@ -27,10 +27,12 @@ from minicc.runtime.cuda.driver import Gpu, Stream
 from minicc.runtime.module import CompiledModule
 from minicc.targets.cuda import CudaTarget
 from tests.cuda.fake_device import FakeDevice
-from tests.cuda.modules import node_model
+from tests.cuda.modules import node_model, pretended
 from tests.cuda.ptx_interpreter import Memory, PtxError, run
 from tests.cuda.ptx_wait import check_wait
 from tests.cuda.test_gemm import AMPERE, HOPPER
+from tools.gpu_check import worker
+from tools.gpu_check.bundle import Case, write_arrays
 
 X = np.random.default_rng(8).standard_normal((3, 40), np.float32)
 KERNELS = {
@@ -178,6 +180,18 @@ def test_launches_overlap_where_that_is_asked_for_and_all_kernels_wait(
         e = np.exp(X.astype(np.float64) - X.max(-1, keepdims=True))
         weights = np.random.default_rng(9).standard_normal((40, 16), np.float32)
         np.testing.assert_allclose(results, e / e.sum(-1, keepdims=True) @ weights, rtol=1e-4, atol=1e-5)
+
+
+def test_replays_with_and_without_are_compared_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = softmax()
+    (tmp_path / "bundle").mkdir()
+    module.save(tmp_path / "bundle" / "m.minicc")
+    write_arrays(tmp_path / "bundle" / "m.npz", {"x": X}, {})
+    case = Case("m", "fp32", "m.minicc", "m.npz", ("x",), 0, 0, 2, (), ())
+    monkeypatch.setattr(worker, "IN_A_ROW", 2)
+    with pretended(module):
+        row = worker.overlap(tmp_path / "bundle", case, "cuda", 0.01)
+    assert row["overlaps"] and row["same"] and set(row["ms"]) == {"replay", "overlap"} and min(row["ms"].values()) > 0
 
 
 def test_the_loading_caller_decides(tmp_path: Path) -> None:
