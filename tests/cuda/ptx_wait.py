@@ -33,12 +33,17 @@ def check_wait(ptx: str, entry: str = "") -> None:
                 continue
             case ("ret" | "exit" | "griddepcontrol"), _:
                 _demand(waited, instruction)
-            case name, parts if name in _ACCESSES and not set(_OWN) & {part.partition("::")[0] for part in parts}:
+            case name, parts if name in _ACCESSES and not _is_own(name, parts):
                 _demand(waited, instruction)
         if instruction.parts[0] == "bra":
             ways.append((program.labels[instruction.operands[0]], waited))
         if instruction.guard or instruction.parts[0] not in ("bra", "ret", "exit"):
             ways.append((at + 1, waited))
+
+
+def _is_own(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether an access reaches only memory that no other kernel writes; copies have two sides."""
+    return name != "cp" and bool(set(_OWN) & {part.partition("::")[0] for part in parts})
 
 
 def _demand(waited: bool, instruction: Instruction | None) -> None:

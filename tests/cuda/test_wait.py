@@ -89,10 +89,10 @@ def test_kernels_compute_before_they_wait(name: str) -> None:
 
 def _late(text: str) -> str:
     """With the wait behind the first access to memory."""
-    rest = text.replace(WAIT, "", 1)
-    first = re.search(r"\n\t(@%p\d+ )?(ld\.global|cp\.async)[^;]*;\n", rest)
+    rest = text.replace(WAIT + NEXT, "", 1)
+    first = re.search(r"\n\s*(@%p\d+ )?(ld\.global|cp\.async)[^;]*;[^\n]*\n", rest)
     assert first is not None
-    return rest[: first.end()] + WAIT + rest[first.end() :]
+    return rest[: first.end()] + WAIT + NEXT + rest[first.end() :]
 
 
 FAULTS = {

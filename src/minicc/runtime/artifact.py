@@ -237,12 +237,14 @@ def _target(data: Any) -> Target:
 
 
 def _options(data: Any) -> dict[str, Any]:
+    """The options that belong to the program; those that files of an earlier minicc lack are the usual ones."""
     usual = Options()
-    for name in _KEPT_OPTIONS:
+    found = {name: data.get(name, getattr(usual, name)) for name in _KEPT_OPTIONS}
+    for name, value in found.items():
         allowed = (int, type(None)) if name == "threads" else (type(getattr(usual, name)),)
-        if type(data[name]) not in allowed:
-            raise ArtifactError("the manifest is not valid", why=f"option {name} = {data[name]!r}")
-    return {name: data[name] for name in _KEPT_OPTIONS}
+        if type(value) not in allowed:
+            raise ArtifactError("the manifest is not valid", why=f"option {name} = {value!r}")
+    return found
 
 
 def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program, cpu: bool) -> Code | None:
