@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,11 @@ KERNELS = {
 WAIT, NEXT = "\tgriddepcontrol.wait;\n", "\tgriddepcontrol.launch_dependents;\n"
 
 
+@lru_cache
+def ptx(name: str) -> str:
+    return compile_ptx(KERNELS[name], "kernel", HOPPER)
+
+
 def softmax(**options: Any) -> minicc.Module:
     """Two kernels, a loop with a reduction and a product."""
     proto = node_model("Softmax", {"x": X}, ["s"])
@@ -79,7 +85,7 @@ def test_every_thread_of_any_kernel_waits_before_it_touches_memory(chosen: list[
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_compute_before_they_wait(name: str) -> None:
-    text = compile_ptx(KERNELS[name], "kernel", HOPPER)
+    text = ptx(name)
     check_wait(text)
     head = text[: text.index(WAIT)]
     assert head.count(";") > 50 and text.count("griddepcontrol") == 2
@@ -106,7 +112,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["threads", "few rows"])
 def test_faults_of_waiting_are_noticed_in_the_text(name: str, fault: str) -> None:
-    text = compile_ptx(KERNELS[name], "kernel", HOPPER)
+    text = ptx(name)
     changed = FAULTS[fault](text)
     assert changed != text
     with pytest.raises(PtxError, match="wait"):
@@ -151,10 +157,10 @@ def test_machine_code_waits_before_it_touches_memory(name: str) -> None:
 
 
 def test_only_machine_code_that_waits_says_so() -> None:
-    source = KERNELS["threads"]
+    source = KERNELS["few rows"]
     assert not facts.waits(compile_cubin(source, "kernel", AMPERE).data)
     cubin = compile_cubin(source, "kernel", HOPPER).data
-    for other in (b"", b"\x7fELF", cubin[:100], compile_ptx(source, "kernel", HOPPER).encode()):
+    for other in (b"", b"\x7fELF", cubin[:100], ptx("few rows").encode()):
         assert not facts.waits(other)
 
 
