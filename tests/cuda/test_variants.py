@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 
 import minicc
+from minicc.codegen.cuda import find_tool
 from minicc.errors import ArtifactError, TargetError
 from minicc.kernels.cuda_tiles import ALL_TILES, tile_ways
 from minicc.lower.kernel import TemplateKernel
@@ -82,6 +84,21 @@ def test_text_for_every_later_device_keeps_to_what_all_have() -> None:
         for sizes in ((4096, 4096, 4096), (33, 100, 5000)):
             for tile, splits in tile_ways(element, *sizes, 1, target):  # type: ignore[arg-type]
                 assert splits == 1 and tile.unit != "wgmma" and tile.shared_bytes <= 99 << 10
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+def test_text_is_assembled_for_later_devices(arch: str, path: Path, tmp_path: Path) -> None:
+    """What a driver does when it loads the text, by the assembler of the same release."""
+    tool = find_tool("ptxas")
+    if tool is None:
+        pytest.skip("ptxas is not installed")
+    for precision in ("tf32", "fp16"):
+        for text in minicc.compile(path, target="cuda:compute_80", precision=precision).code.objects.values():
+            assert text.endswith(b"}\0") and text.count(b"\0") == 1 and b".target sm_80\n" in text
+            (tmp_path / "kernel.ptx").write_bytes(text[:-1])
+            command = [tool, f"-arch={arch}", "-v", "kernel.ptx", "-o", "kernel.cubin"]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0 and " 0 bytes spill stores" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(
