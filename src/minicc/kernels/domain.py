@@ -138,7 +138,7 @@ def bits_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     blocks = ceil_divide(m, BITS_ROWS)
     height = min(BITS_ROWS, ceil_divide(ceil_divide(m, blocks), mr) * mr)
     row_blocks = ceil_divide(m, height)
-    worth = MIN_UNIT // max(1, height * constants["NR"] * w["K"])
+    worth = MIN_UNIT // max(1, min(m, height) * constants["NR"] * w["K"])
     share = ceil_divide(panels * row_blocks * batches, threads * UNITS_PER_THREAD)
     w["HEIGHT"], w["PANELS"] = height, panels if threads == 1 else max(1, min(worth, share))
     return batches * row_blocks * ceil_divide(panels, w["PANELS"])
