@@ -17,15 +17,16 @@ _WAIT = "\tgriddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;"
 _ENTRY = re.compile(r"\s*\.visible \.entry\b")
 _LABEL = re.compile(r"([$\w]+):\s*(//.*)?")
 _BRANCH = re.compile(r"\s*(?:@!?%\w+\s+)?bra(?:\.uni)?\s+([$\w]+);\s*")
-# Lines that compute in registers, read the kernel's parameters, declare, or say nothing.
+# Lines that compute in registers or in the block's own memory, read the kernel's parameters, declare, or say nothing.
 _ALONE = re.compile(
     r"\s*(//.*|\.(reg|shared|local|loc|pragma)\b.*|(@!?%\w+\s+)?"
-    r"(ld\.param|mov|cvta?|add|sub|mul|mad|div|rem|min|max|neg|abs|and|or|xor|not|shl|shr|shf|bfe|bfi|prmt|lop3|setp|selp)\b[^;{]*;)?\s*"
+    r"(ld\.shared|st\.shared|mbarrier\.init\.shared|fence|bar\.sync|barrier|"
+    r"ld\.param|mov|cvta?|add|sub|mul|mad|div|rem|min|max|neg|abs|and|or|xor|not|shl|shr|shf|bfe|bfi|prmt|lop3|setp|selp)\b[^;{]*;)?\s*"
 )
 
 
 def with_wait(ptx: str, target: CudaTarget) -> str:
-    """The text of a kernel, its wait as late as every thread comes by and none has touched memory."""
+    """The text of a kernel, its wait as late as every thread comes by and none has touched memory that others write."""
     if target.capability < FIRST:
         return ptx
     lines = ptx.split("\n")
