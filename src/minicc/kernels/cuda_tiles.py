@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.cuda_launch import Launch, TensorMap
 from minicc.kernels.domain import Words, ceil_divide
 from minicc.targets.cuda import CudaTarget
 
@@ -26,6 +26,11 @@ WARP = 32
 CHUNK = 16
 # Bytes that a convolution notes for each row of a tile.
 WINDOW = 24
+# Unit "tma": threads that bring tiles; bytes of the two barriers of a place in the ring; columns of sums that a warp gives to
+# the epilogue at a time, and elements of a row of them in shared memory; registers of a thread that brings and of one that
+# multiplies, by groups of four warps that multiply, where they share out the block's.
+BRINGING, BARRIERS, PART, PART_PITCH = 128, 16, 32, 36
+REGISTERS = {2: (40, 232)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Tile:
 
     pending: tiles before the present one whose products may still be on their way.
     unit "dot" has no ring (kernels/cuda/gemv.py): stages are the chunks of 16 bytes of a column that a lane reads at once.
+    unit "tma" multiplies as "wgmma"; the copy engine fills the ring, other warps tell it when (kernels/cuda/gemm_tma.py).
     """
 
     rows: int
@@ -45,8 +51,13 @@ class Tile:
     pending: int = 0
 
     @property
-    def threads(self) -> int:
+    def workers(self) -> int:
+        """Threads that multiply."""
         return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
+
+    @property
+    def threads(self) -> int:
+        return self.workers + (BRINGING if self.unit == "tma" else 0)
 
     @property
     def ahead(self) -> int:
@@ -57,6 +68,8 @@ class Tile:
     def shared_bytes(self) -> int:
         """Dynamic shared memory: the ring of tiles, later the sums with four columns of padding."""
         ring = 0 if self.unit == "dot" else ROW * (self.rows + self.columns) * self.stages
+        if self.unit == "tma":  # warps have memory of their own for sums
+            return ring + BARRIERS * self.stages + self.workers // WARP * 4 * 16 * PART_PITCH
         return max(ring, 4 * self.rows * (self.columns + 4))
 
 
@@ -92,8 +105,18 @@ DOT_TILES = (
     Tile(8, 16, 8, 4, 1, "dot"),
 )
 DOT_ELEMENTS = ("f32", "tf32", "f16", "bf16")
+# Of products whose operands the copy engine can bring, see `takes_maps`.
+TMA_TILES = (
+    Tile(128, 256, 16, 256, 4, "tma", 1),
+    Tile(128, 192, 16, 192, 5, "tma", 1),
+    Tile(128, 128, 16, 128, 6, "tma", 1),
+    Tile(128, 64, 16, 64, 8, "tma", 1),
+    Tile(64, 128, 16, 128, 8, "tma", 1),
+)
+# Whether a product takes such a tile by itself where it is expected to be faster: not before a GPU has shown that it is right.
+PREFER_TMA = False
 # By number, as kernels name them; only to be added to.
-ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES)
+ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES, *TMA_TILES)
 # Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
 # bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
 TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
@@ -130,12 +153,15 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
     here = -(-blocks // target.multiprocessors)
     sums = tile.rows * tile.columns // tile.threads
     at_once = min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads), here) or 1
-    work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[tile.unit, element]
-    if tile.unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
+    unit = "wgmma" if tile.unit == "tma" else tile.unit
+    work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[unit, element]
+    if unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
         work *= 0.6 + 0.4 * 32 * (1 / tile.warp_rows + 1 / tile.warp_columns)
     copies = 1e-3 * ROW * (tile.rows + tile.columns) / KILOBYTES
     results = RESULTS * 1e-3 * tile.rows * tile.columns / splits
     steps = -(-k * SIZES[element] // ROW // splits)
+    if tile.unit == "tma":  # one block makes several tiles, and brings the next one while it stores sums
+        return BLOCK + here * (STEP + steps * max(work, copies) + results)
     alone = max(STEP, work) if tile.pending else STEP + work
     meet = MEET if splits > 1 else 0.0
     return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
@@ -148,11 +174,22 @@ def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: Cuda
     return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
 
 
-def choose_product(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Tile, int]:
-    """As `choose_tile`; for few rows a tile without a ring, the depth cut until enough of the right operand is on its way."""
+def takes_maps(given: Constants, target: CudaTarget) -> bool:
+    """Whether the copy engine can bring both operands of a product of these constants (all but TILE and SPLITS)."""
+    return target.arch == "sm_90a" and given["ELEMENT"] != "f32" and given["PIECE"] == given["B_PIECE"] == CHUNK
+
+
+def choose_product(
+    element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False
+) -> tuple[Tile, int]:
+    """As `choose_tile`; for few rows a tile without a ring, the depth cut until enough of the right operand is on its way.
+
+    maps: whether the copy engine can bring the operands.
+    """
     tile = next((tile for tile in DOT_TILES if m <= tile.rows), None)
     if tile is None or element not in DOT_ELEMENTS:
-        return choose_tile(element, m, n, k, batches, target)
+        choices = [choose_tile(element, m, n, k, batches, target), *((t, 1) for t in TMA_TILES if maps and PREFER_TMA)]
+        return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
     step = CHUNK * WARP * tile.stages
     read = -(-n // tile.columns) * tile.columns * batches * step  # at once
     splits = SPLITS if target.arch == "sm_90a" else (1,)
@@ -162,12 +199,14 @@ def choose_product(element: str, m: int, n: int, k: int, batches: int, target: C
 
 def product_file(given: Constants) -> str:
     """The kernel file of a product of this tile."""
-    return "gemv" if ALL_TILES[int(given["TILE"])].unit == "dot" else "gemm"
+    return {"dot": "gemv", "tma": "gemm_tma"}.get(ALL_TILES[int(given["TILE"])].unit, "gemm")
 
 
 def product_constants(given: Constants) -> dict[str, object]:
     """Constants in the text of a product, from those of its kernel; see TILE_CONSTANTS. KeyError, IndexError for others."""
     element, tile, splits = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
+    if tile.unit == "tma":
+        return _tma_constants(given)
     if tile.unit != "dot":
         return gemm_constants(given)
     if element not in DOT_ELEMENTS or splits not in SPLITS:
@@ -203,6 +242,22 @@ def gemm_constants(given: Constants) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _tma_constants(given: Constants) -> dict[str, object]:
+    """As `product_constants`, for tiles that the copy engine brings."""
+    element, tile = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])]
+    if ("wgmma", element) not in OPERATIONS or int(given["SPLITS"]) != 1 or not given["PIECE"] == given["B_PIECE"] == CHUNK:
+        raise KeyError(element)
+    full = ROW * (tile.rows + tile.columns) * tile.stages
+    few, many = REGISTERS.get(tile.workers // BRINGING, (0, 0))
+    return {
+        "ELEMENT": f'"{element}"', "BM": tile.rows, "BN": tile.columns, "THREADS": tile.threads, "WORKERS": tile.workers,
+        "STAGES": tile.stages, "BK": ROW // SIZES[element], "A_BYTES": ROW * tile.rows,
+        "STAGE_BYTES": ROW * (tile.rows + tile.columns), "FULL": full, "EMPTY": full + BARRIERS // 2 * tile.stages,
+        "SUMS": full + BARRIERS * tile.stages, "SUMS_BYTES": 4 * 16 * PART_PITCH, "PART": PART, "PITCH": PART_PITCH,
+        "FEW": few, "MANY": many,
+    }  # fmt: skip
+
+
 def conv_constants(given: Constants) -> dict[str, object]:
     """Constants of a convolution: those of a product, and where its table begins."""
     return {**gemm_constants(given), "TABLE": ALL_TILES[int(given["TILE"])].shared_bytes}
@@ -213,12 +268,28 @@ def conv_shared_bytes(tile: Tile) -> int:
     return tile.shared_bytes + WINDOW * tile.rows
 
 
-def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
+def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:
     """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
     tile = ALL_TILES[int(given["TILE"])]
     words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
+    if tile.unit == "tma":
+        maps = (_tensor_map(words, given, "A", "M", tile.rows), _tensor_map(words, given, "B", "N", tile.columns))
+        return Launch((min(blocks, target.multiprocessors), 1, 1), tile.threads, tile.shared_bytes, maps)
     return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, tile.shared_bytes)
+
+
+def _tensor_map(words: Words, given: Constants, name: str, rows: str, box_rows: int) -> TensorMap:
+    """The map of an operand in boxes of a tile; axes are k, rows, b1 and b0, batch axes of stride 0 with one element."""
+    size = SIZES[str(given["ELEMENT"])]
+    batches = [words[axis] if words[f"{name}_{axis}"] else 1 for axis in ("B1", "B0")]
+    extents = [max(1, extent) for extent in (words["K"], words[rows], *batches)]
+    strides = [size * words[f"{name}_{axis}"] for axis in ("ROW", "B1", "B0")]
+    # Strides along axes of one element, and where there are no elements, are of no account, but must be valid ones.
+    valid = [stride if extent > 1 and stride else CHUNK for stride, extent in zip(strides, extents[1:])]
+    return TensorMap(
+        list(words).index(name), words[name], str(given["ELEMENT"]), tuple(extents), tuple(valid), (ROW // size, box_rows, 1, 1)
+    )
 
 
 def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001

@@ -9,6 +9,7 @@ have a template of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -86,11 +87,14 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     e0, e1, em, en = space.extents
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
     constants: dict[str, int | str] = {
-        "ELEMENT": element, **_tile(low, cuda_tiles.choose_product, element, em, en, k, product((e0, e1))),
-        "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
+        "ELEMENT": element, "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
         "B_PIECE": piece(size, right[1], b0, b1, right[2]),
         "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
     }  # fmt: skip
+    assert isinstance(low.target, CudaTarget)
+    maps = cuda_tiles.takes_maps(constants, low.target) and all(map(_forward, (a0, a1, a_row, b0, b1, right[2])))
+    choose = partial(cuda_tiles.choose_product, maps=maps)
+    constants |= _tile(low, choose, element, em, en, k, product((e0, e1)))
     common.emit(
         low, node, "gemm", constants,
         {"A": Word(left[1], left[0]), "B": Word(right[1], right[0]), "M": em, "N": en, "K": k, "A_ROW": a_row, "A_B0": a0,
@@ -180,6 +184,11 @@ def piece(size: int, *counts: Dim) -> int:
     """The largest power of two up to 16 that divides these numbers of elements of `size` bytes, whatever symbols are."""
     known = (gcd(*(c for _, c in d.terms)) if isinstance(d, SymbolicDim) else d for d in counts)
     return cuda_tiles.piece_of(*(size * count for count in known))
+
+
+def _forward(stride: Dim) -> bool:
+    """Whether a stride is known not to be negative."""
+    return stride >= 0 if isinstance(stride, int) else all(factor > 0 for _, factor in stride.terms)
 
 
 def _whole_pieces(count: int, size: int) -> int:

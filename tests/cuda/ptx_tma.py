@@ -1,0 +1,246 @@
+"""The PTX interpreter's copy engine: tensor maps, copies of boxes, and barriers in shared memory with phases (mbarrier).
+
+What the hardware may do at any time is done when it hurts most. A box lands as late as possible, when no thread can go on
+otherwise; until then its target holds ones, and whoever writes there, or asks for a box where products still read, errs. Who
+waits for a phase goes on at once when it ends, before all others. The first look at a phase that has not ended only says so.
+With `schedule="warps"` the box that was asked for last lands first.
+
+Encoded maps have a form of their own here, since only NVIDIA's driver knows the real one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minicc.kernels.cuda_launch import MAP_BYTES, TensorMap
+from minicc.kernels.cuda_tiles import SIZES
+from tests.cuda.ptx_values import Array, PtxError
+
+if TYPE_CHECKING:
+    from tests.cuda.ptx_interpreter import Block
+
+Parts = tuple[str, ...]
+MAGIC = 0x6D696E69636300
+GROUP = 128
+RANK = 4
+NAMES = tuple(SIZES)
+
+
+def encode(map_: TensorMap) -> bytes:
+    """A map as the interpreter reads it. PtxError for what the driver would refuse."""
+    size = SIZES[map_.element]
+    fits = (
+        map_.address % 16 == 0
+        and len(map_.extents) == len(map_.box) == len(map_.strides) + 1 == RANK
+        and all(0 < extent <= 1 << 32 for extent in map_.extents)
+        and all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in map_.strides)
+        and all(0 < side <= 256 for side in map_.box)
+        and map_.box[0] * size == 128
+    )
+    if not fits:
+        raise PtxError(f"not a valid map: {map_}")
+    numbers = [MAGIC, NAMES.index(map_.element), map_.address, *map_.extents, *map_.strides, *map_.box]
+    return np.array([*numbers, *[0] * (MAP_BYTES // 8 - len(numbers))], np.int64).tobytes()
+
+
+def decode(raw: bytes) -> TensorMap:
+    """The inverse of `encode`; PtxError for anything else."""
+    numbers = np.frombuffer(raw, np.int64).tolist()
+    if numbers[0] != MAGIC:
+        raise PtxError("there is no tensor map")
+    extents, strides, box = numbers[3 : 3 + RANK], numbers[3 + RANK : 2 + 2 * RANK], numbers[2 + 2 * RANK : 2 + 3 * RANK]
+    return TensorMap(0, numbers[2], NAMES[numbers[1]], tuple(extents), tuple(strides), tuple(box))
+
+
+@dataclass
+class Phase:
+    """A barrier: arrivals that make a phase; arrivals and bytes missing in the present one; its parity; who has to publish it."""
+
+    arrivals: int
+    missing: int
+    bytes: int = 0
+    parity: int = 0
+    unpublished: int = -1
+
+
+@dataclass
+class Box:
+    """A copy on its way: bytes of shared memory, what they will be, and the barrier."""
+
+    places: Array
+    content: Array
+    barrier: int
+
+
+class Boxes:
+    """Barriers of a block, threads that wait for them, and copies on their way.
+
+    busy: bytes of shared memory that no thread may write: barriers, and targets of copies.
+    blocked: threads that wait; woken: those that have just been let go, with the warps they work together with.
+    """
+
+    def __init__(self, threads: int, shared: int) -> None:
+        self.phases: dict[int, Phase] = {}
+        self.flying: list[Box] = []
+        self.busy = np.zeros(shared, bool)
+        self.blocked, self.woken, self.looked = (np.zeros(threads, bool) for _ in range(3))
+        self.waits = np.zeros(threads, np.int64)  # for 2 * address + parity
+        self.acquired: set[tuple[int, int]] = set()  # thread, address of a map
+
+    def phase(self, address: int) -> Phase:
+        found = self.phases.get(address)
+        if found is None:
+            raise PtxError(f"there is no barrier at {address}")
+        return found
+
+    def changed(self, address: int) -> None:
+        """Ends the phase of a barrier if nothing is missing, and lets go who waits for it."""
+        phase = self.phase(address)
+        if phase.missing < 0:
+            raise PtxError("more arrivals than a phase has")
+        if phase.missing or phase.bytes:
+            return
+        mine = self.blocked & (self.waits == 2 * address + phase.parity)
+        phase.parity ^= 1
+        phase.missing = phase.arrivals
+        self.blocked &= ~mine
+        groups = np.unique(np.flatnonzero(mine) // GROUP)
+        self.woken |= np.isin(np.arange(len(mine)) // GROUP, groups)
+
+    def wait(self, address: Array, parity: Array, mask: Array) -> Array:
+        """Which threads find the phase of this parity ended; of the others those block that have looked before."""
+        ended = np.zeros(len(mask), bool)
+        for thread in np.flatnonzero(mask):
+            ended[thread] = self.phase(int(address[thread])).parity != parity[thread]
+        late = mask & ~ended
+        self.blocked |= late & self.looked
+        self.waits[late] = 2 * address[late] + parity[late]
+        self.woken &= ~self.blocked
+        self.looked = (self.looked | late) & ~ended
+        return ended
+
+    def land(self, block: Block, last_first: bool) -> bool:
+        """Completes a copy; False when there is none."""
+        if not self.flying:
+            return False
+        box = self.flying.pop(-1 if last_first else 0)
+        block.shared[box.places] = box.content
+        self.busy[box.places] = False
+        self.phase(box.barrier).bytes -= box.places.size
+        self.changed(box.barrier)
+        return True
+
+    def written(self, places: Array) -> None:
+        """PtxError where threads must not write."""
+        if self.busy[places].any():
+            raise PtxError("a barrier, or the target of a copy on its way, is written")
+
+
+def mbarrier(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
+    boxes = block.boxes
+    match parts[1]:
+        case "init":
+            for thread in np.flatnonzero(mask):
+                address, arrivals = int(block.address(operands[0])[thread]), int(block.value(operands[1])[thread])
+                if address % 8 or not 0 <= address <= block.shared_bytes - 8 or arrivals < 1:
+                    raise PtxError("no place for a barrier")
+                boxes.phases[address] = Phase(arrivals, arrivals, unpublished=int(thread))
+                boxes.busy[address : address + 8] = True
+        case "arrive":
+            address = block.address(operands[1])
+            for thread in np.flatnonzero(mask):
+                phase = boxes.phase(int(address[thread]))
+                if parts[2] == "expect_tx":
+                    phase.bytes += int(block.value(operands[2])[thread])
+                phase.missing -= 1
+                boxes.changed(int(address[thread]))
+        case "try_wait" if parts[2] == "parity":
+            ended = boxes.wait(block.address(operands[1]), block.value(operands[2]).astype(np.int64), mask)
+            block.write(operands[0], ended, mask & ~boxes.blocked)
+        case _:
+            raise PtxError("unknown use of a barrier")
+
+
+def fence(block: Block, parts: Parts, operands: Parts, mask: Array) -> bool:
+    """Fences for the copy engine; False for others."""
+    if parts[1] == "mbarrier_init":
+        for phase in block.boxes.phases.values():
+            if phase.unpublished >= 0 and mask[phase.unpublished]:
+                phase.unpublished = -1
+        return True
+    if parts[1:4] == ("proxy", "tensormap::generic", "acquire"):
+        address = block.address(operands[0])
+        block.boxes.acquired |= {(int(thread), int(address[thread])) for thread in np.flatnonzero(mask)}
+        return True
+    return False
+
+
+def copy(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
+    """cp.async.bulk.tensor.4d.shared::cluster.global.tile... [target], [map, {coordinates}], [barrier]."""
+    wanted = ("async", "bulk", "tensor", f"{RANK}d", "shared::cluster", "global", "tile", "mbarrier::complete_tx::bytes")
+    if parts[1:] != wanted:
+        raise PtxError("unknown copy of a box")
+    found = re.fullmatch(r"\[\s*(\S+?)\s*,\s*\{(.*)\}\s*\]", operands[1])
+    if found is None:
+        raise PtxError(f"cannot read {operands[1]}")
+    at = [block.value(name.strip()).astype(np.uint32).view(np.int32) for name in found[2].split(",")]
+    target, barrier, source = block.address(operands[0]), block.address(operands[2]), block.value(found[1])
+    for thread in np.flatnonzero(mask):
+        if (int(thread), int(source[thread])) not in block.boxes.acquired:
+            raise PtxError("a tensor map is used without its fence")
+        _start(block, int(target[thread]), int(source[thread]), int(barrier[thread]), [int(c[thread]) for c in at])
+
+
+def _start(block: Block, target: int, source: int, barrier: int, at: list[int]) -> None:
+    memory, boxes = block.memory, block.boxes
+    if target % 1024 or source % 64:
+        raise PtxError("the target of a box is no multiple of 1024, or its map none of 64")
+    if boxes.phase(barrier).unpublished >= 0:
+        raise PtxError("the copy engine has not seen a barrier's beginning")
+    memory.check(np.arange(source, source + MAP_BYTES))
+    map_ = decode(memory.bytes[source : source + MAP_BYTES].tobytes())
+    size = SIZES[map_.element]
+    indices = [np.arange(side) + first for side, first in zip(map_.box, at)]
+    inside = [(index >= 0) & (index < extent) for index, extent in zip(indices, map_.extents)]
+    # From the outermost axis to the innermost: offsets of elements in memory, and which of them exist.
+    offset, exists = np.zeros(1, np.int64), np.ones(1, bool)
+    for index, there, stride in reversed([*zip(indices, inside, (size, *map_.strides))]):
+        offset = (offset[:, None] + index * stride).ravel()
+        exists = (exists[:, None] & there).ravel()
+    raw = np.zeros((len(offset), size), np.uint8)
+    places = map_.address + offset[exists, None] + np.arange(size)
+    memory.check(places)
+    raw[exists] = memory.bytes[places]
+    if map_.element == "tf32":
+        raw = _rounded(raw.view(np.float32)[:, 0]).view(np.uint8).reshape(raw.shape)
+    rows = raw.reshape(-1, 8, 16)
+    row = np.arange(len(rows))[:, None, None]
+    to = target + row * 128 + ((np.arange(8)[:, None] ^ (row & 7)) << 4) + np.arange(16)
+    if to.max() >= block.shared_bytes:
+        raise PtxError("a box reaches outside shared memory")
+    block.products.written(to.reshape(1, -1), np.array([-1]))
+    boxes.written(to)
+    block.shared[to] = 0xFF
+    boxes.busy[to] = True
+    boxes.flying.append(Box(to, rows, barrier))
+
+
+def _rounded(numbers: Array) -> Array:
+    """To 11 significant bits, halves away from zero."""
+    return (numbers.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+
+
+def setmaxnreg(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
+    whole = mask.reshape(-1, GROUP)
+    if (whole.any(1) != whole.all(1)).any():
+        raise PtxError("registers are changed by some threads of four warps only")
+    count, known = int(operands[0]), [(change, "sync", "aligned", "u32") for change in ("inc", "dec")]
+    if parts[1:] not in known or count % 8 or not 24 <= count <= 256:
+        raise PtxError("unknown change of registers")
+
+
+HANDLERS = {"mbarrier": mbarrier, "setmaxnreg": setmaxnreg}
