@@ -3,9 +3,10 @@
 A fault on a GPU spoils the process it happens in, and a compilation may hang, so the supervisor (`run`) watches a process of this
 kind and starts another one with the jobs that are left.
 
-Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`),
-"check:MODEL/PRECISION" (compare, time beside eager PyTorch), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA
-provider) and "compile:MODEL/PRECISION" (time beside torch.compile).
+Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`) and "tma:"
+(with those that the copy engine fills: should they hang, no other job suffers), "check:MODEL/PRECISION" (compare, time beside
+eager PyTorch), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA provider) and "compile:MODEL/PRECISION" (time
+beside torch.compile).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def work(folder: Path, manifest: Manifest, jobs: list[str], seconds: float) -> N
         try:
             if kind == "machine":
                 row = device.machine(where)
-            elif kind == "tiles":
-                row = {"rows": cuda_kernels.run(folder / "tiles", TILE_CASES)}
+            elif kind in ("tiles", "tma"):
+                row = {"rows": cuda_kernels.run(folder / "tiles", TILE_CASES, kind == "tma")}
             else:
                 row = JOBS[kind](folder, by_name[name], where, seconds)
         except Exception as error:
