@@ -47,6 +47,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
             brought = TMA_TILES if template == "gemm" and element != "f32" else ()
             for tile in (*tiles_of(element, target), *few_rows, *brought):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
+                name += f"_{tile.cluster}" if tile.cluster > 1 else ""
                 text = (conv_text if template == "conv" else gemm_text)(element, tile)
                 built = compile_cubin(text, "kernel", target)
                 (folder / f"{name}.cubin").write_bytes(built.data)
@@ -141,7 +142,9 @@ def place_maps(device: Device, kernel: dict[str, Any], words: list[int], address
     from minicc.targets.cuda import parse_cuda_target
 
     given = {"ELEMENT": kernel["element"], "TILE": kernel["tile"], "SPLITS": 1, "PIECE": 16, "B_PIECE": 16}
-    launch = launch_gemm(dict(zip(TEMPLATES["gemm"].words, words)), given, parse_cuda_target("cuda:sm_90"))
+    named = dict(zip(TEMPLATES["gemm"].words, words))
+    launch = launch_gemm(named, given, parse_cuda_target("cuda:sm_90"))
+    words[: len(named)] = named.values()
     for map_ in launch.maps:
         addresses.append(device.upload(np.frombuffer(device.encode(map_), np.uint8)))
         words[map_.word] = addresses[-1]

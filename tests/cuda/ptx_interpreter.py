@@ -336,8 +336,8 @@ class Block:
 
     # --------------------------------------------------------------------------------------- control
 
-    def run(self, schedule: str) -> Iterator[None]:
-        """Runs all threads to their end, yielding where they wait for the other blocks of their cluster.
+    def run(self, schedule: str) -> Iterator[str]:
+        """Runs all threads to their end, yielding where they wait for their "cluster", and where they all wait for a "phase".
 
         Raises PtxError for a deadlock and for what the kernel does wrong.
         """
@@ -355,12 +355,15 @@ class Block:
                     continue
                 if done.all():
                     return
-                if boxes.blocked.any() or paired.any():
-                    raise PtxError("a deadlock: threads wait for a phase that does not end, or for others of their warp")
+                if paired.any():
+                    raise PtxError("some threads of a warp wait for others, which do not come")
+                if boxes.blocked.any():
+                    yield "phase"
+                    continue
                 if meeting.any():
                     if (waiting & ~done).any():
                         raise PtxError("some threads wait for their block, others for the cluster")
-                    yield
+                    yield "cluster"
                     meeting[:] = False
                 self.races.passed[waiting] += 1
                 waiting[:] = False

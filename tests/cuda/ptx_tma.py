@@ -3,7 +3,7 @@
 What the hardware may do at any time is done when it hurts most. A box lands as late as possible, when no thread can go on
 otherwise; until then its target holds ones, and whoever writes there, or asks for a box where products still read, errs. Who
 waits for a phase goes on at once when it ends, before all others. The first look at a phase that has not ended only says so.
-With `schedule="warps"` the box that was asked for last lands first.
+With `schedule="warps"` the box that was asked for last lands first. Boxes for several blocks of a cluster land in each by itself.
 
 Encoded maps have a form of their own here, since only NVIDIA's driver knows the real one.
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from minicc.kernels.cuda_launch import MAP_BYTES, TensorMap
 from minicc.kernels.cuda_tiles import SIZES
+from tests.cuda import ptx_cluster
 from tests.cuda.ptx_values import Array, PtxError
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Boxes:
         self.blocked, self.woken, self.looked = (np.zeros(threads, bool) for _ in range(3))
         self.waits = np.zeros(threads, np.int64)  # for 2 * address + parity
         self.acquired: set[tuple[int, int]] = set()  # thread, address of a map
+        self.events = 0  # landings and ends of phases
 
     def phase(self, address: int) -> Phase:
         found = self.phases.get(address)
@@ -104,6 +106,7 @@ class Boxes:
             raise PtxError("more arrivals than a phase has")
         if phase.missing or phase.bytes:
             return
+        self.events += 1
         mine = self.blocked & (self.waits == 2 * address + phase.parity)
         phase.parity ^= 1
         phase.missing = phase.arrivals
@@ -127,6 +130,7 @@ class Boxes:
         """Completes a copy; False when there is none."""
         if not self.flying:
             return False
+        self.events += 1
         box = self.flying.pop(-1 if last_first else 0)
         block.shared[box.places] = box.content
         self.busy[box.places] = False
@@ -151,13 +155,15 @@ def mbarrier(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
                 boxes.phases[address] = Phase(arrivals, arrivals, unpublished=int(thread))
                 boxes.busy[address : address + 8] = True
         case "arrive":
-            address = block.address(operands[1])
+            address, remote = block.address(operands[1]), parts[2:4] == ("release", "cluster")
             for thread in np.flatnonzero(mask):
-                phase = boxes.phase(int(address[thread]))
+                rank, at = divmod(int(address[thread]), 1 << ptx_cluster.RANK) if remote else (-1, int(address[thread]))
+                here = ptx_cluster.member(block, rank).boxes if remote else boxes
+                phase = here.phase(at)
                 if parts[2] == "expect_tx":
                     phase.bytes += int(block.value(operands[2])[thread])
                 phase.missing -= 1
-                boxes.changed(int(address[thread]))
+                here.changed(at)
         case "try_wait" if parts[2] == "parity":
             ended = boxes.wait(block.address(operands[1]), block.value(operands[2]).astype(np.int64), mask)
             block.write(operands[0], ended, mask & ~boxes.blocked)
@@ -180,9 +186,9 @@ def fence(block: Block, parts: Parts, operands: Parts, mask: Array) -> bool:
 
 
 def copy(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
-    """cp.async.bulk.tensor.4d.shared::cluster.global.tile... [target], [map, {coordinates}], [barrier]."""
+    """cp.async.bulk.tensor.4d.shared::cluster.global.tile... [target], [map, {coordinates}], [barrier], blocks of the cluster."""
     wanted = ("async", "bulk", "tensor", f"{RANK}d", "shared::cluster", "global", "tile", "mbarrier::complete_tx::bytes")
-    if parts[1:] != wanted:
+    if parts[1:9] != wanted or parts[9:] != ("multicast::cluster",) * (len(operands) - 3):
         raise PtxError("unknown copy of a box")
     found = re.fullmatch(r"\[\s*(\S+?)\s*,\s*\{(.*)\}\s*\]", operands[1])
     if found is None:
@@ -192,15 +198,17 @@ def copy(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     for thread in np.flatnonzero(mask):
         if (int(thread), int(source[thread])) not in block.boxes.acquired:
             raise PtxError("a tensor map is used without its fence")
-        _start(block, int(target[thread]), int(source[thread]), int(barrier[thread]), [int(c[thread]) for c in at])
+        rows = _box(block, int(source[thread]), [int(c[thread]) for c in at])
+        whom = int(block.value(operands[3])[thread]) if len(operands) > 3 else 0
+        for other in [ptx_cluster.member(block, r) for r in range(16) if whom >> r & 1] or [block]:
+            _start(other, int(target[thread]), int(barrier[thread]), rows)
 
 
-def _start(block: Block, target: int, source: int, barrier: int, at: list[int]) -> None:
-    memory, boxes = block.memory, block.boxes
-    if target % 1024 or source % 64:
-        raise PtxError("the target of a box is no multiple of 1024, or its map none of 64")
-    if boxes.phase(barrier).unpublished >= 0:
-        raise PtxError("the copy engine has not seen a barrier's beginning")
+def _box(block: Block, source: int, at: list[int]) -> Array:
+    """The numbers of a box, uint8 [rows][8][16], zeros where it reaches outside."""
+    memory = block.memory
+    if source % 64:
+        raise PtxError("a tensor map is no multiple of 64")
     memory.check(np.arange(source, source + MAP_BYTES))
     map_ = decode(memory.bytes[source : source + MAP_BYTES].tobytes())
     size = SIZES[map_.element]
@@ -217,7 +225,15 @@ def _start(block: Block, target: int, source: int, barrier: int, at: list[int]) 
     raw[exists] = memory.bytes[places]
     if map_.element == "tf32":
         raw = _rounded(raw.view(np.float32)[:, 0]).view(np.uint8).reshape(raw.shape)
-    rows = raw.reshape(-1, 8, 16)
+    return raw.reshape(-1, 8, 16)
+
+
+def _start(block: Block, target: int, barrier: int, rows: Array) -> None:
+    boxes = block.boxes
+    if target % 1024:
+        raise PtxError("the target of a box is no multiple of 1024")
+    if boxes.phase(barrier).unpublished >= 0:
+        raise PtxError("the copy engine has not seen a barrier's beginning")
     row = np.arange(len(rows))[:, None, None]
     to = target + row * 128 + ((np.arange(8)[:, None] ^ (row & 7)) << 4) + np.arange(16)
     if to.max() >= block.shared_bytes:

@@ -34,7 +34,7 @@ from tests.cuda.ptx_interpreter import Memory, PtxError, run
 from tests.cuda.test_gemm import AMPERE, GROUP_INSTRUCTIONS, HOPPER, INTEGERS, draw, limit, multiplied, stored
 
 Array = np.ndarray[Any, Any]
-ONE_GROUP, TWO_GROUPS = TMA_TILES[-1], TMA_TILES[3]
+ONE_GROUP, TWO_GROUPS, TWO_BLOCKS = TMA_TILES[4], TMA_TILES[3], TMA_TILES[6]
 ELEMENTS = ("f16", "bf16", "tf32", "s8", "u8")
 
 
@@ -91,11 +91,12 @@ def test_ragged_shapes(element: str, m: int, n: int, k: int, extra: int, schedul
     assert found <= limit(element)
 
 
+@pytest.mark.parametrize("tile", [TWO_GROUPS, TWO_BLOCKS], ids=["two groups", "two blocks"])
 @given(m=st.integers(1, 140), n=st.integers(1, 140), k=st.integers(1, 300), batches=st.tuples(*[st.integers(1, 2)] * 2),
-       shared=st.tuples(st.booleans(), st.booleans()), blocks=st.integers(1, 9))  # fmt: skip
-@settings(max_examples=6, deadline=None)
-def test_batches(m: int, n: int, k: int, batches: tuple[int, int], shared: tuple[bool, bool], blocks: int) -> None:
-    found = difference(ptx("f16", TWO_GROUPS), "f16", TWO_GROUPS, (m, n, k), batches, shared, blocks=blocks)
+       shared=st.tuples(st.booleans(), st.booleans()), blocks=st.integers(2, 9))  # fmt: skip
+@settings(max_examples=4, deadline=None)
+def test_batches(tile: Tile, m: int, n: int, k: int, batches: tuple[int, int], shared: tuple[bool, bool], blocks: int) -> None:
+    found = difference(ptx("f16", tile), "f16", tile, (m, n, k), batches, shared, blocks=blocks)
     assert found <= limit("f16")
 
 
@@ -103,14 +104,14 @@ def test_batches(m: int, n: int, k: int, batches: tuple[int, int], shared: tuple
 @pytest.mark.parametrize("tile", TMA_TILES)
 def test_every_tile(tile: Tile) -> None:
     sizes = (2 * tile.rows + 3, tile.columns + 5, 11 * 64)
-    assert difference(ptx("bf16", tile), "bf16", tile, sizes) <= limit("bf16")
+    assert difference(ptx("bf16", tile), "bf16", tile, sizes, blocks=2 * tile.cluster) <= limit("bf16")
 
 
 @pytest.mark.parametrize("element", ["bf16", pytest.param("", marks=pytest.mark.slow)])
 def test_machine_code(element: str) -> None:
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
-    kinds = [(element, TMA_TILES[0])] if element else [(e, t) for e in ELEMENTS for t in TMA_TILES]
+    kinds = [(element, TMA_TILES[0]), (element, TMA_TILES[5])] if element else [(e, t) for e in ELEMENTS for t in TMA_TILES]
     for name, tile in kinds:
         built = compile_cubin(gemm_text(name, tile), "kernel", HOPPER)
         assert built.spills == 0
@@ -122,6 +123,7 @@ def test_machine_code(element: str) -> None:
         assert changes == (2 if few else 0)
         for instruction in (GROUP_INSTRUCTIONS[name].replace("x256x", f"x{tile.columns}x"), "UTMALDG.4D", "SYNCS.PHASECHK"):
             assert instruction in code, instruction
+        assert ("UTMALDG.4D.MULTICAST" in code) == (tile.cluster > 1)
 
 
 def _without(start: str, which: int = 0) -> Callable[[str], str]:
@@ -164,6 +166,19 @@ MUTATIONS: dict[str, Callable[[str], str]] = {
 }  # fmt: skip
 
 
+ARRIVAL = "mbarrier.arrive.release.cluster"
+CLUSTER_MUTATIONS: dict[str, Callable[[str], str]] = {
+    "places are not given back": _without(ARRIVAL, 0),
+    "places are given back to one block only": lambda text: re.sub(r"(mapa[^;]*, )%r\d+;", r"\g<1>0;", text),
+    "the last place is given back to one block only": lambda text: _changed(text, r"mapa[^;]*, (%r\d+);", 1, "shr.u32"),
+    "arrivals of one block": lambda text: re.sub(r"(mbarrier\.init[^;]*, )%r\d+;", r"\g<1>8;", text),
+    "no meeting at the beginning": lambda text: _without("barrier.cluster.wait")(_without("barrier.cluster.arrive")(text)),
+    "no meeting at the end": lambda text: _without("barrier.cluster.wait", 1)(_without("barrier.cluster.arrive", 1)(text)),
+    "tiles for this block only": lambda text: re.sub(r"\.multicast::cluster ([^;]*), %rs\d+;", r" \g<1>;", text),
+    "another row of B": lambda text: _changed(text, r"cp\.async\.bulk[^;{]*multicast[^;{]*\{%r\d+, (%r\d+)", 0, "add.s32"),
+}  # fmt: skip
+
+
 def _changed(text: str, pattern: str, which: int, change: str) -> str:
     """The operand that the pattern's group finds is replaced by a changed one."""
     place = list(re.finditer(pattern, text))[which]
@@ -179,23 +194,26 @@ def _coordinate(text: str, which: int) -> str:
     return _changed(text, r"cp\.async\.bulk\.tensor[^;]*\{%r\d+, (%r\d+)", which, "add.s32")
 
 
-SIZES_OF_MUTATIONS = (131, 70, 600)  # several tiles for each block, and more steps than the ring has places
+# Several tiles for each block, and more steps than the ring has places.
+MUTATED = {TWO_GROUPS: (131, 70, 600), TWO_BLOCKS: (131, 150, 600)}
 
 
+@pytest.mark.parametrize("tile", MUTATED, ids=["two groups", "two blocks"])
 @pytest.mark.parametrize("schedule", ["together", "warps"])
-def test_what_is_mutated_is_right(schedule: str) -> None:
-    found = difference(ptx("f16", TWO_GROUPS), "f16", TWO_GROUPS, SIZES_OF_MUTATIONS, schedule=schedule)
-    assert found <= limit("f16")
+def test_what_is_mutated_is_right(tile: Tile, schedule: str) -> None:
+    assert difference(ptx("f16", tile), "f16", tile, MUTATED[tile], schedule=schedule) <= limit("f16")
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_mutations_are_noticed(mutation: str) -> None:
-    text = ptx("f16", TWO_GROUPS)
-    changed = MUTATIONS[mutation](text)
+@pytest.mark.parametrize(
+    ("tile", "mutation"), [(TWO_GROUPS, m) for m in MUTATIONS] + [(TWO_BLOCKS, m) for m in CLUSTER_MUTATIONS]
+)
+def test_mutations_are_noticed(tile: Tile, mutation: str) -> None:
+    text = ptx("f16", tile)
+    changed = (MUTATIONS if tile is TWO_GROUPS else CLUSTER_MUTATIONS)[mutation](text)
     assert changed != text
     for schedule in ("together", "warps"):
         try:
-            found = difference(changed, "f16", TWO_GROUPS, SIZES_OF_MUTATIONS, schedule=schedule)
+            found = difference(changed, "f16", tile, MUTATED[tile], schedule=schedule)
         except PtxError:
             return
         if not found <= limit("f16"):
@@ -309,8 +327,9 @@ def test_launches_cover_the_result_and_maps_are_valid(m: int, n: int, k: int, b0
     words = {name: values.get(name, 0) for name in TEMPLATES["gemm"].words}
     given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": 1, "PIECE": 16, "B_PIECE": 16}
     launch = launch_gemm(words, given, HOPPER)
-    assert 0 <= words["ROW_TILES"] * tile.rows - m < tile.rows and 0 <= words["PANELS"] * tile.columns - n < tile.columns
-    tiles = words["ROW_TILES"] * words["PANELS"] * b0
+    rows = tile.rows * tile.cluster
+    assert 0 <= words["ROW_TILES"] * rows - m < rows and 0 <= words["PANELS"] * tile.columns - n < tile.columns
+    tiles = words["ROW_TILES"] * words["PANELS"] * b0 * tile.cluster
     assert launch.grid == (min(tiles, HOPPER.multiprocessors), 1, 1) and launch.block == tile.threads
     assert launch.shared_bytes <= HOPPER.shared_bytes
     a, b = (ptx_tma.decode(ptx_tma.encode(map_)) for map_ in launch.maps)

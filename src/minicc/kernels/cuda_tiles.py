@@ -40,6 +40,7 @@ class Tile:
     pending: tiles before the present one whose products may still be on their way.
     unit "dot" has no ring (kernels/cuda/gemv.py): stages are the chunks of 16 bytes of a column that a lane reads at once.
     unit "tma" multiplies as "wgmma"; the copy engine fills the ring, other warps tell it when (kernels/cuda/gemm_tma.py).
+    cluster: of unit "tma", blocks with tiles one below the other, which bring columns to each other.
     """
 
     rows: int
@@ -49,6 +50,7 @@ class Tile:
     stages: int
     unit: str = "mma"
     pending: int = 0
+    cluster: int = 1
 
     @property
     def workers(self) -> int:
@@ -112,6 +114,8 @@ TMA_TILES = (
     Tile(128, 128, 16, 128, 6, "tma", 1),
     Tile(128, 64, 16, 64, 8, "tma", 1),
     Tile(64, 128, 16, 128, 8, "tma", 1),
+    Tile(128, 256, 16, 256, 4, "tma", 1, 2),
+    Tile(128, 128, 16, 128, 6, "tma", 1, 2),
 )
 # Whether a product takes such a tile by itself where it is expected to be faster: not before a GPU has shown that it is right.
 PREFER_TMA = False
@@ -149,7 +153,7 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
 
     Blocks of one multiprocessor share its arithmetic and its copies, and hide each other's latency.
     """
-    blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches * splits
+    blocks = -(-m // tile.rows // tile.cluster) * tile.cluster * -(-n // tile.columns) * batches * splits
     here = -(-blocks // target.multiprocessors)
     sums = tile.rows * tile.columns // tile.threads
     at_once = min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads), here) or 1
@@ -157,7 +161,7 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
     work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[unit, element]
     if unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
         work *= 0.6 + 0.4 * 32 * (1 / tile.warp_rows + 1 / tile.warp_columns)
-    copies = 1e-3 * ROW * (tile.rows + tile.columns) / KILOBYTES
+    copies = 1e-3 * ROW * (tile.rows + tile.columns / tile.cluster) / KILOBYTES
     results = RESULTS * 1e-3 * tile.rows * tile.columns / splits
     steps = -(-k * SIZES[element] // ROW // splits)
     if tile.unit == "tma":  # one block makes several tiles, and brings the next one while it stores sums
@@ -254,6 +258,7 @@ def _tma_constants(given: Constants) -> dict[str, object]:
         "STAGES": tile.stages, "BK": ROW // SIZES[element], "A_BYTES": ROW * tile.rows,
         "STAGE_BYTES": ROW * (tile.rows + tile.columns), "FULL": full, "EMPTY": full + BARRIERS // 2 * tile.stages,
         "SUMS": full + BARRIERS * tile.stages, "SUMS_BYTES": 4 * 16 * PART_PITCH, "PART": PART, "PITCH": PART_PITCH,
+        "CLUSTER": tile.cluster, "PART_ROWS": tile.columns // tile.cluster, "PART_BYTES": ROW * tile.columns // tile.cluster,
         "FEW": few, "MANY": many,
     }  # fmt: skip
 
@@ -271,11 +276,14 @@ def conv_shared_bytes(tile: Tile) -> int:
 def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:
     """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
     tile = ALL_TILES[int(given["TILE"])]
-    words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
+    rows = tile.rows * tile.cluster
+    words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
     if tile.unit == "tma":
-        maps = (_tensor_map(words, given, "A", "M", tile.rows), _tensor_map(words, given, "B", "N", tile.columns))
-        return Launch((min(blocks, target.multiprocessors), 1, 1), tile.threads, tile.shared_bytes, maps)
+        part = tile.columns // tile.cluster
+        maps = (_tensor_map(words, given, "A", "M", tile.rows), _tensor_map(words, given, "B", "N", part))
+        clusters = min(blocks, target.multiprocessors // tile.cluster)
+        return Launch((clusters * tile.cluster, 1, 1), tile.threads, tile.shared_bytes, maps)
     return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, tile.shared_bytes)
 
 

@@ -6,13 +6,15 @@ warp arrives at its EMPTY barrier when its products have read the tile. Blocks t
 fills for the next one while warps finish theirs: each warp's sums pass through a matrix of its own in shared memory to the
 generated epilogue, 32 columns at a time.
 
+The blocks of a cluster make tiles one below the other, which need the same B: each brings its part of B to all of them, and
+waits until all have read what was there before.
+
 The words A and B are addresses of tensor maps, see `cuda_tiles.launch_gemm`.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
-from minicc.kernels.cuda.sums import load_sum
+from minicc.kernels.cuda.sums import cluster_barrier, load_sum
 from minicc.kernels.cuda.tiles import (
-    barrier,
     block,
     blocks,
     int32,
@@ -51,6 +53,9 @@ SUMS = 196672  # EMPTY + 8 * STAGES: where the matrices of sums are
 SUMS_BYTES = 2304  # 4 * 16 * PITCH, of a warp
 PART = 32  # columns of sums that a warp gives to the epilogue at a time
 PITCH = 36
+CLUSTER = 1  # blocks of a cluster
+PART_ROWS = 256  # BN / CLUSTER: rows of B that a block brings
+PART_BYTES = 32768  # 128 * PART_ROWS
 FEW = 40  # registers of the threads that bring tiles, and of those that multiply
 MANY = 232
 
@@ -68,7 +73,7 @@ B_B0 = 9
 B_B1 = 10
 B0 = 11
 B1 = 12
-ROW_TILES = 13  # ceil(M / BM)
+ROW_TILES = 13  # ceil(M / (BM * CLUSTER))
 PANELS = 14  # ceil(N / BN)
 EPILOGUE = 15
 WORDS = 16  # those of the epilogue included
@@ -83,13 +88,14 @@ def epilogue(args, b0, b1, i, j, acc):
 
 @helper
 def place(args, unit):
-    """(b0, b1, first row, first column) of a result tile by its number."""
+    """(b0, b1, first row, first column) of this block's tile, by the number that the tiles of a cluster have together."""
     panels, row_tiles = int32(arg(args, PANELS)), int32(arg(args, ROW_TILES))
     rest = int32(unit // panels)
     batch = int32(rest // row_tiles)
     b0 = int32(batch // int32(arg(args, B1)))
     b1 = int32(batch - b0 * int32(arg(args, B1)))
-    return b0, b1, int32((rest - batch * row_tiles) * BM), int32((unit - rest * panels) * BN)
+    row_tile = (rest - batch * row_tiles) * CLUSTER + block() % CLUSTER
+    return b0, b1, int32(row_tile * BM), int32((unit - rest * panels) * BN)
 
 
 @helper
@@ -102,9 +108,10 @@ def bring(args, shared, units):
     b_b0, b_b1 = int32(min(arg(args, B_B0), 1)), int32(min(arg(args, B_B1), 1))
     map_ready(a)
     map_ready(b)
+    part = int32(block() % CLUSTER)
     slot = int32(0)
     parity = int32(1)
-    unit = int32(block())
+    unit = int32(block() // CLUSTER)
     while unit < units:
         b0, b1, i0, j0 = place(args, unit)
         step = int32(0)
@@ -113,14 +120,15 @@ def bring(args, shared, units):
             tile = shared + slot * int32(STAGE_BYTES)
             phase_wait(shared + int32(EMPTY) + slot * int32(8), parity)
             phase_announce(full, int32(STAGE_BYTES))
-            copy_box(tile, a, full, step, i0, b1 * a_b1, b0 * a_b0)
-            copy_box(tile + int32(A_BYTES), b, full, step, j0, b1 * b_b1, b0 * b_b0)
+            copy_box(1, tile, a, full, step, i0, b1 * a_b1, b0 * a_b0)
+            tile = tile + int32(A_BYTES) + part * int32(PART_BYTES)
+            copy_box(CLUSTER, tile, b, full, step, j0 + part * int32(PART_ROWS), b1 * b_b1, b0 * b_b0)
             slot = int32(slot + int32(1))
             if slot == int32(STAGES):
                 slot = int32(0)
                 parity = int32(parity ^ int32(1))
             step = int32(step + int32(BK))
-        unit = int32(unit + blocks())
+        unit = int32(unit + blocks() // CLUSTER)
 
 
 @helper
@@ -163,9 +171,9 @@ def kernel(args):
     if tid == int32(0):
         for slot in range(STAGES):
             phase_begin(shared + int32(FULL + 8 * slot), int32(1))
-            phase_begin(shared + int32(EMPTY + 8 * slot), int32(WORKERS // 32))
+            phase_begin(shared + int32(EMPTY + 8 * slot), int32(WORKERS // 32 * CLUSTER))
         phases_ready()
-    barrier()
+    cluster_barrier(CLUSTER)
     if tid >= int32(WORKERS):
         registers(FEW, 0)
         if tid == int32(WORKERS):
@@ -178,7 +186,7 @@ def kernel(args):
         row = warp * int32(16)
         slot = int32(0)
         parity = int32(0)
-        unit = int32(block())
+        unit = int32(block() // CLUSTER)
         while unit < units:
             b0, b1, i0, j0 = place(args, unit)
             sums = zeros(ELEMENT, 16, BN)
@@ -189,8 +197,8 @@ def kernel(args):
                 phase_wait(shared + int32(FULL) + slot * int32(8), parity)
                 sums = product("wgmma", ELEMENT, 16, BN, sums, tile, tile + int32(A_BYTES), row, int32(0), lane)
                 products_wait("wgmma", 1)
-                if lane == int32(0) and read >= int32(0):
-                    phase_arrive(shared + int32(EMPTY) + read * int32(8))
+                if lane < int32(CLUSTER) and read >= int32(0):
+                    phase_arrive(CLUSTER, shared + int32(EMPTY) + read * int32(8), lane)
                 read = slot
                 slot = int32(slot + int32(1))
                 if slot == int32(STAGES):
@@ -198,8 +206,10 @@ def kernel(args):
                     parity = int32(parity ^ int32(1))
                 step = int32(step + int32(BK))
             products_wait("wgmma", 0)
-            if lane == int32(0) and read >= int32(0):
-                phase_arrive(shared + int32(EMPTY) + read * int32(8))
+            if lane < int32(CLUSTER) and read >= int32(0):
+                phase_arrive(CLUSTER, shared + int32(EMPTY) + read * int32(8), lane)
             first = i0 + row
             finish(args, sums_at, lane, b0, b1, first, j0, min(m - first, int32(16)), sums)
-            unit = int32(unit + blocks())
+            unit = int32(unit + blocks() // CLUSTER)
+    if CLUSTER > 1:
+        cluster_barrier(CLUSTER)  # others may still bring tiles to this block, or arrive at its barriers

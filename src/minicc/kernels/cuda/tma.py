@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
-from minicc.kernels.cuda.tiles import I32, SHARED, assembly, known, sums_type
+from minicc.kernels.cuda.tiles import I16, I32, SHARED, assembly, known, sums_type
 
 VOID = ir.VoidType()
 MAP_BYTES = 128
@@ -44,14 +44,21 @@ def phases_ready(typing_context):
 
 
 @intrinsic
-def phase_arrive(typing_context, barrier):
-    """One arrival, behind all that this thread has done."""
+def phase_arrive(typing_context, blocks, barrier, rank):
+    """One arrival, behind all that this thread has done, at this barrier of block `rank` of so many of a cluster (a literal)."""
+    if not known(blocks):
+        return None
 
     def emit(context, builder, signature, values):
-        assembly(builder, "mbarrier.arrive.shared::cta.b64 _, [$0];", "r", VOID, list(values))
+        _, barrier, rank = values
+        if blocks.literal_value == 1:
+            assembly(builder, "mbarrier.arrive.shared::cta.b64 _, [$0];", "r", VOID, [barrier])
+        else:
+            there = assembly(builder, "mapa.shared::cluster.u32 $0, $1, $2;", "=r,r,r", I32, [barrier, rank], effects=False)
+            assembly(builder, "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [$0];", "r", VOID, [there])
         return context.get_dummy_value()
 
-    return types.void(types.int32), emit
+    return types.void(types.literal(blocks.literal_value), types.int32, types.int32), emit
 
 
 @intrinsic
@@ -96,18 +103,26 @@ def map_ready(typing_context, map_):
 
 
 @intrinsic
-def copy_box(typing_context, tile, map_, barrier, k, row, b1, b0):
-    """Starts the copy of the box at (b0, b1, row, k) of a tensor map to a tile, whose bytes land at the barrier."""
+def copy_box(typing_context, blocks, tile, map_, barrier, k, row, b1, b0):
+    """Starts the copy of the box at (b0, b1, row, k) of a tensor map to a tile, whose bytes land at the barrier.
+
+    blocks: a literal; where it is more than 1, the box goes to these places of all blocks of the cluster.
+    """
+    if not known(blocks):
+        return None
+    count = blocks.literal_value
 
     def emit(context, builder, signature, values):
-        text = (
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-            " [$0], [$1, {$3, $4, $5, $6}], [$2];"
-        )
-        assembly(builder, text, "r,l,r,r,r,r,r", VOID, list(values))
+        copy = "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        place = "[$0], [$1, {$3, $4, $5, $6}], [$2]"
+        if count == 1:
+            assembly(builder, f"{copy} {place};", "r,l,r,r,r,r,r", VOID, values[1:])
+        else:
+            whom = I16((1 << count) - 1)
+            assembly(builder, f"{copy}.multicast::cluster {place}, $7;", "r,l,r,r,r,r,r,h", VOID, [*values[1:], whom])
         return context.get_dummy_value()
 
-    return types.void(types.int32, types.int64, *[types.int32] * 5), emit
+    return types.void(types.literal(count), types.int32, types.int64, *[types.int32] * 5), emit
 
 
 @intrinsic
