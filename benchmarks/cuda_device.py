@@ -49,7 +49,7 @@ class Device:
         """A tensor map as kernels read it."""
         from minicc.runtime.cuda import maps
 
-        return maps.encoder(int(self.call("cuGetProcAddress", maps.FUNCTION, maps.VERSION, 0)))(map_)
+        return maps.encode(map_, lambda name, version: int(self.call("cuGetProcAddress", name.encode(), version, 0)))
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
         array = np.empty(shape, dtype)

@@ -44,7 +44,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     for template in templates:
         for element in elements or TOLERANCES:
             few_rows = DOT_TILES if template == "gemm" and element in DOT_ELEMENTS else ()
-            brought = TMA_TILES if template == "gemm" and element != "f32" else ()
+            brought = TMA_TILES if element != "f32" else ()
             for tile in (*tiles_of(element, target), *few_rows, *brought):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
                 name += f"_{tile.cluster}" if tile.cluster > 1 else ""
@@ -89,6 +89,7 @@ def run(folder: Path, cases: Sequence[Gemm | Conv] = (), tma: bool | None = None
             mine = [
                 k for k in kernels
                 if (k["template"], k["element"]) == (case.template, element) and (k["unit"] != "dot" or case.rows <= k["rows"])
+                and (k["unit"] != "tma" or fits_windows(case, element))
             ]  # fmt: skip
             if not mine:
                 continue
@@ -112,7 +113,7 @@ def _time_case(
         tiles = (-(-case.rows // kernel["rows"]), -(-columns // kernel["columns"]))
         words = case.words(addresses[0], addresses[1], addresses[2], tiles)
         grid = tiles[0] * tiles[1] * case.repeats
-        if kernel["unit"] == "tma":
+        if kernel["unit"] == "tma":  # which takes result tiles in turn
             grid = place_maps(device, kernel, words, addresses)
         launch = partial(device.launch, functions[kernel["name"]], grid, kernel["threads"], kernel["shared"], words)
         device.clear(addresses[2], int(np.prod(case.result)) * 4)
@@ -135,15 +136,22 @@ def _time_case(
     return rows
 
 
+def fits_windows(case: Gemm | Conv, element: str) -> bool:
+    """Whether the copy engine can bring the operands of a case whose rows are aligned."""
+    from minicc.kernels.cuda_tiles import ROW, SIZES
+
+    return isinstance(case, Gemm) or (case.groups == 1 and case.channels * SIZES[element] % ROW == 0)
+
+
 def place_maps(device: Device, kernel: dict[str, Any], words: list[int], addresses: list[int]) -> int:
     """Puts the addresses of its tensor maps into a kernel's words, notes them among `addresses`; returns the number of blocks."""
-    from minicc.kernels.cuda_tiles import launch_gemm
+    from minicc.kernels.cuda_template import CUDA_TEMPLATES
     from minicc.kernels.template import TEMPLATES
     from minicc.targets.cuda import parse_cuda_target
 
     given = {"ELEMENT": kernel["element"], "TILE": kernel["tile"], "SPLITS": 1, "PIECE": 16, "B_PIECE": 16}
-    named = dict(zip(TEMPLATES["gemm"].words, words))
-    launch = launch_gemm(named, given, parse_cuda_target("cuda:sm_90"))
+    named = dict(zip(TEMPLATES[kernel["template"]].words, words))
+    launch = CUDA_TEMPLATES[kernel["template"]].launch(named, given, parse_cuda_target("cuda:sm_90"))
     words[: len(named)] = named.values()
     for map_ in launch.maps:
         addresses.append(device.upload(np.frombuffer(device.encode(map_), np.uint8)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minicc.kernels.cuda_launch import MAP_BYTES, TensorMap
+from minicc.kernels.cuda_launch import MAP_BYTES, Positions, TensorMap
 from minicc.kernels.cuda_tiles import SIZES
 from tests.cuda import ptx_cluster
 from tests.cuda.ptx_values import Array, PtxError
@@ -33,19 +33,23 @@ NAMES = tuple(SIZES)
 
 def encode(map_: TensorMap) -> bytes:
     """A map as the interpreter reads it. PtxError for what the driver would refuse."""
-    size = SIZES[map_.element]
+    size, at = SIZES[map_.element], map_.positions
     fits = (
         map_.address % 16 == 0
-        and len(map_.extents) == len(map_.box) == len(map_.strides) + 1 == RANK
+        and len(map_.extents) == len(map_.strides) + 1 == RANK
+        and len(map_.box) == (RANK if at is None else 2)
         and all(0 < extent <= 1 << 32 for extent in map_.extents)
         and all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in map_.strides)
         and all(0 < side <= 256 for side in map_.box)
         and map_.box[0] * size == 128
     )
-    if not fits:
+    corners = () if at is None else (*at.lower, *at.upper, *at.steps)
+    if not fits or not all(-128 <= c <= 127 for c in corners[:4]) or not all(1 <= step <= 8 for step in corners[4:]):
         raise PtxError(f"not a valid map: {map_}")
-    numbers = [MAGIC, NAMES.index(map_.element), map_.address, *map_.extents, *map_.strides, *map_.box]
-    return np.array([*numbers, *[0] * (MAP_BYTES // 8 - len(numbers))], np.int64).tobytes()
+    numbers = [MAGIC, NAMES.index(map_.element), map_.address, *map_.extents, *map_.strides]
+    small = [*map_.box, *corners]
+    raw = np.array(numbers, np.int64).tobytes() + np.array([len(small), *small], np.int16).tobytes()
+    return raw.ljust(MAP_BYTES, b"\0")
 
 
 def decode(raw: bytes) -> TensorMap:
@@ -53,8 +57,14 @@ def decode(raw: bytes) -> TensorMap:
     numbers = np.frombuffer(raw, np.int64).tolist()
     if numbers[0] != MAGIC:
         raise PtxError("there is no tensor map")
-    extents, strides, box = numbers[3 : 3 + RANK], numbers[3 + RANK : 2 + 2 * RANK], numbers[2 + 2 * RANK : 2 + 3 * RANK]
-    return TensorMap(0, numbers[2], NAMES[numbers[1]], tuple(extents), tuple(strides), tuple(box))
+    first = 2 + 2 * RANK
+    count, *small = np.frombuffer(raw[8 * first :], np.int16).tolist()
+    at = None
+    if count > RANK:
+        lower, upper, steps = ((small[i], small[i + 1]) for i in (2, 4, 6))
+        at = Positions(lower, upper, steps)
+    box = tuple(small[: 2 if at else RANK])
+    return TensorMap(0, numbers[2], NAMES[numbers[1]], tuple(numbers[3 : 3 + RANK]), tuple(numbers[3 + RANK : first]), box, at)
 
 
 @dataclass
@@ -186,31 +196,52 @@ def fence(block: Block, parts: Parts, operands: Parts, mask: Array) -> bool:
 
 
 def copy(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
-    """cp.async.bulk.tensor.4d.shared::cluster.global.tile... [target], [map, {coordinates}], [barrier], blocks of the cluster."""
-    wanted = ("async", "bulk", "tensor", f"{RANK}d", "shared::cluster", "global", "tile", "mbarrier::complete_tx::bytes")
-    if parts[1:9] != wanted or parts[9:] != ("multicast::cluster",) * (len(operands) - 3):
+    """cp.async.bulk.tensor.4d.shared::cluster.global.MODE... [target], [map, {coordinates}], [barrier]
+
+    With MODE "tile" perhaps the blocks of the cluster that get it, with "im2col" the offsets {right, down} from positions.
+    """
+    wanted = ("async", "bulk", "tensor", f"{RANK}d", "shared::cluster", "global", parts[7], "mbarrier::complete_tx::bytes")
+    several = parts[9:] == ("multicast::cluster",)
+    if parts[1:9] != wanted or parts[7] not in ("tile", "im2col") or len(operands) != 3 + (several or parts[7] == "im2col"):
         raise PtxError("unknown copy of a box")
     found = re.fullmatch(r"\[\s*(\S+?)\s*,\s*\{(.*)\}\s*\]", operands[1])
     if found is None:
         raise PtxError(f"cannot read {operands[1]}")
     at = [block.value(name.strip()).astype(np.uint32).view(np.int32) for name in found[2].split(",")]
     target, barrier, source = block.address(operands[0]), block.address(operands[2]), block.value(found[1])
+    names = operands[3].strip("{}").split(",") if parts[7] == "im2col" else []
+    offsets = [block.value(name.strip()) & np.uint64(0xFFFF) for name in names]
     for thread in np.flatnonzero(mask):
         if (int(thread), int(source[thread])) not in block.boxes.acquired:
             raise PtxError("a tensor map is used without its fence")
-        rows = _box(block, int(source[thread]), [int(c[thread]) for c in at])
-        whom = int(block.value(operands[3])[thread]) if len(operands) > 3 else 0
+        rows = _box(block, int(source[thread]), [int(c[thread]) for c in at], [int(o[thread]) for o in offsets])
+        whom = int(block.value(operands[3])[thread]) if several else 0
         for other in [ptx_cluster.member(block, r) for r in range(16) if whom >> r & 1] or [block]:
             _start(other, int(target[thread]), int(barrier[thread]), rows)
 
 
-def _box(block: Block, source: int, at: list[int]) -> Array:
+def _box(block: Block, source: int, at: list[int], offsets: list[int]) -> Array:
     """The numbers of a box, uint8 [rows][8][16], zeros where it reaches outside."""
     memory = block.memory
     if source % 64:
         raise PtxError("a tensor map is no multiple of 64")
     memory.check(np.arange(source, source + MAP_BYTES))
     map_ = decode(memory.bytes[source : source + MAP_BYTES].tobytes())
+    if bool(offsets) != (map_.positions is not None):
+        raise PtxError("a map of another kind")
+    offset, exists = _windows(map_, at, offsets) if map_.positions else _tile(map_, at)
+    size = SIZES[map_.element]
+    raw = np.zeros((len(offset), size), np.uint8)
+    places = map_.address + offset[exists, None] + np.arange(size)
+    memory.check(places)
+    raw[exists] = memory.bytes[places]
+    if map_.element == "tf32":
+        raw = _rounded(raw.view(np.float32)[:, 0]).view(np.uint8).reshape(raw.shape)
+    return raw.reshape(-1, 8, 16)
+
+
+def _tile(map_: TensorMap, at: list[int]) -> tuple[Array, Array]:
+    """Offsets in bytes of a box's elements, and which of them exist."""
     size = SIZES[map_.element]
     indices = [np.arange(side) + first for side, first in zip(map_.box, at)]
     inside = [(index >= 0) & (index < extent) for index, extent in zip(indices, map_.extents)]
@@ -219,13 +250,28 @@ def _box(block: Block, source: int, at: list[int]) -> Array:
     for index, there, stride in reversed([*zip(indices, inside, (size, *map_.strides))]):
         offset = (offset[:, None] + index * stride).ravel()
         exists = (exists[:, None] & there).ravel()
-    raw = np.zeros((len(offset), size), np.uint8)
-    places = map_.address + offset[exists, None] + np.arange(size)
-    memory.check(places)
-    raw[exists] = memory.bytes[places]
-    if map_.element == "tf32":
-        raw = _rounded(raw.view(np.float32)[:, 0]).view(np.uint8).reshape(raw.shape)
-    return raw.reshape(-1, 8, 16)
+    return offset, exists
+
+
+def _windows(map_: TensorMap, at: list[int], offsets: list[int]) -> tuple[Array, Array]:
+    """As `_tile`, for channels of positions: from the given one on along rows, then columns, then images."""
+    assert map_.positions is not None
+    lower, upper, steps = map_.positions.lower, map_.positions.upper, map_.positions.steps
+    channel, *begin = at
+    # Positions along width and height, and where the first one is among them.
+    counts = [(map_.extents[1 + a] - 1 + upper[a] - lower[a]) // steps[a] + 1 for a in (0, 1)]
+    first = [(begin[a] - lower[a]) // steps[a] for a in (0, 1)]
+    if any((begin[a] - lower[a]) % steps[a] or not 0 <= first[a] < counts[a] for a in (0, 1)):
+        raise PtxError("a window begins at no position")
+    number = (begin[2] * counts[1] + first[1]) * counts[0] + first[0] + np.arange(map_.box[1])
+    across, rest = number % counts[0], number // counts[0]
+    indices = [across * steps[0] + lower[0] + offsets[0], rest % counts[1] * steps[1] + lower[1] + offsets[1], rest // counts[1]]
+    offset, exists = np.zeros(len(number), np.int64), np.ones(len(number), bool)
+    for index, extent, stride in zip(indices, map_.extents[1:], map_.strides):
+        offset, exists = offset + index * stride, exists & (index >= 0) & (index < extent)
+    channels = channel + np.arange(map_.box[0])
+    inside = (channels >= 0) & (channels < map_.extents[0])
+    return (offset[:, None] + channels * SIZES[map_.element]).ravel(), (exists[:, None] & inside).ravel()
 
 
 def _start(block: Block, target: int, barrier: int, rows: Array) -> None:

@@ -55,7 +55,7 @@ class Interpreter:
 
 
 def test_benchmark_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = (Gemm(20, 70, 64, 2), Gemm(3, 20, 64), Conv(2, 6, 32, 24, 3, 2, 2))
+    cases = (Gemm(20, 70, 64, 2), Gemm(3, 20, 64), Conv(2, 6, 32, 24, 3, 2, 2), Conv(2, 6, 64, 24, 3, 2))
     monkeypatch.setattr(cuda_kernels, "CASES", cases)
     monkeypatch.setattr(cuda_kernels, "TOLERANCES", {"f16": 3e-5, "s8": 0.0})
     monkeypatch.setattr(cuda_kernels, "Device", Interpreter)
@@ -66,10 +66,10 @@ def test_benchmark_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(codegen, "compile_cubin", lambda *kernel: Cubin(compile_ptx(*kernel).encode(), 0, 0, 0))
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
-    assert len(rows) == 18
-    assert sum("_tma_" in row["kernel"] for row in rows) == 4
+    assert len(rows) == 23
+    assert sum("_tma_" in row["kernel"] for row in rows) == 5
     assert all(row["right"] for row in rows), [row["error"] for row in rows]
-    assert sum(row["chosen"] for row in rows) == 6
+    assert sum(row["chosen"] for row in rows) == 8
     assert json.loads((tmp_path / "results.json").read_text()) == rows
     kinds = [{"_tma_" in row["kernel"] for row in cuda_kernels.run(tmp_path, cases[:1], tma)} for tma in (False, True)]
     assert kinds == [{False}, {True}]

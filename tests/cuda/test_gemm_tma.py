@@ -24,10 +24,10 @@ from benchmarks.cuda_build import gemm_text, machine_text
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
 from minicc.errors import TargetError
 from minicc.kernels import cuda_tiles
-from minicc.kernels.cuda_launch import MAP_BYTES, TensorMap
+from minicc.kernels.cuda_launch import MAP_BYTES, Positions, TensorMap
 from minicc.kernels.cuda_tiles import ALL_TILES, SIZES, TMA_TILES, Tile, choose_product, launch_gemm, pack_right, takes_maps
 from minicc.kernels.template import TEMPLATES
-from minicc.runtime.cuda.maps import encoder
+from minicc.runtime.cuda.maps import TILED, WINDOWS, encode
 from tests.cuda import ptx_tma
 from tests.cuda.modules import pretended, run_module
 from tests.cuda.ptx_interpreter import Memory, PtxError, run
@@ -340,31 +340,46 @@ def test_launches_cover_the_result_and_maps_are_valid(m: int, n: int, k: int, b0
 # --------------------------------------------------------------------------------------------- the driver's encoding
 
 
-def test_maps_are_given_to_the_driver() -> None:
-    """The function that encodes is replaced by one that notes what it is given."""
-    seen: list[Any] = []
-    kinds = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, *[ctypes.POINTER(ctypes.c_uint64)] * 2,
-             *[ctypes.POINTER(ctypes.c_uint32)] * 2, *[ctypes.c_int] * 4]  # fmt: skip
+def driver_function(seen: list[Any], steps_last: bool) -> Any:
+    """What stands for a function of the driver: it notes what it is given, and refuses addresses of 0."""
+    array = ctypes.POINTER(ctypes.c_uint32)
+    several = [array, array, *[ctypes.c_uint32] * 2, array] if steps_last else [array, array]
+    wide = ctypes.POINTER(ctypes.c_uint64)
+    kinds = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, wide, wide, *several, *[ctypes.c_int] * 4]
 
-    def function(target: int, kind: int, rank: int, address: int, *rest: Any) -> int:
-        extents, strides, box, steps, *switches = rest
-        seen.extend([target % 64, kind, rank, address, extents[:rank], strides[: rank - 1], box[:rank], steps[:rank], switches])
+    def function(target: int, kind: int, rank: int, address: int, extents: Any, strides: Any, *rest: Any) -> int:
+        own = [item if isinstance(item, int) else np.array(item[:4], np.uint32).view(np.int32).tolist() for item in rest]
+        seen.append([target % 64, kind, rank, address, extents[:rank], strides[: rank - 1], *own])
         ctypes.memset(target, 7, MAP_BYTES)
         return 0 if address else 1
 
-    called = ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(function)
-    place = ctypes.cast(called, ctypes.c_void_p).value
-    assert place is not None
-    map_ = TensorMap(0, 1 << 40, "tf32", (40, 5, 1, 2), (160, 16, 800), (32, 128, 1, 1))
-    assert encoder(place)(map_) == b"\7" * MAP_BYTES
+    return ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(function)
+
+
+def test_maps_are_given_to_the_driver() -> None:
     driver = pytest.importorskip("cuda.bindings.driver")
-    kind = int(driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32)
     swizzle = int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B)
     promotion = int(driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
-    assert seen[:4] == [0, kind, 4, 1 << 40]
-    assert seen[4:] == [[40, 5, 1, 2], [160, 16, 800], [32, 128, 1, 1], [1] * 4, [0, swizzle, promotion, 0]]
-    with pytest.raises(TargetError, match="failed with code 1"):
-        encoder(place)(replace(map_, address=0))
+    kinds = driver.CUtensorMapDataType
+    seen: list[Any] = []
+    made = {TILED: driver_function(seen, False), WINDOWS: driver_function(seen, True)}
+
+    def find(name: str, version: int) -> int:
+        assert version == 12000
+        return ctypes.cast(made[name], ctypes.c_void_p).value or 0
+
+    tiled = TensorMap(0, 1 << 40, "tf32", (40, 5, 1, 2), (160, 16, 800), (32, 128, 1, 1))
+    assert encode(tiled, find) == b"\7" * MAP_BYTES
+    common = [0, int(kinds.CU_TENSOR_MAP_DATA_TYPE_TFLOAT32), 4, 1 << 40, [40, 5, 1, 2], [160, 16, 800]]
+    assert seen.pop() == [*common, [32, 128, 1, 1], [1, 1, 1, 1], 0, swizzle, promotion, 0]
+    windows = replace(tiled, element="bf16", box=(64, 128), positions=Positions((-1, -2), (-3, 4), (2, 5)))
+    assert encode(windows, find) == b"\7" * MAP_BYTES
+    common[1] = int(kinds.CU_TENSOR_MAP_DATA_TYPE_UINT16)
+    (*first, lower, upper, channels, pixels, steps), switches = seen[0][:-4], seen[0][-4:]
+    assert (first, lower[:2], upper[:2], channels, pixels) == (common, [-1, -2], [-3, 4], 64, 128)
+    assert (steps, switches) == ([1, 2, 5, 1], [0, swizzle, promotion, 0])
+    with pytest.raises(TargetError, match="Tiled failed with code 1"):
+        encode(replace(tiled, address=0), find)
 
 
 def test_types_of_elements_in_maps() -> None:

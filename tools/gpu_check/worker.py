@@ -21,13 +21,15 @@ import numpy as np
 
 import minicc
 from benchmarks import cuda_kernels
-from benchmarks.cuda_cases import Gemm
+from benchmarks.cuda_cases import Conv, Gemm
 from tools.gpu_check import device
 from tools.gpu_check.bundle import TOLERANCE, Array, Case, Manifest, largest_difference, read_arrays
 from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.timing import medians
 
-TILE_CASES = (Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096))
+TILE_CASES = (
+    Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096), Conv(32, 56, 64, 64, 3), Conv(32, 14, 256, 256, 3),
+)  # fmt: skip
 PROFILED = 12
 MARK = "@gpu_check "  # starts the lines that the supervisor reads
 Row = dict[str, Any]

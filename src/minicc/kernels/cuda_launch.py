@@ -32,13 +32,23 @@ MAP_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
+class Positions:
+    """Where windows begin, along width and height (im2col): from `lower` to the last element + `upper`, every `steps`."""
+
+    lower: tuple[int, int]
+    upper: tuple[int, int]
+    steps: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorMap:
     """An array in global memory, and the boxes of it that Hopper's copy engine brings (kernels/cuda/tma.py).
 
     word:    number of the kernel's word that becomes the address of the encoded map.
     address: of the array, a multiple of 16; element: of cuda_tiles.SIZES.
     extents: elements along the axes, the contiguous one first; strides: bytes, of the other axes, multiples of 16.
-    box:     elements along the axes, those of the first 128 bytes.
+    box:     elements along the axes, those of the first 128 bytes; with positions channels and positions, which run through
+             rows, then columns, then images of axes (channels, width, height, images).
     """
 
     word: int
@@ -47,6 +57,7 @@ class TensorMap:
     extents: tuple[int, ...]
     strides: tuple[int, ...]
     box: tuple[int, ...]
+    positions: Positions | None = None
 
 
 @dataclass(frozen=True, slots=True)

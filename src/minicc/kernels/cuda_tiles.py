@@ -5,13 +5,13 @@ Knows nothing of Numba and of devices; the kernels are in kernels/cuda.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minicc.kernels.cuda_launch import Launch, TensorMap
+from minicc.kernels.cuda_launch import Launch, Positions, TensorMap
 from minicc.kernels.domain import Words, ceil_divide
 from minicc.targets.cuda import CudaTarget
 
@@ -171,29 +171,48 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
     return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
 
 
-def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Tile, int]:
-    """The tile, and the number of blocks that share out its depth, expected to finish first."""
+def choose_tile(
+    element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False
+) -> tuple[Tile, int]:
+    """The tile, and the number of blocks that share out its depth, expected to finish first.
+
+    maps: whether the copy engine can bring the operands.
+    """
     splits = SPLITS if target.arch == "sm_90a" else (1,)
     choices = [(tile, split) for tile in tiles_of(element, target) for split in splits]
+    choices += [(tile, 1) for tile in TMA_TILES if maps and PREFER_TMA]
     return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
 
 
 def takes_maps(given: Constants, target: CudaTarget) -> bool:
-    """Whether the copy engine can bring both operands of a product of these constants (all but TILE and SPLITS)."""
+    """Whether the copy engine can bring both operands of a product of these constants (all but TILE and SPLITS).
+
+    None of their strides may be negative.
+    """
     return target.arch == "sm_90a" and given["ELEMENT"] != "f32" and given["PIECE"] == given["B_PIECE"] == CHUNK
+
+
+def takes_windows(given: Constants, target: CudaTarget, channels: int, axes: Sequence[tuple[int, int, int, int, int]]) -> bool:
+    """As `takes_maps`, of a convolution in one group of so many channels.
+
+    axes: taps, stride, dilation, padding before and behind of each spatial axis.
+    """
+    if not takes_maps({**given, "B_PIECE": CHUNK}, target) or channels * SIZES[str(given["ELEMENT"])] % ROW or len(axes) > 2:
+        return False
+    # What fits into a map: 8 bits with a sign for both corners of the positions, of which 3 bits of a step.
+    return all(
+        stride <= 8 and 0 <= before <= 127 and 0 <= behind <= 127 and (taps - 1) * dilation + stride <= 128
+        for taps, stride, dilation, before, behind in axes
+    )
 
 
 def choose_product(
     element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False
 ) -> tuple[Tile, int]:
-    """As `choose_tile`; for few rows a tile without a ring, the depth cut until enough of the right operand is on its way.
-
-    maps: whether the copy engine can bring the operands.
-    """
+    """As `choose_tile`; for few rows a tile without a ring, the depth cut until enough of the right operand is on its way."""
     tile = next((tile for tile in DOT_TILES if m <= tile.rows), None)
     if tile is None or element not in DOT_ELEMENTS:
-        choices = [choose_tile(element, m, n, k, batches, target), *((t, 1) for t in TMA_TILES if maps and PREFER_TMA)]
-        return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
+        return choose_tile(element, m, n, k, batches, target, maps)
     step = CHUNK * WARP * tile.stages
     read = -(-n // tile.columns) * tile.columns * batches * step  # at once
     splits = SPLITS if target.arch == "sm_90a" else (1,)
@@ -263,14 +282,21 @@ def _tma_constants(given: Constants) -> dict[str, object]:
     }  # fmt: skip
 
 
+def conv_file(given: Constants) -> str:
+    """The kernel file of a convolution of this tile."""
+    return "conv_tma" if ALL_TILES[int(given["TILE"])].unit == "tma" else "conv"
+
+
 def conv_constants(given: Constants) -> dict[str, object]:
     """Constants of a convolution: those of a product, and where its table begins."""
+    if ALL_TILES[int(given["TILE"])].unit == "tma":
+        return _tma_constants({**given, "B_PIECE": CHUNK})
     return {**gemm_constants(given), "TABLE": ALL_TILES[int(given["TILE"])].shared_bytes}
 
 
 def conv_shared_bytes(tile: Tile) -> int:
-    """Dynamic shared memory of a convolution: a product's, then the table."""
-    return tile.shared_bytes + WINDOW * tile.rows
+    """Dynamic shared memory of a convolution: a product's, then the table, which the copy engine does without."""
+    return tile.shared_bytes + (0 if tile.unit == "tma" else WINDOW * tile.rows)
 
 
 def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:
@@ -300,13 +326,40 @@ def _tensor_map(words: Words, given: Constants, name: str, rows: str, box_rows: 
     )
 
 
-def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
+def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:
     """As `launch_gemm`, of a convolution: its rows run through all images."""
     tile = ALL_TILES[int(given["TILE"])]
     rows = words["IMAGES"] * words["M"]
-    words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
+    words["ROW_TILES"] = ceil_divide(rows, tile.rows * tile.cluster)
+    words["PANELS"] = ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
+    if tile.unit == "tma":
+        clusters = min(blocks, target.multiprocessors // tile.cluster)
+        maps = (_windows_map(words, given, tile), _filters_map(words, given, tile))
+        return Launch((clusters * tile.cluster, 1, 1), tile.threads, tile.shared_bytes, maps)
     return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, conv_shared_bytes(tile))
+
+
+def _windows_map(words: Words, given: Constants, tile: Tile) -> TensorMap:
+    """The map of a convolution's input, in boxes of a tile's rows."""
+    size = SIZES[str(given["ELEMENT"])]
+    extents = [max(1, words[name]) for name in ("C", "IW", "IH", "IMAGES")]
+    strides = [size * words[name] for name in ("X_W", "X_H", "X_IMAGE")]
+    valid = [stride if extent > 1 and stride else CHUNK for stride, extent in zip(strides, extents[1:])]
+    upper = [(words[f"O{a}"] - 1) * words[f"S{a}"] - words[f"P{a}"] - (words[f"I{a}"] - 1) for a in "WH"]
+    positions = Positions((-words["PW"], -words["PH"]), (upper[0], upper[1]), (words["SW"], words["SH"]))
+    box = (ROW // size, tile.rows)
+    return TensorMap(list(words).index("X"), words["X"], str(given["ELEMENT"]), tuple(extents), tuple(valid), box, positions)
+
+
+def _filters_map(words: Words, given: Constants, tile: Tile) -> TensorMap:
+    """The map of a convolution's filters, rows of k."""
+    depth = words["KH"] * words["KW"] * words["C"]
+    size = SIZES[str(given["ELEMENT"])]
+    box = (ROW // size, tile.columns // tile.cluster, 1, 1)
+    extents = (max(1, depth), max(1, words["N"]), 1, 1)
+    strides = (max(CHUNK, size * depth), CHUNK, CHUNK)
+    return TensorMap(list(words).index("W"), words["W"], str(given["ELEMENT"]), extents, strides, box)
 
 
 def piece_of(*byte_counts: int) -> int:

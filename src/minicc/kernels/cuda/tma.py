@@ -126,6 +126,22 @@ def copy_box(typing_context, blocks, tile, map_, barrier, k, row, b1, b0):
 
 
 @intrinsic
+def copy_windows(typing_context, tile, map_, barrier, channel, x, y, image, right, down):
+    """As `copy_box`, of a map with positions: from windows on that begin at (image, y, x), the tap `right` and `down` of that."""
+
+    def emit(context, builder, signature, values):
+        text = (
+            "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes"
+            " [$0], [$1, {$3, $4, $5, $6}], [$2], {$7, $8};"
+        )
+        offsets = [builder.trunc(value, I16) for value in values[7:]]
+        assembly(builder, text, "r,l,r,r,r,r,r,h,h", VOID, [*values[:7], *offsets])
+        return context.get_dummy_value()
+
+    return types.void(types.int32, types.int64, *[types.int32] * 7), emit
+
+
+@intrinsic
 def registers(typing_context, count, more):
     """Changes the registers of the threads of four warps to `count`, more or fewer than before (literals); 0 leaves them."""
     if not known(count, more):

@@ -151,8 +151,13 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     weights = _packed(low, w, data, groups, element)
-    tile = _tile(low, cuda_tiles.choose_tile, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
-    constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": piece(size, offset, *strides[:-1], padded)}
+    constants: dict[str, int | str] = {"ELEMENT": element, "PIECE": piece(size, offset, *strides[:-1], padded)}
+    axes_of = [*zip(kernel, geometry.strides, geometry.dilations, geometry.begin, geometry.end)]
+    assert isinstance(low.target, CudaTarget)
+    maps = groups == 1 and all(isinstance(pad, int) for axis in axes_of for pad in axis[3:]) and all(map(_forward, strides))
+    maps = maps and cuda_tiles.takes_windows(constants, low.target, padded, axes_of)
+    choose = partial(cuda_tiles.choose_tile, maps=maps)
+    constants |= _tile(low, choose, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],

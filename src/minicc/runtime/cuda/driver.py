@@ -196,7 +196,7 @@ class Gpu:
     def encode(self, map_: TensorMap) -> bytes:
         self._enter()
         flags = self._driver.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
-        return maps.encoder(int(self._call("cuGetProcAddress", maps.FUNCTION, maps.VERSION, flags)))(map_)
+        return maps.encode(map_, lambda name, version: int(self._call("cuGetProcAddress", name.encode(), version, flags)))
 
     def wait(self, stream: Stream) -> None:
         self._enter()
