@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 from minicc.debug.dump import Dump
@@ -48,7 +49,7 @@ def build(
         _stop(imported, report.stopped_after)
 
     stage("lower")
-    choices = replace(choices or Choices(), rates=rates_of(machine, store))
+    choices = replace(choices or Choices(), rates=cache(lambda: rates_of(machine, store)))
     notes = {"graph": print_graph(imported.graph)}
     program = _named(prune_kernels(lower(imported.graph, machine, options, consume=True, choices=choices)), imported)
     dump.program(program)

@@ -169,6 +169,7 @@ def test_loading_needs_no_numba(tmp_path: Path) -> None:
 NUMBA_BESIDE = """
 import numba, numpy as np
 from minicc.codegen.objects import compile_object
+from minicc.errors import CodegenError
 from minicc.targets.cpu import host_target
 
 def clipped(x, low, high):
@@ -186,9 +187,14 @@ x = np.array([-3.0, 0.5, 9.0])
 before = numba.njit(clipped) if {before} else None
 first = before(x, 0.0, 6.0) if before else None
 compile_object({source!r}, "k", host_target())
+try:
+    compile_object("def kernel(args, begin, end):\\n    unknown(begin)\\n", "bad", host_target())
+except CodegenError:
+    pass
 after = numba.njit(clipped)
 assert after(x, 0.0, 6.0) == clipped(x, 0.0, 6.0) and first in (None, clipped(x, 0.0, 6.0))
 assert numba.njit(cache=False)(lambda a, b: [min(a, b), max(a, b)])(np.float32(1), np.float32(2)) == [1, 2]
+assert numba.njit(lambda values: sum([2 * v for v in values]))(x) == 2 * x.sum()  # closures have passes of their own
 for function, arguments, kind in ((after, (x * 1e6 - 1e9, 0.0, 6.0), ValueError),
                                   (numba.njit(boundscheck=True)(at), (x, 5), IndexError)):
     try:

@@ -124,3 +124,11 @@ def test_a_compilation_chooses_with_them(monkeypatch: pytest.MonkeyPatch, memory
     monkeypatch.setattr(walk, "rates_of", found)
     kernels = minicc.compile(model, keep_bytes=0).program.kernels
     assert [k.template for k in kernels if isinstance(k, TemplateKernel)] == [template] and asked == [host_target()]
+
+
+def test_a_model_whose_kernels_do_not_depend_on_them_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 8]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "small", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    monkeypatch.setattr(walk, "rates_of", lambda target, store: pytest.fail("measured"))
+    minicc.compile(model, keep_bytes=0)

@@ -55,9 +55,9 @@ def toolchain(cuda: bool = False) -> str:
     for package in ("numba", "llvmlite", *(("numba-cuda", "nvidia-cuda-nvcc", "nvidia-nvvm") if cuda else ())):
         with suppress(metadata.PackageNotFoundError):
             digest.update(f"{package} {metadata.version(package)}\n".encode())
-    folder, module = ("cuda", "cuda.py") if cuda else ("cpu", "objects.py")
+    folder, modules = ("cuda", ("cuda.py",)) if cuda else ("cpu", ("numba_to_llvm.py", "objects.py"))
     # Kernel texts import these modules, so their text counts as well.
-    for path in (*sorted((_PACKAGE / "kernels" / folder).glob("*.py")), _PACKAGE / "codegen" / module):
+    for path in (*sorted((_PACKAGE / "kernels" / folder).glob("*.py")), *(_PACKAGE / "codegen" / m for m in modules)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

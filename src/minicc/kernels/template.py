@@ -18,6 +18,12 @@ gemm      C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * B[b0, b1, k, j]
   B0 B1           batch extents
   ROW_TILES PANELS  (bind) row tiles and panels per unit
 
+gemm_bits C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * (q[k, j] - Z[k / SIZE, j]) * S[k / SIZE, j]; words that gemm has as there.
+          Constants: BITS of the numbers q, 2, 4 or 8; CENTRED: 1 when every Z is 2^(BITS - 1), which is then not read
+  W S Z           addresses; words, scales and zero points packed by `packing.pack_b`, see kernels/cpu/gemm_bits.py
+  SIZE            numbers of a block along K, a multiple of 32 / BITS unless there is one block
+  HEIGHT PANELS   (bind) rows and panels per unit
+
 conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = group, i = output pixel (row-major
           over the output's spatial axes), j = output channel within the group
   X W             addresses; W is packed by `packing.pack_conv`
@@ -201,6 +207,12 @@ TEMPLATES: dict[str, Template] = {
             "A B M N K A_ROW A_B0 A_B1 B_ROW B_B0 B_B1 B0 B1 ROW_TILES PANELS",
             "NR",
             domain.gemm_domain,
+        ),
+        _template(
+            "gemm_bits",
+            "A W S Z M N K A_ROW A_B0 A_B1 B0 B1 SIZE HEIGHT PANELS",
+            "NR BITS CENTRED",
+            domain.bits_domain,
         ),
         _template(
             "conv",

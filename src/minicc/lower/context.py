@@ -49,13 +49,13 @@ class KernelTable:
 class Choices:
     """Where lowering may go several ways, by the layers of a node.
 
-    picked: names of the ways to go; elsewhere it is the first of them. open: the names found on the way. rates: what their order
-    is estimated with.
+    picked: names of the ways to go; elsewhere it is the first of them. open: the names found on the way. rates: says what
+    their order is estimated with; asked where it matters, since an answer may take a measurement.
     """
 
     picked: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     open: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
-    rates: Rates = field(default_factory=Rates)
+    rates: Callable[[], Rates] = Rates
 
 
 class Lowering:

@@ -136,11 +136,11 @@ def _ways(low: Lowering, shape: Sequence[int], geometry: Window, batch: Dim, few
     tiles = low.winograd and not few and takes_winograd(geometry, 1)
     frequencies = low.fft and takes_fft(geometry, 1)
     if tiles or frequencies:
-        found = convolution_work(low.cpu, low.choices.rates, shape, geometry.strides[0], batch, geometry.output, tiles)
+        found = convolution_work(low.cpu, low.choices.rates(), shape, geometry.strides[0], batch, geometry.output, tiles)
         work += [(estimate, tile) for tile, estimate in found.items()]
     if frequencies:
         most = MOST_WORSE * min(estimate for estimate, _ in work)
-        transforms = fft_work(low.cpu, low.choices.rates, shape, geometry, batch)
+        transforms = fft_work(low.cpu, low.choices.rates(), shape, geometry, batch)
         work += [(estimate, sides) for sides, estimate in transforms.items() if estimate <= most]
     ways: dict[str, Way] = {}
     for _, way in sorted(work or [(0, None)], key=lambda pair: pair[0]):
