@@ -2,9 +2,9 @@
 
     python -m benchmarks.bits [--threads 1,2] [--rows 1,4,16,128] [--bits 4] [--block 32]
 
-A decoder's step is one row, a prompt is many. ONNX Runtime computes in float32 (accuracy level 0) or, where a model allows it
-(level 4), with its left operand rounded to 8 bits, which minicc never does. Least times of calls in turns; differences relative
-to the largest output of level 0.
+A decoder's step is one row, a prompt is many. Both compute in float32 (accuracy level 0) or, where a model allows it (level 4),
+with the left operand rounded to 8 bits. Least times of calls in turns; differences between both runtimes relative to the largest
+output of each level.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 import minicc
 
 SHAPES = ((2048, 2048), (4096, 4096), (4096, 11008))  # K, N: of decoders of about 1 and 7 billion weights
+LEVELS = (0, 4)
+# Of both benchmarks' tables, behind their own first columns.
+COLUMNS = ("threads", "minicc 0, ms", "ort 0", "ratio", "difference", "minicc 4, ms", "ort 4", "ratio", "difference")
 Array = np.ndarray[Any, Any]
 
 
@@ -42,16 +45,17 @@ def runners(k: int, n: int, bits: int, block: int, threads: int) -> dict[str, Ca
     """Calls by name."""
     import onnxruntime
 
-    found: dict[str, Callable[[Array], Array]] = {"minicc": minicc.compile(model(k, n, bits, block, 0), threads=threads)}
-    for level in (0, 4):
+    found: dict[str, Callable[[Array], Array]] = {}
+    for level in LEVELS:
+        found[f"minicc {level}"] = minicc.compile(model(k, n, bits, block, level), threads=threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(model(k, n, bits, block, level).SerializeToString(), options)
-        found[f"level {level}"] = lambda x, session=session: session.run(None, {"x": x})[0]  # type: ignore[misc]
+        found[f"ort {level}"] = lambda x, session=session: session.run(None, {"x": x})[0]  # type: ignore[misc]
     return found
 
 
-def measure(calls: dict[str, Callable[[Array], Array]], x: Array, seconds: float) -> dict[str, float]:
+def measure(calls: dict[str, Callable[[Any], Any]], x: Any, seconds: float) -> dict[str, float]:
     """The least seconds of a call by name, all in turns for about so long."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     until = time.perf_counter() + seconds
@@ -63,6 +67,22 @@ def measure(calls: dict[str, Callable[[Array], Array]], x: Array, seconds: float
     return {name: min(values) for name, values in times.items()}
 
 
+def header(*own: str) -> str:
+    """The first lines of a table."""
+    return "| " + " | ".join((*own, *COLUMNS)) + " |\n|" + "---|" * (len(own) + len(COLUMNS))
+
+
+def row(calls: dict[str, Callable[[Any], Any]], given: Any, seconds: float, *own: object) -> str:
+    """A line of it. Ratios: ONNX Runtime's time over minicc's."""
+    cells, times = list(own), measure(calls, given, seconds)
+    for level in LEVELS:
+        ours, theirs = (np.asarray(calls[f"{name} {level}"](given)) for name in ("minicc", "ort"))
+        taken = [times[f"{name} {level}"] for name in ("minicc", "ort")]
+        cells += [*(f"{t * 1e3:.3f}" for t in taken), f"{taken[1] / taken[0]:.2f}"]
+        cells.append(f"{np.abs(ours - theirs).max() / np.abs(theirs).max():.1e}")
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="products with weights of few bits beside ONNX Runtime")
     parser.add_argument("--threads", default="1,2")
@@ -71,19 +91,13 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each line of the table")
     options = parser.parse_args()
-    print("| K x N | rows | threads | minicc ms | ORT level 0 | ORT level 4 | level 0 / minicc | level 4 / minicc | difference |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print(header("K x N", "rows"))
     for threads in map(int, options.threads.split(",")):
         for k, n in SHAPES:
             calls = runners(k, n, options.bits, options.block, threads)
             for rows in map(int, options.rows.split(",")):
                 x = np.random.default_rng(1).standard_normal((rows, k)).astype(np.float32)
-                exact = calls["level 0"](x)
-                difference = np.abs(calls["minicc"](x) - exact).max() / np.abs(exact).max()
-                t = measure(calls, x, options.seconds)
-                own, zero, four = t["minicc"], t["level 0"], t["level 4"]
-                times = " | ".join(f"{seconds * 1e3:.3f}" for seconds in (own, zero, four))
-                print(f"| {k} x {n} | {rows} | {threads} | {times} | {zero / own:.2f} | {four / own:.2f} | {difference:.1e} |", flush=True)
+                print(row(calls, x, options.seconds, f"{k} x {n}", rows, threads), flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Options:
                  output, a direct sum by 1e-6.
     fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
                  less than 1e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
+    rounding:    allow products with weights of 2 or 4 bits to round their left operand to 8 bits, block by block, where the
+                 model says that this is accurate enough (accuracy_level 4 of MatMulNBits) and the processor has AVX2.
     tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
                  (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
     tune_seconds: after so many seconds no further choice is tried.
@@ -57,6 +59,7 @@ class Options:
     dims: Mapping[str, int] = field(default_factory=dict, hash=False)
     winograd: bool = True
     fft: bool = True
+    rounding: bool = True
     tune: bool = False
     tune_seconds: int = 120
     opt_level: int = 2

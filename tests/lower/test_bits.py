@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import minicc
 from minicc.errors import MiniccError, ShapeError
 from minicc.frontend.model import load_model
 from minicc.ir.dims import SymbolicDim
 from minicc.lower.kernel import TemplateKernel
+from minicc.lower.program import KernelStep
 from minicc.lower.slices import sliced_symbol
 from minicc.options import Options
+from minicc.targets.cpu import host_target
 
 Array = np.ndarray[Any, Any]
 
@@ -105,6 +107,56 @@ def test_what_follows_is_fused_and_weights_stay_packed() -> None:
     assert 256 * 512 * (1 / 2 + 4 / 32) <= module.stats()["weights_bytes"] < 256 * 512 * 0.7
 
 
+ROUNDS = host_target().vector_width >= 8
+
+
+@pytest.mark.skipif(not ROUNDS, reason="the processor has no byte products of 256 bits")
+@settings(max_examples=8, deadline=None)
+@given(
+    k=st.integers(1, 100), n=st.integers(1, 40), size=st.sampled_from([16, 32, 128]),
+    zeros=st.sampled_from(["", "packed", "float"]), bias=st.booleans(), rows=st.sampled_from([(1, 1), (3, 2), (2, 40)]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_rows_are_rounded_where_the_model_allows_it(
+    k: int, n: int, size: int, zeros: str, bias: bool, rows: tuple[int, int], seed: int
+) -> None:
+    made, weights = model(k, n, size=size, zeros=zeros, bias=bias, seed=seed, accuracy_level=4)
+    module = minicc.compile(made, keep_bytes=0)
+    assert templates(module) == ["round_rows", "gemm_rounded"]
+    x = np.random.default_rng(seed).standard_normal((*rows, k)).astype(np.float32)
+    rounded = np.empty(x.shape)
+    for first in range(0, k, size):
+        part = x[..., first : first + size]
+        largest = np.abs(part).max(-1, keepdims=True)
+        rounded[..., first : first + size] = np.rint(part * (np.float32(127) / largest)) * (largest.astype(np.float64) / 127)
+    offset = numpy_helper.to_array(made.graph.initializer[-1]).astype(np.float64) if bias else 0.0
+    largest = np.abs(x.astype(np.float64)) @ (np.abs(weights) + 1.6) + 4
+    assert (np.abs(module(x) - (rounded @ weights + offset)) <= 2.0**-23 * (k + 8) * largest).all()
+    exact = minicc.compile(made, keep_bytes=0, rounding=False)
+    assert templates(exact) == ["gemm_bits"]
+    assert (np.abs(exact(x) - (x.astype(np.float64) @ weights + offset)) <= 2.0**-23 * (k + 8) * largest).all()
+
+
+def test_rows_are_rounded_once_for_all_that_read_them() -> None:
+    made, _ = model(64, 32, accuracy_level=4)
+    second = helper.make_node("MatMulNBits", ["x", "packed", "scales"], ["z"], domain="com.microsoft", K=64, N=32, bits=4,
+                              block_size=32, accuracy_level=4)  # fmt: skip
+    made.graph.node.append(second)
+    made.graph.node[1].input[1] = "packed2"
+    made.graph.initializer.append(numpy_helper.from_array(np.zeros((32, 2, 16), np.uint8), "packed2"))
+    made.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["b", "s", 32]))
+    module = minicc.compile(made, "cpu:avx2", keep_bytes=0)
+    steps = [step for step in module.program.steps if isinstance(step, KernelStep)]
+    used = [module.program.kernels[step.kernel] for step in steps]
+    assert [k.template for k in used if isinstance(k, TemplateKernel)] == ["round_rows", "gemm_rounded", "gemm_rounded"]
+
+
+@pytest.mark.parametrize("target", ["cpu:sse", "cpu:neon"])
+def test_targets_without_byte_products_do_not_round(target: str) -> None:
+    made, _ = model(64, 32, accuracy_level=4)
+    assert templates(minicc.compile(made, target, keep_bytes=0)) == ["gemm_bits"]
+
+
 def test_batches_may_be_cut_by_rows() -> None:
     made, _ = model(64, 32, then="Relu")
     graph = load_model(made, Options()).graph
@@ -155,5 +207,5 @@ def test_rows_of_another_length_are_refused_when_they_come() -> None:
     made.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "k"
     module = minicc.compile(made, keep_bytes=0)
     assert module(np.zeros((2, 64), np.float32)).shape == (2, 8)
-    with pytest.raises(MiniccError, match="6[34]"):
+    with pytest.raises(MiniccError, match=r"6[34]"):
         module(np.zeros((2, 63), np.float32))

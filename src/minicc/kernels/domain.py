@@ -121,7 +121,7 @@ def gemm_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     return units
 
 
-# As in kernels/cpu/gemm_bits.py: rows of a unit at most.
+# As in kernels/cpu/gemm_bits.py and gemm_rounded.py: rows of a unit at most.
 BITS_ROWS = 64
 
 
@@ -142,6 +142,11 @@ def bits_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     share = ceil_divide(panels * row_blocks * batches, threads * UNITS_PER_THREAD)
     w["HEIGHT"], w["PANELS"] = height, panels if threads == 1 else max(1, min(worth, share))
     return batches * row_blocks * ceil_divide(panels, w["PANELS"])
+
+
+def round_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """One unit is one row."""
+    return w["M"] * w["B0"] * w["B1"]
 
 
 def pack_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:

@@ -50,7 +50,7 @@ _MEMBER = re.compile(r"(report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects
 _MAX_MEMBERS = 1 << 16
 _MAX_TEXT = 1 << 30
 # Options that belong to the program; the others are the loading caller's.
-_KEPT_OPTIONS = ("threads", "precision", "winograd", "fft", "opt_level", "max_bytes", "max_loop_iterations")
+_KEPT_OPTIONS = ("threads", "precision", "winograd", "fft", "rounding", "opt_level", "max_bytes", "max_loop_iterations")
 _LOCAL_HEADER = 30
 _LARGE_FIELD = 20  # bytes
 _PADDING_FIELD = b"\x35\xd9"  # an extra field that zip tools ignore

@@ -1,19 +1,20 @@
-"""MatMulNBits onto the `gemm_bits` template: weights stay packed, at 2, 4 or 8 bits a number, everything after it fused.
+"""MatMulNBits onto `gemm_bits` and `gemm_rounded`: weights stay packed, at 2, 4 or 8 bits a number, everything after is fused.
 
-A decoder's step takes the time of reading its weights, so that fewer bits are time as well as memory. Elsewhere (on CUDA, for
-weights that are computed) the product is expanded with weights of float32.
+A decoder's step takes the time of reading its weights, so that fewer bits are time as well as memory. Where the model allows
+it (accuracy level 4), rows are rounded to 8 bits first, once for all products that read them, and products are integers.
+Elsewhere (on CUDA, for weights that are computed) the product is expanded with weights of float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
 from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import TensorType
+from minicc.ir.types import TensorType, f32, i32
 from minicc.kernels import packing
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
@@ -62,18 +63,54 @@ def lower_matmul_bits(low: Lowering, node: Node, lead: Node | None) -> str:
     nr = low.choose(node, common.columns(low, n))
     blocks = ceil_divide(k, size)
     assert isinstance(blocks, int)
-    packed = _packed(low, words, (words, nr), nr, lambda data: _words(data, k, bits))
+    rounds = _rounds(low, anchor)
+    depth = blocks * size if rounds else k
+    packed = _packed(low, words, (words, nr, depth), nr, lambda data: _words(data, depth, bits))
     factors = _packed(low, scales, (scales, nr), nr, lambda data: data.reshape(n, blocks).astype(np.float32))
     points = None if zeros is None else _packed(low, zeros, (zeros, nr), nr, lambda data: _zero_points(data, n, blocks, bits))
     ((a0, a1, a_row),), (e0, e1, em, en) = space.strides, space.extents
+    rows: dict[str, Word | Dim] = {
+        "A": Word(offset, buffer), "M": em, "K": k, "A_ROW": a_row, "A_B0": a0, "A_B1": a1, "B0": e0, "B1": e1, "SIZE": size,
+    }  # fmt: skip
+    values: dict[str, Word | Dim] = {
+        "W": Word(0, packed), "S": Word(0, factors), "Z": 0 if points is None else Word(0, points), "N": en,
+    }  # fmt: skip
+    constants: dict[str, int] = {"NR": nr, "BITS": bits, "CENTRED": int(points is None)}
+    read = [packed, factors, *([] if points is None else [points])]
+    if rounds:
+        places = _rounded(low, node, x, rows, bits, buffer)
+        values |= {name: rows[name] for name in ("M", "K", "B0", "B1", "SIZE")}
+        values |= {name: Word(0, place) for name, place in zip(("X", "X_SCALES", "X_SUMS"), places)}
+        constants["VNNI"] = int("+avx512vnni" in low.cpu.features)
+        read += places
+    else:
+        values |= rows
+        read.append(buffer)
     results = node.outputs if lead is not None else (anchor.output,)
-    common.emit(
-        low, node, "gemm_bits", {"NR": nr, "BITS": bits, "CENTRED": int(points is None)},
-        {"A": Word(offset, buffer), "W": Word(0, packed), "S": Word(0, factors), "Z": 0 if points is None else Word(0, points),
-         "M": em, "N": en, "K": k, "A_ROW": a_row, "A_B0": a0, "A_B1": a1, "B0": e0, "B1": e1, "SIZE": size},
-        space, (buffer, packed, factors), product(shape) * k * 2, results=results,
-    )  # fmt: skip
+    template = "gemm_rounded" if rounds else "gemm_bits"
+    common.emit(low, node, template, constants, values, space, read, product(shape) * k * 2, results=results)
     return ""
+
+
+def _rounds(low: Lowering, node: Node) -> bool:
+    """Whether rows are rounded to 8 bits: the model and the options allow it, and the target multiplies bytes."""
+    few = node.attrs["bits"] <= 4 and node.attrs["accuracy_level"] == 4
+    return low.rounding and few and ("+avx2" in low.cpu.features.split(",") or low.cpu.vector_width == 16)
+
+
+def _rounded(low: Lowering, node: Node, x: Value, rows: Mapping[str, Word | Dim], bits: int, source: int) -> tuple[int, ...]:
+    """The buffers of rounded rows, their scales and their sums; made once for products that read a value in the same way."""
+    key = ("rounded", x, bits, *(word if isinstance(word, int) else str(word) for word in rows.values()))
+    if key not in low.derived:
+        each = (rows["B0"], rows["B1"], rows["M"])
+        blocks = ceil_divide(rows["K"], rows["SIZE"])  # type: ignore[arg-type]
+        made = low.temporary(f"{x.name}_rounded", i32, (*each, blocks * rows["SIZE"] // 4))  # type: ignore[operator, arg-type]
+        parts = [low.temporary(f"{x.name}_{name}", f32, (*each, blocks)) for name in ("scales", "sums")]  # type: ignore[arg-type]
+        values = {**rows, "TARGET": Word(0, made), "SCALES": Word(0, parts[0]), "SUMS": Word(0, parts[1])}
+        common.emit(low, node, "round_rows", {"BITS": bits}, values, None, (source,), 0, writes=(made, *parts),
+                    cost=product(each) * rows["K"] // 8)  # type: ignore[arg-type, operator]  # fmt: skip
+        low.derived[key] = (made, *parts)
+    return low.derived[key]
 
 
 def _packed(low: Lowering, value: Value, what: tuple[Hashable, ...], columns: int, rows: Any) -> int:
