@@ -36,8 +36,11 @@ class Options:
     fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
                  less than 1e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
     tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
-                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
+                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones. For another machine nothing can be
+                 timed: the usual module, and a warning.
     tune_seconds: after so many seconds no further choice is tried.
+    overlap:     for GPUs of capability 9.0 and later: launch a kernel while the one before it ends, as far as its first access to
+                 memory (programmatic dependent launch). Not yet run on a GPU; elsewhere it changes nothing.
     opt_level:   0 correctness only (no fusion), 1 fusion without layout, 2 everything.
     cache_dir:   folder of compiled kernels and kept modules; the empty string keeps nothing.
     keep_bytes:  most bytes of modules kept in that folder: a model file that was compiled before, with the same options and
@@ -59,6 +62,7 @@ class Options:
     fft: bool = True
     tune: bool = False
     tune_seconds: int = 120
+    overlap: bool = False
     opt_level: int = 2
     cache_dir: str | None = None
     keep_bytes: int = 4 << 30
