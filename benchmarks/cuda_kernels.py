@@ -35,7 +35,15 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     """Writes cubins and kernels.json, of all element types by default."""
     from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
-    from minicc.kernels.cuda_tiles import ALL_TILES, DOT_ELEMENTS, DOT_TILES, TMA_TILES, conv_shared_bytes, tiles_of
+    from minicc.kernels.cuda_tiles import (
+        ALL_TILES,
+        DOT_ELEMENTS,
+        DOT_TILES,
+        OTHER_DOT_TILES,
+        TMA_TILES,
+        conv_shared_bytes,
+        tiles_of,
+    )
     from minicc.targets.cuda import parse_cuda_target
 
     target = parse_cuda_target("cuda:sm_90")
@@ -43,7 +51,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     kernels = []
     for template in templates:
         for element in elements or TOLERANCES:
-            few_rows = DOT_TILES if template == "gemm" and element in DOT_ELEMENTS else ()
+            few_rows = (*DOT_TILES, *OTHER_DOT_TILES) if template == "gemm" and element in DOT_ELEMENTS else ()
             brought = TMA_TILES if element != "f32" else ()
             for tile in (*tiles_of(element, target), *few_rows, *brought):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"

@@ -147,12 +147,12 @@ def test_mutations_are_noticed(mutation: str) -> None:
 
 @pytest.mark.parametrize("channels", [64, 40])
 def test_a_module_with_such_a_convolution(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = cuda_tiles.choose_tile
+    usual = cuda_tiles.tile_ways
 
-    def choose(*sizes: Any, maps: bool = False) -> tuple[Tile, int]:
-        return (ONE_GROUP, 1) if maps else usual(*sizes)
+    def ways(*sizes: Any, maps: bool = False) -> tuple[tuple[Tile, int], ...]:
+        return ((ONE_GROUP, 1),) if maps else usual(*sizes)
 
-    monkeypatch.setattr(cuda_tiles, "choose_tile", choose)
+    monkeypatch.setattr(cuda_tiles, "tile_ways", ways)
     rng = np.random.default_rng(1)
     x, w, b = (rng.standard_normal(s).astype(np.float16) for s in ((2, channels, 7, 9), (24, channels, 3, 3), (24,)))
     proto = node_model("Conv", {"x": x, "w": w, "b": b}, ["y"], ("w", "b"), pads=[1, 0, 1, 2], strides=[2, 1])

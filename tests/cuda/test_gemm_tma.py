@@ -25,7 +25,17 @@ from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
 from minicc.errors import TargetError
 from minicc.kernels import cuda_tiles
 from minicc.kernels.cuda_launch import MAP_BYTES, Positions, TensorMap
-from minicc.kernels.cuda_tiles import ALL_TILES, SIZES, TMA_TILES, Tile, choose_product, launch_gemm, pack_right, takes_maps
+from minicc.kernels.cuda_tiles import (
+    ALL_TILES,
+    SIZES,
+    TMA_TILES,
+    Tile,
+    choose_product,
+    launch_gemm,
+    pack_right,
+    product_ways,
+    takes_maps,
+)
 from minicc.kernels.template import TEMPLATES
 from minicc.runtime.cuda.maps import TILED, WINDOWS, encode
 from tests.cuda import ptx_tma
@@ -245,12 +255,12 @@ def _expected(x: Array, weights: Array) -> Array:
 @pytest.fixture
 def preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products take a tile of the copy engine wherever it can bring their operands."""
-    usual = cuda_tiles.choose_product
+    usual = cuda_tiles.product_ways
 
-    def choose(*sizes: Any, maps: bool = False) -> tuple[Tile, int]:
-        return (ONE_GROUP, 1) if maps else usual(*sizes)
+    def ways(*sizes: Any, maps: bool = False) -> tuple[tuple[Tile, int], ...]:
+        return ((ONE_GROUP, 1),) if maps else usual(*sizes)
 
-    monkeypatch.setattr(cuda_tiles, "choose_product", choose)
+    monkeypatch.setattr(cuda_tiles, "product_ways", ways)
 
 
 def _chosen(module: Any) -> set[str]:
@@ -306,6 +316,8 @@ def test_the_choice_of_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not takes_maps({**aligned, **change}, HOPPER)
     sizes = ("bf16", 4096, 4096, 4096, 1, HOPPER)
     assert choose_product(*sizes, maps=True)[0].unit == "wgmma"
+    assert "tma" in {tile.unit for tile, _ in product_ways(*sizes, maps=True)}  # for timing to choose
+    assert "tma" not in {tile.unit for tile, _ in product_ways(*sizes)}
     monkeypatch.setattr(cuda_tiles, "PREFER_TMA", True)
     assert choose_product(*sizes, maps=True)[0].unit == "tma" and choose_product(*sizes)[0].unit == "wgmma"
     assert choose_product("bf16", 1, 4096, 4096, 1, HOPPER, maps=True)[0].unit == "dot"

@@ -30,7 +30,7 @@ from minicc.ops.spatial import channel_axis, spatial_axes, window
 from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
-Chooser = Callable[[str, int, int, int, int, CudaTarget], tuple[cuda_tiles.Tile, int]]
+Ways = Callable[[str, int, int, int, int, CudaTarget], tuple[cuda_tiles.Way, ...]]
 
 ELEMENTS: dict[DType, str] = {f32: "f32", f16: "f16", bf16: "bf16"}
 INTEGERS: dict[DType, str] = {i8: "s8", u8: "u8"}
@@ -93,8 +93,8 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     }  # fmt: skip
     assert isinstance(low.target, CudaTarget)
     maps = cuda_tiles.takes_maps(constants, low.target) and all(map(_forward, (a0, a1, a_row, b0, b1, right[2])))
-    choose = partial(cuda_tiles.choose_product, maps=maps)
-    constants |= _tile(low, choose, element, em, en, k, product((e0, e1)))
+    ways = partial(cuda_tiles.product_ways, maps=maps)
+    constants |= low.choose(node, _tiles(low, ways, element, em, en, k, product((e0, e1))))
     common.emit(
         low, node, "gemm", constants,
         {"A": Word(left[1], left[0]), "B": Word(right[1], right[0]), "M": em, "N": en, "K": k, "A_ROW": a_row, "A_B0": a0,
@@ -156,8 +156,9 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     assert isinstance(low.target, CudaTarget)
     maps = groups == 1 and all(isinstance(pad, int) for axis in axes_of for pad in axis[3:]) and all(map(_forward, strides))
     maps = maps and cuda_tiles.takes_windows(constants, low.target, padded, axes_of)
-    choose = partial(cuda_tiles.choose_tile, maps=maps)
-    constants |= _tile(low, choose, element, out[0] * product(pixels), per_group, padded * product(kernel), groups)
+    ways = partial(cuda_tiles.tile_ways, maps=maps)
+    rows, depth = out[0] * product(pixels), padded * product(kernel)
+    constants |= low.choose(node, _tiles(low, ways, element, rows, per_group, depth, groups))
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],
@@ -176,13 +177,14 @@ def _element(low: Lowering, anchor: Node) -> str:
     return "tf32" if name == "f32" and low.precision == "tf32" else name
 
 
-def _tile(low: Lowering, choose: Chooser, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, int]:
-    """The tile chosen for these sizes by `choose`, and into how many parts the depth is cut, as constants."""
+def _tiles(low: Lowering, ways: Ways, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, dict[str, int]]:
+    """By name the tiles that `ways` gives for these sizes, and into how many parts they cut the depth, as constants."""
     assert isinstance(low.target, CudaTarget)
     sizes = zip((m, n, k, batches), (UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH, 1))
     rows, columns, depth, repeats = (d if isinstance(d, int) else unknown for d, unknown in sizes)
-    tile, splits = choose(element, rows, columns, depth, repeats, low.target)
-    return {"TILE": cuda_tiles.ALL_TILES.index(tile), "SPLITS": splits}
+    found = ways(element, rows, columns, depth, repeats, low.target)
+    number = cuda_tiles.ALL_TILES.index
+    return {cuda_tiles.way_name(way): {"TILE": number(way[0]), "SPLITS": way[1]} for way in found}
 
 
 def piece(size: int, *counts: Dim) -> int:
