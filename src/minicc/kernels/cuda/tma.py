@@ -16,9 +16,9 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 from minicc.kernels.cuda.tiles import I16, I32, SHARED, assembly, known, sums_type
+from minicc.kernels.cuda_launch import MAP_BYTES
 
 VOID = ir.VoidType()
-MAP_BYTES = 128
 
 
 @intrinsic
