@@ -10,7 +10,7 @@ from pathlib import Path
 
 import minicc.kernels
 from minicc.codegen.cuda import find_tool
-from minicc.kernels.cuda_tiles import ALL_TILES, Tile, conv_constants, product_constants, product_file
+from minicc.kernels.cuda_tiles import ALL_TILES, Tile, conv_constants, conv_file, product_constants, product_file
 
 KERNELS = Path(minicc.kernels.__path__[0]) / "cuda"
 
@@ -37,7 +37,7 @@ def gemm_text(element: str, tile: Tile, piece: int = 16, splits: int = 1, b_piec
 def conv_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
     """The text of a convolution. piece: bytes that divide X, its strides and its channels."""
     given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece}
-    return render("conv", conv_constants(given), _changes(element))
+    return render(conv_file(given), conv_constants(given), _changes(element))
 
 
 def _changes(element: str) -> dict[str, str]:

@@ -1,13 +1,19 @@
-"""The first GPU through CUDA's driver: memory, cubins, launches and their time. Needs numpy and cuda.bindings only."""
+"""The first GPU through CUDA's driver: memory, cubins, launches and their time.
+
+Needs numpy and cuda.bindings only, and minicc for tensor maps.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from minicc.kernels.cuda_launch import TensorMap
 
 Array = np.ndarray[Any, Any]
 REPEATS = 9
@@ -38,6 +44,12 @@ class Device:
         address = self.call("cuMemAlloc", max(array.nbytes, 256))
         self.call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
         return int(address)
+
+    def encode(self, map_: TensorMap) -> bytes:
+        """A tensor map as kernels read it."""
+        from minicc.runtime.cuda import maps
+
+        return maps.encode(map_, lambda name, version: int(self.call("cuGetProcAddress", name.encode(), version, 0)))
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
         array = np.empty(shape, dtype)

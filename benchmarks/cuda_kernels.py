@@ -1,10 +1,10 @@
 """CUDA's products and convolutions alone: cubins built where there is no GPU, checked and timed where there is one.
 
     python -m benchmarks.cuda_kernels --build DIR     needs minicc, numba-cuda, ptxas
-    python -m benchmarks.cuda_kernels --run DIR       needs numpy and cuda.bindings; with PyTorch its time stands beside
+    python -m benchmarks.cuda_kernels --run DIR       needs numpy, cuda.bindings and the sources; with PyTorch its time is beside
 
-Every case runs with every tile shape of its element type. Some rows are checked against numpy in float64; times
-are medians over graphs of launches, between CUDA events. Writes DIR/results.json.
+Every case runs with every tile shape of its element type. Some rows are checked against numpy in float64; times are medians
+over graphs of launches, between CUDA events. Writes DIR/results.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,15 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     """Writes cubins and kernels.json, of all element types by default."""
     from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
-    from minicc.kernels.cuda_tiles import DOT_ELEMENTS, DOT_TILES, OTHER_DOT_TILES, conv_shared_bytes, tiles_of
+    from minicc.kernels.cuda_tiles import (
+        ALL_TILES,
+        DOT_ELEMENTS,
+        DOT_TILES,
+        OTHER_DOT_TILES,
+        TMA_TILES,
+        conv_shared_bytes,
+        tiles_of,
+    )
     from minicc.targets.cuda import parse_cuda_target
 
     target = parse_cuda_target("cuda:sm_90")
@@ -44,14 +52,17 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     for template in templates:
         for element in elements or TOLERANCES:
             few_rows = (*DOT_TILES, *OTHER_DOT_TILES) if template == "gemm" and element in DOT_ELEMENTS else ()
-            for tile in (*tiles_of(element, target), *few_rows):
+            brought = TMA_TILES if element != "f32" else ()
+            for tile in (*tiles_of(element, target), *few_rows, *brought):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
+                name += f"_{tile.cluster}" if tile.cluster > 1 else ""
                 text = (conv_text if template == "conv" else gemm_text)(element, tile)
                 built = compile_cubin(text, "kernel", target)
                 (folder / f"{name}.cubin").write_bytes(built.data)
                 shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes
                 kernels.append({
                     "name": name, "template": template, "element": element, "unit": tile.unit, "rows": tile.rows,
+                    "tile": ALL_TILES.index(tile),
                     "columns": tile.columns, "threads": tile.threads, "shared": shared,
                     "registers": built.registers, "spills": built.spills,
                     "chosen": [_is_chosen(case, element, tile, target) for case in CASES],
@@ -68,9 +79,12 @@ def _is_chosen(case: Gemm | Conv, element: str, tile: Tile, target: CudaTarget) 
     return choose(element, case.rows, columns, case.depth, case.repeats, target)[0] == tile
 
 
-def run(folder: Path, cases: Sequence[Gemm | Conv] = ()) -> list[dict[str, Any]]:
-    """Checks and times cases, all by default, with every tile that was built for them; prints a table and writes results.json."""
-    kernels = json.loads((folder / "kernels.json").read_text())
+def run(folder: Path, cases: Sequence[Gemm | Conv] = (), tma: bool | None = None) -> list[dict[str, Any]]:
+    """Checks and times cases, all by default, with every tile that was built for them; prints a table and writes results.json.
+
+    tma: tiles that the copy engine fills only, or only the others.
+    """
+    kernels = [k for k in json.loads((folder / "kernels.json").read_text()) if tma in (None, k["unit"] == "tma")]
     device = Device()
     functions = {k["name"]: device.load((folder / f"{k['name']}.cubin").read_bytes(), k["shared"]) for k in kernels}
     rows: list[dict[str, Any]] = []
@@ -83,6 +97,7 @@ def run(folder: Path, cases: Sequence[Gemm | Conv] = ()) -> list[dict[str, Any]]
             mine = [
                 k for k in kernels
                 if (k["template"], k["element"]) == (case.template, element) and (k["unit"] != "dot" or case.rows <= k["rows"])
+                and (k["unit"] != "tma" or fits_windows(case, element))
             ]  # fmt: skip
             if not mine:
                 continue
@@ -106,6 +121,8 @@ def _time_case(
         tiles = (-(-case.rows // kernel["rows"]), -(-columns // kernel["columns"]))
         words = case.words(addresses[0], addresses[1], addresses[2], tiles)
         grid = tiles[0] * tiles[1] * case.repeats
+        if kernel["unit"] == "tma":  # which takes result tiles in turn
+            grid = place_maps(device, kernel, words, addresses)
         launch = partial(device.launch, functions[kernel["name"]], grid, kernel["threads"], kernel["shared"], words)
         device.clear(addresses[2], int(np.prod(case.result)) * 4)
         launch()
@@ -125,6 +142,29 @@ def _time_case(
         )
     device.free(*addresses)
     return rows
+
+
+def fits_windows(case: Gemm | Conv, element: str) -> bool:
+    """Whether the copy engine can bring the operands of a case whose rows are aligned."""
+    from minicc.kernels.cuda_tiles import ROW, SIZES
+
+    return isinstance(case, Gemm) or (case.groups == 1 and case.channels * SIZES[element] % ROW == 0)
+
+
+def place_maps(device: Device, kernel: dict[str, Any], words: list[int], addresses: list[int]) -> int:
+    """Puts the addresses of its tensor maps into a kernel's words, notes them among `addresses`; returns the number of blocks."""
+    from minicc.kernels.cuda_template import CUDA_TEMPLATES
+    from minicc.kernels.template import TEMPLATES
+    from minicc.targets.cuda import parse_cuda_target
+
+    given = {"ELEMENT": kernel["element"], "TILE": kernel["tile"], "SPLITS": 1, "PIECE": 16, "B_PIECE": 16}
+    named = dict(zip(TEMPLATES[kernel["template"]].words, words))
+    launch = CUDA_TEMPLATES[kernel["template"]].launch(named, given, parse_cuda_target("cuda:sm_90"))
+    words[: len(named)] = named.values()
+    for map_ in launch.maps:
+        addresses.append(device.upload(np.frombuffer(device.encode(map_), np.uint8)))
+        words[map_.word] = addresses[-1]
+    return launch.grid[0]
 
 
 def torch_milliseconds(case: Gemm | Conv, element: str, launches: int) -> float | None:

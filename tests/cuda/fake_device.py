@@ -10,8 +10,9 @@ import numpy as np
 
 from minicc.codegen.cuda import compile_ptx
 from minicc.errors import ResourceLimitError
-from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.cuda_launch import Launch, TensorMap
 from minicc.runtime.cuda.driver import Memory, Replay, Stream
+from tests.cuda import ptx_tma
 from tests.cuda.loop_kernels import TARGET
 from tests.cuda.ptx_interpreter import Memory as GlobalMemory
 from tests.cuda.ptx_interpreter import run
@@ -68,6 +69,10 @@ class FakeDevice:
     def on_device(self, target: int, source: int, size: int, stream: Stream) -> None:
         self.log.append("move")
         self.memory.bytes[target : target + size] = self.memory.bytes[source : source + size]
+
+    def encode(self, map_: TensorMap) -> bytes:
+        self.log.append("encode")
+        return ptx_tma.encode(map_)
 
     def wait(self, stream: Stream) -> None:
         self.log.append("wait")

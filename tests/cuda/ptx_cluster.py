@@ -27,16 +27,21 @@ def mapa(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     block.write(operands[0], block.value(operands[1]) | block.value(operands[2]) << np.uint64(RANK), mask)
 
 
+def member(block: Block, rank: int) -> Block:
+    """A block of the cluster, which must not have ended."""
+    if rank >= len(block.cluster):
+        raise PtxError("a block outside the cluster")
+    if block.cluster[rank].ended:
+        raise PtxError("the shared memory of a block that has ended")
+    return block.cluster[rank]
+
+
 def load(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     """ld.shared::cluster.type d, [address]."""
     address, size = block.address(operands[1]), WIDTH[parts[-1]]
     result = np.zeros((block.threads, size), np.uint8)
     for rank in np.unique(address[mask] >> RANK):
-        if rank >= len(block.cluster):
-            raise PtxError("a block outside the cluster")
-        other, mine = block.cluster[rank], mask & (address >> RANK == rank)
-        if other.ended:
-            raise PtxError("the shared memory of a block that has ended")
+        other, mine = member(block, int(rank)), mask & (address >> RANK == rank)
         places = (address[mine] & ((1 << RANK) - 1))[:, None] + np.arange(size)
         if places.max() >= other.shared.size or (places[:, 0] % size).any():
             raise PtxError("a wrong address in a cluster's shared memory")
@@ -47,16 +52,23 @@ def load(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
 
 
 def run_together(blocks: Sequence[Block], schedule: str) -> None:
-    """Runs the blocks of a cluster to their end. Raises PtxError when they do not all come to a barrier."""
+    """Runs the blocks of a cluster to their end, each as far as it can.
+
+    Raises PtxError when they do not all come to a barrier, and when none can go on.
+    """
     for block in blocks:
         block.cluster = blocks
     running = [block.run(schedule) for block in blocks]
-    while True:
-        ended = []
-        for block, steps in zip(blocks, running, strict=True):
-            block.ended = next(steps, "end") == "end"
-            ended.append(block.ended)
-        if all(ended):
-            return
-        if any(ended):
+    states = [""] * len(blocks)  # "" at first; what a block waits for: "cluster" or a "phase"; "end"
+    while set(states) != {"end"}:
+        before = sum(block.boxes.events for block in blocks)
+        for number, block in enumerate(blocks):
+            if states[number] in ("", "phase"):
+                states[number] = next(running[number], "end")
+                block.ended = states[number] == "end"
+        if set(states) == {"cluster"}:
+            states = [""] * len(blocks)
+        elif "cluster" in states and "end" in states:
             raise PtxError("some blocks of a cluster end while others wait for them")
+        elif "phase" in states and sum(block.boxes.events for block in blocks) == before:
+            raise PtxError("a deadlock: threads wait for a phase that does not end")

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda import ptx_cluster, ptx_matrix, ptx_operations, ptx_wgmma
+from tests.cuda import ptx_cluster, ptx_matrix, ptx_operations, ptx_races, ptx_tma, ptx_wgmma
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, unpack
 
 WARP = 32
@@ -102,6 +102,11 @@ class Program:
     def multiplies(self) -> bool:
         """Whether four warps work together."""
         return any(i.parts[0] == "wgmma" for i in self.instructions)
+
+    @cached_property
+    def pairs(self) -> bool:
+        """Whether there are barriers of warps."""
+        return any(i.parts[:2] == ("bar", "warp") for i in self.instructions)
 
 
 @lru_cache(maxsize=16)
@@ -189,6 +194,8 @@ class Block:
         self.waited = np.full(self.threads, not self.program.early)
         size = max(self.program.local.values(), default=0)
         self.products = ptx_wgmma.Products(self.threads, self.shared.size)
+        self.boxes = ptx_tma.Boxes(self.threads, self.shared.size)
+        self.races = ptx_races.Races(self.threads, self.shared.size)
         self.stack = np.full((self.threads, size), POISON, np.uint8)
         self.parameters = dict(zip(self.program.parameters, self.words, strict=True))
         self.special = {"%tid.x": self.lanes % self.size, "%laneid": self.lanes % WARP, "%ntid.x": self.size}
@@ -295,8 +302,11 @@ class Block:
                 raise PtxError(f"{kind} address {int(places.max())} is outside {limit} bytes")
             if kind == "shared":
                 places += self.shared_start[part][:, None]
+                if self.program.pairs:
+                    self.races.touched(places, self.lanes[part], writes)
                 if writes and self.program.multiplies:
                     self.products.written(places, self.lanes[part])
+                    self.boxes.written(places)
                 reached.append((part, self.shared, places, None))
             else:
                 reached.append((part, self.stack, places, self.lanes[part][:, None]))
@@ -342,8 +352,8 @@ class Block:
 
     # --------------------------------------------------------------------------------------- control
 
-    def run(self, schedule: str) -> Iterator[None]:
-        """Runs all threads to their end, yielding where they wait for the other blocks of their cluster.
+    def run(self, schedule: str) -> Iterator[str]:
+        """Runs all threads to their end, yielding where they wait for their "cluster", and where they all wait for a "phase".
 
         Raises PtxError for a deadlock and for what the kernel does wrong.
         """
@@ -351,21 +361,31 @@ class Block:
         counter = np.zeros(self.threads, np.int64)
         done = np.zeros(self.threads, bool)
         waiting = np.zeros(self.threads, bool)
-        arrived, meeting = np.zeros(self.threads, bool), np.zeros(self.threads, bool)
-        together = ptx_wgmma.GROUP if self.program.multiplies else WARP
-        warp = self.lanes // together
+        arrived, meeting, paired = (np.zeros(self.threads, bool) for _ in range(3))
+        boxes = self.boxes
+        warp = self.lanes // (ptx_wgmma.GROUP if self.program.multiplies else WARP)
         for _ in range(NEXT_PC_LIMIT):
-            live = ~done & ~waiting & ~meeting
+            live = ~done & ~waiting & ~meeting & ~paired & ~boxes.blocked
             if not live.any():
+                if boxes.land(self, schedule == "warps"):
+                    continue
                 if done.all():
                     return
+                if paired.any():
+                    raise PtxError("some threads of a warp wait for others, which do not come")
+                if boxes.blocked.any():
+                    yield "phase"
+                    continue
                 if meeting.any():
                     if (waiting & ~done).any():
                         raise PtxError("some threads wait for their block, others for the cluster")
-                    yield
+                    yield "cluster"
                     meeting[:] = False
+                self.races.passed[waiting] += 1
                 waiting[:] = False
                 continue
+            if (live & boxes.woken).any():
+                live &= boxes.woken
             if schedule == "warps":
                 live &= warp == warp[live].max()
             current = int(counter[live].min())
@@ -392,8 +412,14 @@ class Block:
                     arrived[active] = instruction.parts[2] == "arrive"
                 case "bar" | "barrier" if instruction.parts[1] == "sync" or instruction.parts[1:3] == ("cta", "sync"):
                     waiting |= active
+                case "bar" if instruction.parts[1] == "warp":
+                    paired |= active
+                    together = np.repeat((paired | done).reshape(-1, WARP).all(1), WARP)
+                    self.races.passed[paired & together] += 1
+                    paired &= ~together
                 case _ if active.any():
                     self._execute(instruction, active)
+                    counter[active & boxes.blocked] = current  # to look once more
         raise PtxError("the kernel does not end")
 
     def _execute(self, instruction: Instruction, mask: Array) -> None:
@@ -407,7 +433,7 @@ class Block:
             raise PtxError(f"{error}, in: {instruction.text}") from None
 
 
-HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS, **ptx_wgmma.HANDLERS, "mapa": ptx_cluster.mapa}
+HANDLERS = {**ptx_operations.HANDLERS, **ptx_matrix.HANDLERS, **ptx_wgmma.HANDLERS, **ptx_tma.HANDLERS, "mapa": ptx_cluster.mapa}
 
 
 def run(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.cuda import ptx_cluster
+from tests.cuda import ptx_cluster, ptx_tma
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, to_bf16, unpack
 
 if TYPE_CHECKING:
@@ -297,6 +297,8 @@ def _cp(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
         block.commit(mask)
     elif parts[2] in ("wait_group", "wait_all"):
         block.land(int(operands[0]) if operands else 0, mask)
+    elif parts[2] == "bulk":
+        ptx_tma.copy(block, parts, operands, mask)
     elif parts[2] in ("cg", "ca"):
         size = int(operands[2])
         there = np.full(block.threads, size)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.cuda import ptx_tma
 from tests.cuda.ptx_values import Array, PtxError
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Products:
 
 def fence(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     """fence.proxy.async publishes what its threads wrote."""
+    if ptx_tma.fence(block, parts, operands, mask):
+        return
     if parts[1:3] == ("proxy", "async"):
         mine = np.append(mask, False)[block.products.writer]
         block.products.writer[mine] = -1

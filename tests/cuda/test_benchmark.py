@@ -17,6 +17,8 @@ from benchmarks.cuda_cases import Conv, Gemm
 from minicc.codegen import cuda as codegen
 from minicc.codegen.cuda import Cubin, compile_ptx
 from minicc.kernels import cuda_tiles
+from minicc.kernels.cuda_launch import TensorMap
+from tests.cuda import ptx_tma
 from tests.cuda.ptx_interpreter import Memory, run
 
 
@@ -28,6 +30,9 @@ class Interpreter:
 
     def upload(self, array: Any) -> int:
         return self.memory.place(array)
+
+    def encode(self, map_: TensorMap) -> bytes:
+        return ptx_tma.encode(map_)
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> Any:
         return self.memory.read(address, shape, dtype)
@@ -50,20 +55,24 @@ class Interpreter:
 
 
 def test_benchmark_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = (Gemm(20, 70, 64, 2), Gemm(3, 20, 64), Conv(2, 6, 32, 24, 3, 2, 2))
+    cases = (Gemm(20, 70, 64, 2), Gemm(3, 20, 64), Conv(2, 6, 32, 24, 3, 2, 2), Conv(2, 6, 64, 24, 3, 2))
     monkeypatch.setattr(cuda_kernels, "CASES", cases)
     monkeypatch.setattr(cuda_kernels, "TOLERANCES", {"f16": 3e-5, "s8": 0.0})
     monkeypatch.setattr(cuda_kernels, "Device", Interpreter)
     monkeypatch.setattr(cuda_kernels, "torch_milliseconds", lambda *_: None)
     monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-1:])
     monkeypatch.setattr(cuda_tiles, "GROUP_TILES", cuda_tiles.GROUP_TILES[-1:])
+    monkeypatch.setattr(cuda_tiles, "TMA_TILES", cuda_tiles.TMA_TILES[-1:])
     monkeypatch.setattr(codegen, "compile_cubin", lambda *kernel: Cubin(compile_ptx(*kernel).encode(), 0, 0, 0))
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
-    assert len(rows) == 16  # all tiles that take the rows of a case
+    assert len(rows) == 25  # all tiles that take the rows of a case
+    assert sum("_tma_" in row["kernel"] for row in rows) == 5
     assert all(row["right"] for row in rows), [row["error"] for row in rows]
-    assert sum(row["chosen"] for row in rows) == 6
+    assert sum(row["chosen"] for row in rows) == 8
     assert json.loads((tmp_path / "results.json").read_text()) == rows
+    kinds = [{"_tma_" in row["kernel"] for row in cuda_kernels.run(tmp_path, cases[:1], tma)} for tma in (False, True)]
+    assert kinds == [{False}, {True}]
 
 
 def test_a_wrong_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +82,7 @@ def test_a_wrong_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cuda_kernels, "torch_milliseconds", lambda *_: None)
     monkeypatch.setattr(cuda_tiles, "TENSOR_TILES", cuda_tiles.TENSOR_TILES[-1:])
     monkeypatch.setattr(cuda_tiles, "GROUP_TILES", ())
+    monkeypatch.setattr(cuda_tiles, "TMA_TILES", ())
 
     def compile_wrongly(*kernel: Any) -> Cubin:
         return Cubin(compile_ptx(*kernel).replace("s8.s8", "u8.s8").encode(), 0, 0, 0)

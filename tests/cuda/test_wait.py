@@ -21,7 +21,7 @@ from benchmarks.cuda_build import conv_text, gemm_text, machine_text
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
 from minicc.codegen.cuda_wait import with_wait
 from minicc.kernels.cuda_launch import Launch
-from minicc.kernels.cuda_tiles import DOT_TILES, FMA_TILES, GROUP_TILES, TENSOR_TILES
+from minicc.kernels.cuda_tiles import DOT_TILES, FMA_TILES, GROUP_TILES, TENSOR_TILES, TMA_TILES
 from minicc.options import Options
 from minicc.runtime.cuda import calls, facts
 from minicc.runtime.cuda.driver import Gpu, Stream
@@ -107,6 +107,11 @@ FAULTS = {
     "behind the next launch": lambda text: text.replace(WAIT + NEXT, NEXT + WAIT),
     "late": _late,
 }
+
+
+@pytest.mark.parametrize("text", [gemm_text("bf16", TMA_TILES[-1]), conv_text("bf16", TMA_TILES[-3])], ids=["product", "windows"])
+def test_the_copy_engine_is_asked_when_the_kernel_before_has_ended(text: str) -> None:
+    check_wait(compile_ptx(text, "kernel", HOPPER))
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -52,7 +52,7 @@ def build(out: Path, target: str, models: Sequence[str], precisions: Sequence[st
             print(f"{case.name:<32}{case.compile_s:>8.1f} s {case.bytes / MIB:>8.1f} MiB  {case.error}", flush=True)
             found.append(case)
     if target.startswith("cuda"):
-        build_tiles(out / "tiles", ("gemm",), TILE_ELEMENTS)
+        build_tiles(out / "tiles", ("gemm", "conv"), TILE_ELEMENTS)
     packages = ("numpy", "numba", "numba-cuda", "onnxruntime")
     made_by = {"python": platform.python_version()} | dict(map(_version, packages))
     return pack_within(out, Manifest(target, made_by, tuple(found)), LIMIT_BYTES)

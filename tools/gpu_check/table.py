@@ -21,12 +21,12 @@ def table(data: Mapping[str, Any]) -> str:
     lines = [title, *facts, "", _line(HEAD), _line(["---"] * len(HEAD))]
     lines += [_line(_cells(row)) for row in data["cases"].values()]
     problems = list(_problems(data["cases"]))
-    if data.get("tiles", {}).get("error"):
-        problems.append(f"tiles: {data['tiles']['error']}")
+    products = {kind: data.get(kind, {}) for kind in ("tiles", "tma")}
+    problems += [f"{kind}: {found['error']}" for kind, found in products.items() if found.get("error")]
     sanitizer = data.get("sanitizer")
     if sanitizer:
         problems.append(f"compute-sanitizer: {sanitizer['state']} {sanitizer.get('error', '')}".strip())
-    return "\n".join([*lines, "", *_tiles(data.get("tiles", {}).get("rows", [])), *problems])
+    return "\n".join([*lines, "", *_tiles([row for found in products.values() for row in found.get("rows", [])]), *problems])
 
 
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

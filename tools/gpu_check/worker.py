@@ -3,9 +3,10 @@
 A fault on a GPU spoils the process it happens in, and a compilation may hang, so the supervisor (`run`) watches a process of this
 kind and starts another one with the jobs that are left.
 
-Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`),
-"check:MODEL/PRECISION" (compare, time beside eager PyTorch), "overlap:MODEL/PRECISION" (replays whose launches overlap beside
-those whose do not), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA provider) and "compile:MODEL/PRECISION" (time
+Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`) and "tma:"
+(with those that the copy engine fills: should they hang, no other job suffers), "check:MODEL/PRECISION" (compare, time beside
+eager PyTorch), "overlap:MODEL/PRECISION" (replays whose launches overlap beside those whose do not), "provider:MODEL/PRECISION"
+(time beside ONNX Runtime's CUDA provider) and "compile:MODEL/PRECISION" (time
 beside torch.compile).
 """
 
@@ -21,13 +22,15 @@ import numpy as np
 
 import minicc
 from benchmarks import cuda_kernels
-from benchmarks.cuda_cases import Gemm
+from benchmarks.cuda_cases import Conv, Gemm
 from tools.gpu_check import device
 from tools.gpu_check.bundle import TOLERANCE, Array, Case, Manifest, largest_difference, read_arrays
 from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.timing import medians
 
-TILE_CASES = (Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096))
+TILE_CASES = (
+    Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096), Conv(32, 56, 64, 64, 3), Conv(32, 14, 256, 256, 3),
+)  # fmt: skip
 PROFILED = 12
 IN_A_ROW = 50  # replays before results are compared
 MARK = "@gpu_check "  # starts the lines that the supervisor reads
@@ -45,8 +48,8 @@ def work(folder: Path, manifest: Manifest, jobs: list[str], seconds: float) -> N
         try:
             if kind == "machine":
                 row = device.machine(where)
-            elif kind == "tiles":
-                row = {"rows": cuda_kernels.run(folder / "tiles", TILE_CASES)}
+            elif kind in ("tiles", "tma"):
+                row = {"rows": cuda_kernels.run(folder / "tiles", TILE_CASES, kind == "tma")}
             else:
                 row = JOBS[kind](folder, by_name[name], where, seconds)
         except Exception as error:

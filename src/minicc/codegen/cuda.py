@@ -118,7 +118,8 @@ def _load_kernel(source: str, symbol: str) -> tuple[Any, int, tuple[int, int], i
     try:
         exec(compile(source, file, "exec"), namespace)
         bounds = int(namespace["THREADS"]), int(namespace.get("BLOCKS", 1))
-        return namespace["kernel"], int(namespace["WORDS"]), bounds, int(namespace.get("SPLITS", 1))
+        cluster = int(namespace.get("CLUSTER", namespace.get("SPLITS", 1)))
+        return namespace["kernel"], int(namespace["WORDS"]), bounds, cluster
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise CodegenError("the text of a kernel is not a valid module", where=symbol, why=why) from error

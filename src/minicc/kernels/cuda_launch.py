@@ -1,4 +1,4 @@
-"""How CUDA kernels are launched: blocks, threads of a block, shared memory.
+"""How CUDA kernels are launched: blocks, threads of a block, shared memory, maps of what is copied in boxes.
 
 Pure integer arithmetic over the words of one call, as `domain` is for the CPU.
 """
@@ -27,15 +27,47 @@ WARP = 32
 WARP_TEAMS = 128
 # Blocks per multiprocessor beyond which threads take several elements: enough to hide latency and unevenness.
 WAVES = 32
+# Bytes of an encoded tensor map.
+MAP_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where windows begin, along width and height (im2col): from `lower` to the last element + `upper`, every `steps`."""
+
+    lower: tuple[int, int]
+    upper: tuple[int, int]
+    steps: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMap:
+    """An array in global memory, and the boxes of it that Hopper's copy engine brings (kernels/cuda/tma.py).
+
+    word:    number of the kernel's word that becomes the address of the encoded map.
+    address: of the array, a multiple of 16; element: of cuda_tiles.SIZES.
+    extents: elements along the axes, the contiguous one first; strides: bytes, of the other axes, multiples of 16.
+    box:     elements along the axes, those of the first 128 bytes; with positions channels and positions, which run through
+             rows, then columns, then images of axes (channels, width, height, images).
+    """
+
+    word: int
+    address: int
+    element: str
+    extents: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    positions: Positions | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """The shape of one launch; a grid of no blocks is not launched."""
+    """The shape of one launch, and the tensor maps it reads; a grid of no blocks is not launched."""
 
     grid: tuple[int, int, int]
     block: int
     shared_bytes: int = 0
+    maps: tuple[TensorMap, ...] = ()
 
 
 def launch_elements(elements: int, target: CudaTarget) -> Launch:

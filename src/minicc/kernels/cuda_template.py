@@ -41,7 +41,9 @@ CUDA_TEMPLATES: dict[str, CudaTemplate] = {
     "gemm": CudaTemplate(
         cuda_tiles.launch_gemm, cuda_tiles.TILE_CONSTANTS, None, cuda_tiles.product_constants, cuda_tiles.product_file
     ),
-    "conv": CudaTemplate(cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants),
+    "conv": CudaTemplate(
+        cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants, cuda_tiles.conv_file
+    ),
     "attention": CudaTemplate(
         cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants
     ),

@@ -5,13 +5,13 @@ Knows nothing of Numba and of devices; the kernels are in kernels/cuda.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.cuda_launch import Launch, Positions, TensorMap
 from minicc.kernels.domain import Words, ceil_divide
 from minicc.targets.cuda import CudaTarget
 
@@ -26,6 +26,11 @@ WARP = 32
 CHUNK = 16
 # Bytes that a convolution notes for each row of a tile.
 WINDOW = 24
+# Unit "tma": threads that bring tiles; bytes of the two barriers of a place in the ring; columns of sums that a warp gives to
+# the epilogue at a time, and elements of a row of them in shared memory; registers of a thread that brings and of one that
+# multiplies, by groups of four warps that multiply, where they share out the block's.
+BRINGING, BARRIERS, PART, PART_PITCH = 128, 16, 32, 36
+REGISTERS = {2: (40, 232)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,8 @@ class Tile:
 
     pending: tiles before the present one whose products may still be on their way.
     unit "dot" has no ring (kernels/cuda/gemv.py): stages are the chunks of 16 bytes of a column that a lane reads at once.
+    unit "tma" multiplies as "wgmma"; the copy engine fills the ring, other warps tell it when (kernels/cuda/gemm_tma.py).
+    cluster: of unit "tma", blocks with tiles one below the other, which bring columns to each other.
     """
 
     rows: int
@@ -43,16 +50,23 @@ class Tile:
     stages: int
     unit: str = "mma"
     pending: int = 0
+    cluster: int = 1
+
+    @property
+    def workers(self) -> int:
+        """Threads that multiply."""
+        return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
 
     @property
     def threads(self) -> int:
-        return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
+        return self.workers + (BRINGING if self.unit == "tma" else 0)
 
     @property
     def name(self) -> str:
         """What people call it, no two tiles the same."""
         depth = f"{self.stages} chunks" if self.unit == "dot" else f"{self.stages} stages"
-        return f"{self.unit} {self.rows}x{self.columns}, {self.threads // WARP} warps, {depth}"
+        cluster = f", {self.cluster} blocks" if self.cluster > 1 else ""
+        return f"{self.unit} {self.rows}x{self.columns}, {self.threads // WARP} warps, {depth}{cluster}"
 
     @property
     def ahead(self) -> int:
@@ -63,6 +77,8 @@ class Tile:
     def shared_bytes(self) -> int:
         """Dynamic shared memory: the ring of tiles, later the sums with four columns of padding."""
         ring = 0 if self.unit == "dot" else ROW * (self.rows + self.columns) * self.stages
+        if self.unit == "tma":  # warps have memory of their own for sums
+            return ring + BARRIERS * self.stages + self.workers // WARP * 4 * 16 * PART_PITCH
         return max(ring, 4 * self.rows * (self.columns + 4))
 
 
@@ -106,8 +122,20 @@ OTHER_DOT_TILES = (
     Tile(8, 8, 8, 2, 1, "dot"),
 )
 DOT_ELEMENTS = ("f32", "tf32", "f16", "bf16")
+# Of products whose operands the copy engine can bring, see `takes_maps`.
+TMA_TILES = (
+    Tile(128, 256, 16, 256, 4, "tma", 1),
+    Tile(128, 192, 16, 192, 5, "tma", 1),
+    Tile(128, 128, 16, 128, 6, "tma", 1),
+    Tile(128, 64, 16, 64, 8, "tma", 1),
+    Tile(64, 128, 16, 128, 8, "tma", 1),
+    Tile(128, 256, 16, 256, 4, "tma", 1, 2),
+    Tile(128, 128, 16, 128, 6, "tma", 1, 2),
+)
+# Whether a product takes such a tile by itself where it is expected to be faster: not before a GPU has shown that it is right.
+PREFER_TMA = False
 # By number, as kernels name them; only to be added to.
-ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES, *OTHER_DOT_TILES)
+ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES, *OTHER_DOT_TILES, *TMA_TILES)
 # Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
 # bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
 TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
@@ -145,36 +173,72 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
 
     Blocks of one multiprocessor share its arithmetic and its copies, and hide each other's latency.
     """
-    blocks = -(-m // tile.rows) * -(-n // tile.columns) * batches * splits
+    blocks = -(-m // tile.rows // tile.cluster) * tile.cluster * -(-n // tile.columns) * batches * splits
     here = -(-blocks // target.multiprocessors)
     sums = tile.rows * tile.columns // tile.threads
     at_once = min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads), here) or 1
-    work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[tile.unit, element]
-    if tile.unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
+    unit = "wgmma" if tile.unit == "tma" else tile.unit
+    work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[unit, element]
+    if unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
         work *= 0.6 + 0.4 * 32 * (1 / tile.warp_rows + 1 / tile.warp_columns)
-    copies = 1e-3 * ROW * (tile.rows + tile.columns) / KILOBYTES
+    copies = 1e-3 * ROW * (tile.rows + tile.columns / tile.cluster) / KILOBYTES
     results = RESULTS * 1e-3 * tile.rows * tile.columns / splits
     steps = -(-k * SIZES[element] // ROW // splits)
+    if tile.unit == "tma":  # one block makes several tiles, and brings the next one while it stores sums
+        return BLOCK + here * (STEP + steps * max(work, copies) + results)
     alone = max(STEP, work) if tile.pending else STEP + work
     meet = MEET if splits > 1 else 0.0
     return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
 
 
-def tile_ways(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Way, ...]:
-    """Tiles with a ring, the one that is expected to finish first leading; of every unit there is one."""
+def takes_maps(given: Constants, target: CudaTarget) -> bool:
+    """Whether the copy engine can bring both operands of a product of these constants (all but TILE and SPLITS).
+
+    None of their strides may be negative.
+    """
+    return target.arch == "sm_90a" and given["ELEMENT"] != "f32" and given["PIECE"] == given["B_PIECE"] == CHUNK
+
+
+def takes_windows(given: Constants, target: CudaTarget, channels: int, axes: Sequence[tuple[int, int, int, int, int]]) -> bool:
+    """As `takes_maps`, of a convolution in one group of so many channels.
+
+    axes: taps, stride, dilation, padding before and behind of each spatial axis.
+    """
+    if not takes_maps({**given, "B_PIECE": CHUNK}, target) or channels * SIZES[str(given["ELEMENT"])] % ROW or len(axes) > 2:
+        return False
+    # What fits into a map: 8 bits with a sign for both corners of the positions, of which 3 bits of a step.
+    return all(
+        stride <= 8 and 0 <= before <= 127 and 0 <= behind <= 127 and (taps - 1) * dilation + stride <= 128
+        for taps, stride, dilation, before, behind in axes
+    )
+
+
+def tile_ways(
+    element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False
+) -> tuple[Way, ...]:
+    """Tiles with a ring, the one that is expected to finish first leading; of every unit there is one.
+
+    maps: whether the copy engine can bring the operands. Its tiles lead only with PREFER_TMA.
+    """
     tiles = [tile for tile in tiles_of(element, target) if conv_shared_bytes(tile) <= target.shared_bytes]
     choices = [(tile, split) for tile in tiles for split in _splits(target)]
+    choices += [(tile, 1) for tile in TMA_TILES if maps]
     times = {way: estimate(way[0], way[1], element, m, n, k, batches, target) for way in choices}
     ranked = sorted(choices, key=lambda way: times[way])
+    if not PREFER_TMA:
+        usual = next(way for way in ranked if way[0].unit != "tma")
+        ranked = [usual, *(way for way in ranked if way != usual)]
     near = [way for way in ranked if times[way] <= MOST_WORSE * times[ranked[0]]][:MOST_WAYS]
     units = {way[0].unit: way for way in reversed(ranked)}  # the first of each
     return tuple(dict.fromkeys([*near, *units.values()]))
 
 
-def product_ways(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Way, ...]:
+def product_ways(
+    element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False
+) -> tuple[Way, ...]:
     """As `tile_ways`; for few rows tiles without a ring lead, the depth cut until enough of the right operand is on its way."""
     usual = next((tile for tile in DOT_TILES if m <= tile.rows), None)
-    rings = tile_ways(element, m, n, k, batches, target)
+    rings = tile_ways(element, m, n, k, batches, target, maps)
     if usual is None or element not in DOT_ELEMENTS:
         return rings
     others = [tile for tile in OTHER_DOT_TILES if tile.rows == usual.rows]
@@ -196,14 +260,14 @@ def _dot_splits(tile: Tile, element: str, n: int, k: int, batches: int, target: 
     return next(enough, splits[-1])
 
 
-def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> Way:
+def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False) -> Way:
     """The first of `tile_ways`."""
-    return tile_ways(element, m, n, k, batches, target)[0]
+    return tile_ways(element, m, n, k, batches, target, maps)[0]
 
 
-def choose_product(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> Way:
+def choose_product(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False) -> Way:
     """The first of `product_ways`."""
-    return product_ways(element, m, n, k, batches, target)[0]
+    return product_ways(element, m, n, k, batches, target, maps)[0]
 
 
 def way_name(way: Way) -> str:
@@ -214,12 +278,14 @@ def way_name(way: Way) -> str:
 
 def product_file(given: Constants) -> str:
     """The kernel file of a product of this tile."""
-    return "gemv" if ALL_TILES[int(given["TILE"])].unit == "dot" else "gemm"
+    return {"dot": "gemv", "tma": "gemm_tma"}.get(ALL_TILES[int(given["TILE"])].unit, "gemm")
 
 
 def product_constants(given: Constants) -> dict[str, object]:
     """Constants in the text of a product, from those of its kernel; see TILE_CONSTANTS. KeyError, IndexError for others."""
     element, tile, splits = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
+    if tile.unit == "tma":
+        return _tma_constants(given)
     if tile.unit != "dot":
         return gemm_constants(given)
     if element not in DOT_ELEMENTS or splits not in SPLITS:
@@ -255,31 +321,101 @@ def gemm_constants(given: Constants) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _tma_constants(given: Constants) -> dict[str, object]:
+    """As `product_constants`, for tiles that the copy engine brings."""
+    element, tile = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])]
+    if ("wgmma", element) not in OPERATIONS or int(given["SPLITS"]) != 1 or not given["PIECE"] == given["B_PIECE"] == CHUNK:
+        raise KeyError(element)
+    full = ROW * (tile.rows + tile.columns) * tile.stages
+    few, many = REGISTERS.get(tile.workers // BRINGING, (0, 0))
+    return {
+        "ELEMENT": f'"{element}"', "BM": tile.rows, "BN": tile.columns, "THREADS": tile.threads, "WORKERS": tile.workers,
+        "STAGES": tile.stages, "BK": ROW // SIZES[element], "A_BYTES": ROW * tile.rows,
+        "STAGE_BYTES": ROW * (tile.rows + tile.columns), "FULL": full, "EMPTY": full + BARRIERS // 2 * tile.stages,
+        "SUMS": full + BARRIERS * tile.stages, "SUMS_BYTES": 4 * 16 * PART_PITCH, "PART": PART, "PITCH": PART_PITCH,
+        "CLUSTER": tile.cluster, "PART_ROWS": tile.columns // tile.cluster, "PART_BYTES": ROW * tile.columns // tile.cluster,
+        "FEW": few, "MANY": many,
+    }  # fmt: skip
+
+
+def conv_file(given: Constants) -> str:
+    """The kernel file of a convolution of this tile."""
+    return "conv_tma" if ALL_TILES[int(given["TILE"])].unit == "tma" else "conv"
+
+
 def conv_constants(given: Constants) -> dict[str, object]:
     """Constants of a convolution: those of a product, and where its table begins."""
+    if ALL_TILES[int(given["TILE"])].unit == "tma":
+        return _tma_constants({**given, "B_PIECE": CHUNK})
     return {**gemm_constants(given), "TABLE": ALL_TILES[int(given["TILE"])].shared_bytes}
 
 
 def conv_shared_bytes(tile: Tile) -> int:
-    """Dynamic shared memory of a convolution: a product's, then the table."""
-    return tile.shared_bytes + WINDOW * tile.rows
+    """Dynamic shared memory of a convolution: a product's, then the table, which the copy engine does without."""
+    return tile.shared_bytes + (0 if tile.unit == "tma" else WINDOW * tile.rows)
 
 
-def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
+def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:
     """Fills ROW_TILES and PANELS of a product's words (by name) and returns its launch."""
     tile = ALL_TILES[int(given["TILE"])]
-    words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], tile.rows), ceil_divide(words["N"], tile.columns)
+    rows = tile.rows * tile.cluster
+    words["ROW_TILES"], words["PANELS"] = ceil_divide(words["M"], rows), ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["B0"] * words["B1"]
+    if tile.unit == "tma":
+        part = tile.columns // tile.cluster
+        maps = (_tensor_map(words, given, "A", "M", tile.rows), _tensor_map(words, given, "B", "N", part))
+        clusters = min(blocks, target.multiprocessors // tile.cluster)
+        return Launch((clusters * tile.cluster, 1, 1), tile.threads, tile.shared_bytes, maps)
     return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, tile.shared_bytes)
 
 
-def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
+def _tensor_map(words: Words, given: Constants, name: str, rows: str, box_rows: int) -> TensorMap:
+    """The map of an operand in boxes of a tile; axes are k, rows, b1 and b0, batch axes of stride 0 with one element."""
+    size = SIZES[str(given["ELEMENT"])]
+    batches = [words[axis] if words[f"{name}_{axis}"] else 1 for axis in ("B1", "B0")]
+    extents = [max(1, extent) for extent in (words["K"], words[rows], *batches)]
+    strides = [size * words[f"{name}_{axis}"] for axis in ("ROW", "B1", "B0")]
+    # Strides along axes of one element, and where there are no elements, are of no account, but must be valid ones.
+    valid = [stride if extent > 1 and stride else CHUNK for stride, extent in zip(strides, extents[1:])]
+    return TensorMap(
+        list(words).index(name), words[name], str(given["ELEMENT"]), tuple(extents), tuple(valid), (ROW // size, box_rows, 1, 1)
+    )
+
+
+def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:
     """As `launch_gemm`, of a convolution: its rows run through all images."""
     tile = ALL_TILES[int(given["TILE"])]
     rows = words["IMAGES"] * words["M"]
-    words["ROW_TILES"], words["PANELS"] = ceil_divide(rows, tile.rows), ceil_divide(words["N"], tile.columns)
+    words["ROW_TILES"] = ceil_divide(rows, tile.rows * tile.cluster)
+    words["PANELS"] = ceil_divide(words["N"], tile.columns)
     blocks = words["ROW_TILES"] * words["PANELS"] * words["GROUPS"]
+    if tile.unit == "tma":
+        clusters = min(blocks, target.multiprocessors // tile.cluster)
+        maps = (_windows_map(words, given, tile), _filters_map(words, given, tile))
+        return Launch((clusters * tile.cluster, 1, 1), tile.threads, tile.shared_bytes, maps)
     return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, conv_shared_bytes(tile))
+
+
+def _windows_map(words: Words, given: Constants, tile: Tile) -> TensorMap:
+    """The map of a convolution's input, in boxes of a tile's rows."""
+    size = SIZES[str(given["ELEMENT"])]
+    extents = [max(1, words[name]) for name in ("C", "IW", "IH", "IMAGES")]
+    strides = [size * words[name] for name in ("X_W", "X_H", "X_IMAGE")]
+    valid = [stride if extent > 1 and stride else CHUNK for stride, extent in zip(strides, extents[1:])]
+    upper = [(words[f"O{a}"] - 1) * words[f"S{a}"] - words[f"P{a}"] - (words[f"I{a}"] - 1) for a in "WH"]
+    positions = Positions((-words["PW"], -words["PH"]), (upper[0], upper[1]), (words["SW"], words["SH"]))
+    box = (ROW // size, tile.rows)
+    return TensorMap(list(words).index("X"), words["X"], str(given["ELEMENT"]), tuple(extents), tuple(valid), box, positions)
+
+
+def _filters_map(words: Words, given: Constants, tile: Tile) -> TensorMap:
+    """The map of a convolution's filters, rows of k."""
+    depth = words["KH"] * words["KW"] * words["C"]
+    size = SIZES[str(given["ELEMENT"])]
+    box = (ROW // size, tile.columns // tile.cluster, 1, 1)
+    extents = (max(1, depth), max(1, words["N"]), 1, 1)
+    strides = (max(CHUNK, size * depth), CHUNK, CHUNK)
+    return TensorMap(list(words).index("W"), words["W"], str(given["ELEMENT"]), extents, strides, box)
 
 
 def piece_of(*byte_counts: int) -> int:

@@ -97,6 +97,7 @@ def _special(name):
 
 thread = _special("tid.x")
 block = _special("ctaid.x")
+blocks = _special("nctaid.x")
 
 
 @intrinsic

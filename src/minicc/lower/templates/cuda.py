@@ -9,6 +9,7 @@ have a template of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -86,11 +87,14 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     e0, e1, em, en = space.extents
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
     constants: dict[str, int | str] = {
-        "ELEMENT": element, **low.choose(node, _tiles(low, cuda_tiles.product_ways, element, em, en, k, product((e0, e1)))),
-        "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
+        "ELEMENT": element, "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
         "B_PIECE": piece(size, right[1], b0, b1, right[2]),
         "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
     }  # fmt: skip
+    assert isinstance(low.target, CudaTarget)
+    maps = cuda_tiles.takes_maps(constants, low.target) and all(map(_forward, (a0, a1, a_row, b0, b1, right[2])))
+    ways = partial(cuda_tiles.product_ways, maps=maps)
+    constants |= low.choose(node, _tiles(low, ways, element, em, en, k, product((e0, e1))))
     common.emit(
         low, node, "gemm", constants,
         {"A": Word(left[1], left[0]), "B": Word(right[1], right[0]), "M": em, "N": en, "K": k, "A_ROW": a_row, "A_B0": a0,
@@ -147,9 +151,14 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     weights = _packed(low, w, data, groups, element)
+    constants: dict[str, int | str] = {"ELEMENT": element, "PIECE": piece(size, offset, *strides[:-1], padded)}
+    axes_of = [*zip(kernel, geometry.strides, geometry.dilations, geometry.begin, geometry.end)]
+    assert isinstance(low.target, CudaTarget)
+    maps = groups == 1 and all(isinstance(pad, int) for axis in axes_of for pad in axis[3:]) and all(map(_forward, strides))
+    maps = maps and cuda_tiles.takes_windows(constants, low.target, padded, axes_of)
+    ways = partial(cuda_tiles.tile_ways, maps=maps)
     rows, depth = out[0] * product(pixels), padded * product(kernel)
-    tile = low.choose(node, _tiles(low, cuda_tiles.tile_ways, element, rows, per_group, depth, groups))
-    constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": piece(size, offset, *strides[:-1], padded)}
+    constants |= low.choose(node, _tiles(low, ways, element, rows, per_group, depth, groups))
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],
@@ -182,6 +191,11 @@ def piece(size: int, *counts: Dim) -> int:
     """The largest power of two up to 16 that divides these numbers of elements of `size` bytes, whatever symbols are."""
     known = (gcd(*(c for _, c in d.terms)) if isinstance(d, SymbolicDim) else d for d in counts)
     return cuda_tiles.piece_of(*(size * count for count in known))
+
+
+def _forward(stride: Dim) -> bool:
+    """Whether a stride is known not to be negative."""
+    return stride >= 0 if isinstance(stride, int) else all(factor > 0 for _, factor in stride.terms)
 
 
 def _whole_pieces(count: int, size: int) -> int:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicc.errors import ResourceLimitError, TargetError
-from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.cuda_launch import Launch, TensorMap
+from minicc.runtime.cuda import maps
 
 Array = np.ndarray[Any, Any]
 
@@ -80,6 +81,10 @@ class Device(Protocol):
 
     def on_device(self, target: int, source: int, size: int, stream: Stream) -> None:
         """Start a copy within the device."""
+        ...
+
+    def encode(self, map_: TensorMap) -> bytes:
+        """A tensor map as kernels read it."""
         ...
 
     def wait(self, stream: Stream) -> None:
@@ -190,6 +195,11 @@ class Gpu:
         if size:
             self._enter()
             self._call("cuMemcpyDtoDAsync", target, source, size, stream.handle)
+
+    def encode(self, map_: TensorMap) -> bytes:
+        self._enter()
+        flags = self._driver.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
+        return maps.encode(map_, lambda name, version: int(self._call("cuGetProcAddress", name.encode(), version, flags)))
 
     def wait(self, stream: Stream) -> None:
         self._enter()

@@ -20,7 +20,7 @@ import numpy as np
 from minicc.codegen.cuda_loops import launch_loops
 from minicc.errors import ResourceLimitError, VerifyError
 from minicc.kernels import cuda_template
-from minicc.kernels.cuda_launch import Launch
+from minicc.kernels.cuda_launch import MAP_BYTES, Launch
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import KernelStep, Program
 from minicc.runtime.bind import Machine, Segment, numpy_dtype
@@ -89,7 +89,17 @@ class Plan:
             if launch.grid[0]:
                 self.calls.append((shared.kernels[step.kernel], launch, own))
                 self.steps.append(step)
+        self._place_maps(shared)
         self.replay = device.record(self.calls, self.stream, shared.overlap)
+
+    def _place_maps(self, shared: Shared) -> None:
+        """Gives kernels that read tensor maps the addresses of theirs, which stay as long as the plan."""
+        wanted = [(words, map_) for _, launch, words in self.calls for map_ in launch.maps]
+        if wanted:
+            encoded = b"".join(shared.device.encode(map_) for _, map_ in wanted)
+            self.contents.append(shared.copy(np.frombuffer(encoded, np.uint8), self.stream))
+            for number, (words, map_) in enumerate(wanted):
+                words[map_.word] = self.contents[-1].address + MAP_BYTES * number
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
