@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ Array = np.ndarray[Any, Any]
 TOGETHER = 8192  # threads of several blocks
 
 
+@lru_cache(maxsize=256)
+def _ptx(source: str, symbol: str) -> str:
+    return compile_ptx(source, symbol, TARGET)
+
+
 class FakeDevice:
     """Interprets the kernels of `sources`; `log` names what was called, in order; `held` counts bytes not freed.
 
@@ -32,7 +38,7 @@ class FakeDevice:
 
     def load(self, symbol: str, cubin: bytes) -> str:
         assert cubin.startswith(b"\x7fELF")
-        return compile_ptx(self.sources[symbol], symbol, TARGET)
+        return _ptx(self.sources[symbol], symbol)
 
     def stream(self) -> Stream:
         self.streams += 1

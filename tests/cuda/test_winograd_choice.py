@@ -1,0 +1,188 @@
+"""Which convolutions have Winograd's form as a way on CUDA, which take it unasked, and that timing may take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
+
+import minicc
+from minicc import tune as tuning
+from minicc import walk
+from minicc.ir.dims import symbol
+from minicc.ir.graph import Graph
+from minicc.ir.types import bf16, f16
+from minicc.kernels.cuda_tiles import SIZES
+from minicc.kernels.cuda_winograd import CLEARLY, tiles_of_elements
+from minicc.kernels.template import TEMPLATES
+from minicc.lower.context import Choices
+from minicc.lower.kernel import TemplateKernel
+from minicc.lower.lower import lower
+from minicc.lower.program import KernelStep
+from minicc.lower.templates.cuda_winograd import DIRECT, expected_times
+from minicc.options import Options
+from minicc.runtime.code import Code
+from minicc.runtime.cuda import calls
+from minicc.targets.cuda import CudaTarget, parse_cuda_target
+from tests.cuda.fake_device import FakeDevice
+from tests.cuda.test_conv import convolve
+from tests.lower.test_winograd import convolution
+from tests.test_tune import with_times
+
+TARGET, AMPERE = parse_cuda_target("cuda:sm_90"), parse_cuda_target("cuda:sm_80")
+KNOWN = (32, 14, 14)
+
+
+def lowered(graph: Graph, picked: str = "", **options: Any) -> tuple[tuple[str, ...], list[str]]:
+    """The ways that are open for a graph of one convolution, and the templates of its steps when one of them is picked."""
+    choices = Choices({(): picked} if picked else {})
+    program = lower(graph, TARGET, Options.from_env().override(**options), choices=choices)
+    kernels = [program.kernels[step.kernel] for step in program.steps if isinstance(step, KernelStep)]
+    return choices.open.get((), ()), [getattr(kernel, "template", "loops") for kernel in kernels]
+
+
+STEPS = ["winograd_input", "gemm", "winograd_output"]
+
+
+def test_large_gains_are_taken_unasked() -> None:
+    """Of float32, for which FMA units are slow, and of many pixels."""
+    ways, steps = lowered(convolution(256, 256, KNOWN))
+    assert ways == ("winograd 4x4", "winograd 2x2", "direct") and steps == STEPS
+    assert lowered(convolution(256, 256, KNOWN), "direct") == (ways, ["conv"])
+
+
+@pytest.mark.parametrize(
+    ("graph", "options", "ways"),
+    [
+        (lambda: convolution(256, 256, (symbol("n"), 14, 14)), {}, ("direct", "winograd 2x2", "winograd 4x4")),
+        (lambda: convolution(64, 64, (1, 56, 56)), {}, ("direct", "winograd 4x4", "winograd 2x2")),
+        (lambda: convolution(256, 256, KNOWN), {"precision": "tf32"}, ("direct", "winograd 4x4", "winograd 2x2")),
+        (lambda: convolution(256, 256, KNOWN, dtype=f16), {}, ("direct", "winograd 2x2")),
+        (lambda: convolution(256, 256, KNOWN, dtype=bf16), {}, ("direct", "winograd 2x2")),
+        (lambda: convolution(256, 256, KNOWN), {"winograd": False}, ()),
+    ],
+    ids=["unknown batch", "one image", "tf32", "f16", "bf16", "switched off"],
+)
+def test_otherwise_a_direct_sum_stays(graph: Any, options: dict[str, Any], ways: tuple[str, ...]) -> None:
+    assert lowered(graph(), **options) == (ways, ["conv"])
+    for way in ways[1:]:
+        assert lowered(graph(), way, **options) == (ways, STEPS)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [{"strides": [2, 2]}, {"dilations": [2, 2]}, {"groups": 2}, {"kernel": (3, 2)}, {"kernel": (5, 5)}, {"kernel": (1, 3)}],
+    ids=str,
+)
+def test_other_convolutions_have_no_ways(attrs: dict[str, Any]) -> None:
+    assert lowered(convolution(256, 256, KNOWN, **attrs)) == ((), ["conv"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    target=st.sampled_from([TARGET, AMPERE]), element=st.sampled_from(["f32", "tf32", "f16", "bf16"]), images=st.integers(1, 64),
+    extents=st.tuples(st.integers(1, 300), st.integers(1, 300)), channels=st.integers(1, 1000), filters=st.integers(1, 1000),
+)  # fmt: skip
+def test_the_estimates(
+    target: CudaTarget, element: str, images: int, extents: tuple[int, int], channels: int, filters: int
+) -> None:
+    """They name every tile, and none beats the time in which its forms pass through memory."""
+    times = expected_times(element, images, extents, channels, filters, target)
+    assert set(times) == {DIRECT, *tiles_of_elements(element)}
+    for out in tiles_of_elements(element):
+        tiles = images * -(-extents[0] // out) * -(-extents[1] // out)
+        forms = (out + 2) ** 2 * tiles * 2 * (SIZES[element] * channels + 4 * filters)
+        assert times[out] > forms / 5e6  # bytes per microsecond of the fastest GPU that is known here
+
+
+def test_the_estimates_of_a_residual_network() -> None:
+    """Where the direct sum's time is that of the FMA units, so that it is worth while to go through memory."""
+    for size, channels in ((56, 64), (28, 128), (14, 256), (7, 512)):
+        for element, gain in (("f32", True), ("tf32", False), ("f16", False)):
+            times = expected_times(element, 32, (size, size), channels, channels, TARGET)
+            assert (times[DIRECT] > CLEARLY * min(times.values())) is gain
+
+
+def test_only_gpus_have_these_templates() -> None:
+    assert [name for name, template in TEMPLATES.items() if template.domain is None] == [STEPS[0], STEPS[2]]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    """A pretended device that has the sources of all kernels compiled meanwhile."""
+    found = FakeDevice({}, 1 << 24)
+    sources: dict[str, str] = {}
+    found.sources = sources
+    build_code = walk.build_code
+
+    def noted(*arguments: Any) -> Code:
+        code = build_code(*arguments)
+        sources.update(code.sources)
+        return code
+
+    monkeypatch.setattr(walk, "build_code", noted)
+    monkeypatch.setattr(calls, "Gpu", lambda _number: found)
+    monkeypatch.setattr(CudaTarget, "missing_features", lambda _self: ())
+    return found
+
+
+def templates(module: minicc.Module) -> list[str]:
+    return [kernel.template for kernel in module.program.kernels if isinstance(kernel, TemplateKernel)]
+
+
+RNG = np.random.default_rng(3)
+X = RNG.standard_normal((2, 8, 5, 7)).astype(np.float32)
+WEIGHTS = (RNG.standard_normal((8, 8, 3, 3)) / 8).astype(np.float32)
+
+
+def network(*shape: int | str) -> onnx.ModelProto:
+    """y = Relu(Conv(r) + r) with r = Relu(x)."""
+    steps = [("Relu", "x", "r"), ("Conv", "r w", "c"), ("Add", "c r", "s"), ("Relu", "s", "y")]
+    pads = {"Conv": {"pads": [1] * 4}}
+    nodes = [helper.make_node(op, ins.split(), [out], out, **pads.get(op, {})) for op, ins, out in steps]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(WEIGHTS, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def check(module: minicc.Module) -> None:
+    """Against a sum in float64."""
+    r = np.maximum(np.moveaxis(X, 1, -1), 0)
+    want = np.maximum(convolve(r[:, None], WEIGHTS[:, :, None], 1, [1] * 3, [1] * 3, [0, 1, 1])[:, 0] + r, 0)
+    np.testing.assert_allclose(np.moveaxis(module(X), 1, -1), want, rtol=0, atol=3e-6 * np.abs(want).max())
+
+
+def test_timing_may_take_it(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to the result may lie where it goes: the last step reads and stores each element once."""
+    with_times(monkeypatch, {"winograd 4x4": 0.5, "winograd 2x2": 0.7})
+    tuned = minicc.compile(network(*X.shape), TARGET.name, keep_bytes=0, tune=True)
+    assert [name for name in templates(tuned) if name != "loops"] == STEPS
+    (line,) = tuned.report.tuned
+    assert line == "c, s, y: winograd 4x4, 500 us, is faster by 500 us than direct"
+    check(tuned)
+
+
+def test_times_of_a_device_decide(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretended one says that each launch takes longer than the one before: three take longer than one."""
+    seen: list[tuple[tuple[str, ...], bool]] = []
+    times = tuning._times
+
+    def noted(*arguments: Any) -> Any:
+        found = times(*arguments)
+        seen.extend((tuple(arguments[3].values()), before < after) for before, after in found.values())
+        return found
+
+    for name, value in (("_times", noted), ("SECONDS", 0.0), ("RUNS", 1)):
+        monkeypatch.setattr(tuning, name, value)
+    tuned = minicc.compile(network("n", *X.shape[1:]), TARGET.name, keep_bytes=0, tune=True)
+    assert seen == [(("winograd 2x2",), True), (("winograd 4x4",), True)]
+    assert templates(tuned) == ["conv"] and not tuned.report.tuned
+    check(tuned)
