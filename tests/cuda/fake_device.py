@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,6 @@ Array = np.ndarray[Any, Any]
 TOGETHER = 8192  # threads of several blocks
 
 
-@lru_cache(maxsize=256)
-def _ptx(source: str, symbol: str) -> str:
-    return compile_ptx(source, symbol, TARGET)
-
-
 class FakeDevice:
     """Interprets the kernels of `sources`; `log` names what was called, in order; `held` counts bytes not freed.
 
@@ -38,7 +32,7 @@ class FakeDevice:
 
     def load(self, symbol: str, cubin: bytes) -> str:
         assert cubin.startswith(b"\x7fELF")
-        return _ptx(self.sources[symbol], symbol)
+        return compile_ptx(self.sources[symbol], symbol, TARGET)
 
     def stream(self) -> Stream:
         self.streams += 1

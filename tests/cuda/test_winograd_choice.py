@@ -115,12 +115,23 @@ def test_only_gpus_have_these_templates() -> None:
     assert [name for name, template in TEMPLATES.items() if template.domain is None] == [STEPS[0], STEPS[2]]
 
 
+class Device(FakeDevice):
+    """A pretended device that several modules are loaded into; `sources` have the kernels of all of them."""
+
+    loaded: dict[str, str]
+
+    def load(self, symbol: str, cubin: bytes) -> str:
+        if symbol not in self.loaded:
+            self.loaded[symbol] = super().load(symbol, cubin)
+        return self.loaded[symbol]
+
+
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    """A pretended device that has the sources of all kernels compiled meanwhile."""
-    found = FakeDevice({}, 1 << 24)
+    """It has the sources of all kernels that are compiled meanwhile."""
     sources: dict[str, str] = {}
-    found.sources = sources
+    found = Device(sources, 1 << 24)
+    found.loaded = {}
     build_code = walk.build_code
 
     def noted(*arguments: Any) -> Code:

@@ -13,6 +13,7 @@ from minicc.kernels.cuda.winograd_tiles import winograd_output
 # Constants.
 OUT = 2
 THREADS = 256
+BLOCKS = 3  # of a multiprocessor at least: at most 80 registers
 
 # Words.
 P = 0

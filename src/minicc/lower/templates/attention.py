@@ -16,7 +16,7 @@ from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
-from minicc.lower.templates.cuda_tiles import ELEMENTS, piece
+from minicc.lower.templates.cuda import ELEMENTS, piece
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 

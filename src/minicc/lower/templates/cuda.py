@@ -8,15 +8,17 @@ have a template of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import gcd
 from typing import Any
 
 import numpy as np
 
-from minicc.ir.dims import Dim, ceil_divide, product
+from minicc.ir.dims import Dim, SymbolicDim, ceil_divide, product
 from minicc.ir.expr import const, iteration, minimum, select
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import DType, f32, i8, i32, u8
+from minicc.ir.types import DType, bf16, f16, f32, i8, i32, u8
 from minicc.kernels import cuda_tiles
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Space, Write
@@ -24,13 +26,17 @@ from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.lower.templates.conv import bias_adder, image_index, lower_depthwise, spatial_words
-from minicc.lower.templates.cuda_tiles import ELEMENTS, piece, tile_constants
 from minicc.lower.templates.cuda_winograd import convolution_ways, emit_cuda_winograd
 from minicc.ops.spatial import channel_axis, spatial_axes, window
+from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
+Chooser = Callable[[str, int, int, int, int, CudaTarget], tuple[cuda_tiles.Tile, int]]
 
+ELEMENTS: dict[DType, str] = {f32: "f32", f16: "f16", bf16: "bf16"}
 INTEGERS: dict[DType, str] = {i8: "s8", u8: "u8"}
+# Sizes that are not known are taken for so many when a tile is chosen.
+UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH = 256, 128, 512
 # Bits of a row of windows say which taps lie inside the input, along all axes together.
 MOST_TAPS = 31
 
@@ -82,7 +88,7 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     e0, e1, em, en = space.extents
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
     constants: dict[str, int | str] = {
-        "ELEMENT": element, **tile_constants(low, cuda_tiles.choose_product, element, em, en, k, product((e0, e1))),
+        "ELEMENT": element, **_tile(low, cuda_tiles.choose_product, element, em, en, k, product((e0, e1))),
         "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
         "B_PIECE": piece(size, right[1], b0, b1, right[2]),
         "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
@@ -143,14 +149,16 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     results = node.outputs if lead is not None else (anchor.output,)
-    way = low.choose(node, convolution_ways(low, element, geometry, groups, out[0], filters, padded))
-    if way:
-        emit_cuda_winograd(low, node, space, (buffer, offset, strides), w, way, element, out[0], spatial, geometry, results)
+    tile_of = partial(_tile, low, cuda_tiles.choose_tile, element)
+    tile = tile_of(out[0] * product(pixels), per_group, padded * product(kernel), groups)
+    way = low.choose(node, convolution_ways(low, {"direct": tile}, element, geometry, groups, out[0], filters, padded))
+    if isinstance(way, int):
+        aligned = piece(size, offset, *strides[:-1])
+        place = (buffer, offset, strides)
+        emit_cuda_winograd(low, node, space, place, aligned, w, way, element, out[0], spatial, geometry, results, tile_of)
         return ""
     weights = _packed(low, w, data, groups, element)
-    rows, depth = out[0] * product(pixels), padded * product(kernel)
-    tile = tile_constants(low, cuda_tiles.choose_tile, element, rows, per_group, depth, groups)
-    constants: dict[str, int | str] = {"ELEMENT": element, **tile, "PIECE": piece(size, offset, *strides[:-1], padded)}
+    constants: dict[str, int | str] = {"ELEMENT": element, **way, "PIECE": piece(size, offset, *strides[:-1], padded)}
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],
@@ -166,6 +174,21 @@ def _element(low: Lowering, anchor: Node) -> str:
     assert first is not None
     name = (ELEMENTS | INTEGERS)[first.tensor.dtype]
     return "tf32" if name == "f32" and low.precision == "tf32" else name
+
+
+def _tile(low: Lowering, choose: Chooser, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, int]:
+    """The tile chosen for these sizes by `choose`, and into how many parts the depth is cut, as constants."""
+    assert isinstance(low.target, CudaTarget)
+    sizes = zip((m, n, k, batches), (UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH, 1))
+    rows, columns, depth, repeats = (d if isinstance(d, int) else unknown for d, unknown in sizes)
+    tile, splits = choose(element, rows, columns, depth, repeats, low.target)
+    return {"TILE": cuda_tiles.ALL_TILES.index(tile), "SPLITS": splits}
+
+
+def piece(size: int, *counts: Dim) -> int:
+    """The largest power of two up to 16 that divides these numbers of elements of `size` bytes, whatever symbols are."""
+    known = (gcd(*(c for _, c in d.terms)) if isinstance(d, SymbolicDim) else d for d in counts)
+    return cuda_tiles.piece_of(*(size * count for count in known))
 
 
 def _whole_pieces(count: int, size: int) -> int:

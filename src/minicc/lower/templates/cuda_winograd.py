@@ -6,7 +6,8 @@ positions by the tiles of any product, and outputs with the epilogue. Right for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.expr import accumulator, iteration
@@ -18,29 +19,30 @@ from minicc.lower.body import Space, Write, normalise_epilogue
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
-from minicc.lower.templates.cuda_tiles import cuda_target, piece, tile_constants
 from minicc.ops.spatial import Window
 from minicc.targets.cuda import CudaTarget
 
 DIRECT = 0
+Direct = TypeVar("Direct")
+TileOf = Callable[[Dim, Dim, Dim, Dim], Mapping[str, int]]  # constants of the tile of a product, by m, n, k and batches
 
 
-def convolution_ways(low: Lowering, element: str, geometry: Window, groups: int, batch: Dim, filters: int,
-                     channels: int) -> dict[str, int]:  # fmt: skip
-    """Outputs of Winograd's tiles along an axis, DIRECT for the direct sum, by name; first what is to be taken unless timed.
+def convolution_ways(low: Lowering, direct: Mapping[str, Direct], element: str, geometry: Window, groups: int, batch: Dim,
+                     filters: int, channels: int) -> dict[str, Direct | int]:  # fmt: skip
+    """The ways of a convolution, by name: outputs of Winograd's tiles along an axis, and ways of the direct sum, which are given.
 
-    That is the direct sum, unless all sizes are known and an estimate is much better than its own.
+    First what is to be taken unless timed: a direct sum, unless all sizes are known and an estimate is much better than its own.
     """
-    direct = {"direct": DIRECT}
     if not low.winograd or element not in cuda_winograd.ELEMENTS or not takes_winograd(geometry, groups):
-        return direct
+        return {**direct}
     names = {f"winograd {out}x{out}": out for out in cuda_winograd.tiles_of_elements(element)}
     height, width = geometry.output
     if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
-        return direct | names
-    times = expected_times(element, batch, (height, width), channels, filters, cuda_target(low))
+        return {**direct, **names}
+    assert isinstance(low.target, CudaTarget)
+    times = expected_times(element, batch, (height, width), channels, filters, low.target)
     names = dict(sorted(names.items(), key=lambda way: times[way[1]]))
-    return names | direct if times[DIRECT] > cuda_winograd.CLEARLY * min(times.values()) else direct | names
+    return {**names, **direct} if times[DIRECT] > cuda_winograd.CLEARLY * min(times.values()) else {**direct, **names}
 
 
 def expected_times(element: str, images: int, extents: tuple[int, int], channels: int, filters: int,
@@ -59,12 +61,13 @@ def takes_winograd(geometry: Window, groups: int) -> bool:
     return groups == 1 and geometry.kernel == (3, 3) and set(geometry.strides) == set(geometry.dilations) == {1}
 
 
-def emit_cuda_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], w: Value, out: int,
-                       element: str, batch: Dim, spatial: Sequence[Dim], geometry: Window,
-                       results: Sequence[Value]) -> None:  # fmt: skip
+def emit_cuda_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], aligned: int, w: Value,
+                       out: int, element: str, batch: Dim, spatial: Sequence[Dim], geometry: Window, results: Sequence[Value],
+                       tile_of: TileOf) -> None:  # fmt: skip
     """The steps of a convolution with constant weights.
 
-    x: (buffer, offset, strides over [N, H, W, C]), its channels filled up to whole pieces of 16 bytes. space: of the epilogue.
+    x: (buffer, offset, strides over [N, H, W, C]), its channels filled up to whole pieces of 16 bytes; aligned: bytes that divide
+    its pixels' addresses. space: of the epilogue.
     """
     assert w.data is not None
     buffer, offset, strides = x
@@ -77,7 +80,7 @@ def emit_cuda_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Di
     form = low.temporary(f"{w.name}_inputs", dtype, (positions, tiles, channels))
     products = low.temporary(f"{w.name}_products", f32, (positions, tiles, filters))
     outputs: dict[str, Word | Dim] = {"IMAGES": batch, **dict(zip(("OH", "OW"), geometry.output))}
-    lanes = min(cuda_winograd.MOST_LANES[out], piece(dtype.bytes, offset, *strides[:-1]) // dtype.bytes)
+    lanes = min(cuda_winograd.MOST_LANES[out], aligned // dtype.bytes)
     common.emit(
         low, node, "winograd_input", {"ELEMENT": "f32" if element == "tf32" else element, "OUT": out, "LANES": lanes},
         {"X": Word(offset, buffer), "V": Word(0, form), "C": channels, **outputs, **dict(zip(("IH", "IW"), spatial)),
@@ -88,7 +91,7 @@ def emit_cuda_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Di
     weights = _packed(low, w, out, element)
     constants: dict[str, int | str] = {
         "ELEMENT": element, "PIECE": 16, "B_PIECE": 16, "B_ROUNDS": 0,
-        **tile_constants(low, cuda_tiles.choose_tile, element, tiles, filters, channels, positions),
+        **tile_of(tiles, filters, channels, positions),
     }  # fmt: skip
     index = [iteration(axis) for axis in range(3)]
     stored = Write(products, f32, linearise(index, (positions, tiles, filters)), accumulator(f32))
