@@ -126,12 +126,18 @@ class Device(FakeDevice):
         return self.loaded[symbol]
 
 
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, str]:
+    """The text of kernels by symbol, made once for all tests."""
+    return {}
+
+
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+def device(monkeypatch: pytest.MonkeyPatch, loaded: dict[str, str]) -> FakeDevice:
     """It has the sources of all kernels that are compiled meanwhile."""
     sources: dict[str, str] = {}
     found = Device(sources, 1 << 24)
-    found.loaded = {}
+    found.loaded = loaded
     build_code = walk.build_code
 
     def noted(*arguments: Any) -> Code:
