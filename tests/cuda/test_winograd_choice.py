@@ -1,4 +1,4 @@
-"""Which convolutions have Winograd's form as a way on CUDA, which take it unasked, and that timing may take it."""
+"""Which convolutions have Winograd's form as a way on CUDA, which take it unasked, and a model that takes it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
-import minicc
-from minicc import tune as tuning
 from minicc import walk
+from minicc.frontend.model import load_model
 from minicc.ir.dims import symbol
 from minicc.ir.graph import Graph
 from minicc.ir.types import bf16, f16
@@ -28,52 +27,50 @@ from minicc.lower.kernel import TemplateKernel
 from minicc.lower.lower import lower
 from minicc.lower.program import KernelStep
 from minicc.lower.templates.cuda_winograd import DIRECT, expected_times
+from minicc.module import Stages
 from minicc.options import Options
-from minicc.runtime.code import Code
-from minicc.runtime.cuda import calls
 from minicc.targets.cuda import CudaTarget, parse_cuda_target
-from tests.cuda.fake_device import FakeDevice
+from tests.cuda.modules import run_module
 from tests.cuda.test_conv import convolve
 from tests.lower.test_winograd import convolution
-from tests.test_tune import with_times
 
 TARGET, AMPERE = parse_cuda_target("cuda:sm_90"), parse_cuda_target("cuda:sm_80")
 KNOWN = (32, 14, 14)
 
 
-def lowered(graph: Graph, picked: str = "", **options: Any) -> tuple[tuple[str, ...], list[str]]:
-    """The ways that are open for a graph of one convolution, and the templates of its steps when one of them is picked."""
+def lowered(graph: Graph, picked: str = "", **options: Any) -> tuple[list[str], list[str]]:
+    """Winograd's ways that are open for a graph of one convolution, and the templates of its steps when one of them is picked."""
     choices = Choices({(): picked} if picked else {})
     program = lower(graph, TARGET, Options.from_env().override(**options), choices=choices)
     kernels = [program.kernels[step.kernel] for step in program.steps if isinstance(step, KernelStep)]
-    return choices.open.get((), ()), [getattr(kernel, "template", "loops") for kernel in kernels]
+    ways = [way for way in choices.open.get((), ()) if way.startswith("winograd")]
+    return ways, [getattr(kernel, "template", "loops") for kernel in kernels]
 
 
 STEPS = ["winograd_input", "gemm", "winograd_output"]
+TWO, FOUR = "winograd 2x2", "winograd 4x4"
 
 
 def test_large_gains_are_taken_unasked() -> None:
     """Of float32, for which FMA units are slow, and of many pixels."""
-    ways, steps = lowered(convolution(256, 256, KNOWN))
-    assert ways == ("winograd 4x4", "winograd 2x2", "direct") and steps == STEPS
-    assert lowered(convolution(256, 256, KNOWN), "direct") == (ways, ["conv"])
+    assert lowered(convolution(256, 256, KNOWN)) == ([FOUR, TWO], STEPS)
 
 
 @pytest.mark.parametrize(
     ("graph", "options", "ways"),
     [
-        (lambda: convolution(256, 256, (symbol("n"), 14, 14)), {}, ("direct", "winograd 2x2", "winograd 4x4")),
-        (lambda: convolution(64, 64, (1, 56, 56)), {}, ("direct", "winograd 4x4", "winograd 2x2")),
-        (lambda: convolution(256, 256, KNOWN), {"precision": "tf32"}, ("direct", "winograd 4x4", "winograd 2x2")),
-        (lambda: convolution(256, 256, KNOWN, dtype=f16), {}, ("direct", "winograd 2x2")),
-        (lambda: convolution(256, 256, KNOWN, dtype=bf16), {}, ("direct", "winograd 2x2")),
-        (lambda: convolution(256, 256, KNOWN), {"winograd": False}, ()),
+        (lambda: convolution(256, 256, (symbol("n"), 14, 14)), {}, [TWO, FOUR]),
+        (lambda: convolution(64, 64, (1, 56, 56)), {}, [FOUR, TWO]),
+        (lambda: convolution(256, 256, KNOWN), {"precision": "tf32"}, [FOUR, TWO]),
+        (lambda: convolution(256, 256, KNOWN, dtype=f16), {}, [TWO]),
+        (lambda: convolution(256, 256, KNOWN, dtype=bf16), {}, [TWO]),
+        (lambda: convolution(256, 256, KNOWN), {"winograd": False}, []),
     ],
     ids=["unknown batch", "one image", "tf32", "f16", "bf16", "switched off"],
 )
-def test_otherwise_a_direct_sum_stays(graph: Any, options: dict[str, Any], ways: tuple[str, ...]) -> None:
+def test_otherwise_a_direct_sum_stays(graph: Any, options: dict[str, Any], ways: list[str]) -> None:
     assert lowered(graph(), **options) == (ways, ["conv"])
-    for way in ways[1:]:
+    for way in ways:
         assert lowered(graph(), way, **options) == (ways, STEPS)
 
 
@@ -83,7 +80,7 @@ def test_otherwise_a_direct_sum_stays(graph: Any, options: dict[str, Any], ways:
     ids=str,
 )
 def test_other_convolutions_have_no_ways(attrs: dict[str, Any]) -> None:
-    assert lowered(convolution(256, 256, KNOWN, **attrs)) == ((), ["conv"])
+    assert lowered(convolution(256, 256, KNOWN, **attrs)) == ([], ["conv"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,46 +112,6 @@ def test_only_gpus_have_these_templates() -> None:
     assert [name for name, template in TEMPLATES.items() if template.domain is None] == [STEPS[0], STEPS[2]]
 
 
-class Device(FakeDevice):
-    """A pretended device that several modules are loaded into; `sources` have the kernels of all of them."""
-
-    loaded: dict[str, str]
-
-    def load(self, symbol: str, cubin: bytes) -> str:
-        if symbol not in self.loaded:
-            self.loaded[symbol] = super().load(symbol, cubin)
-        return self.loaded[symbol]
-
-
-@pytest.fixture(scope="module")
-def loaded() -> dict[str, str]:
-    """The text of kernels by symbol, made once for all tests."""
-    return {}
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, loaded: dict[str, str]) -> FakeDevice:
-    """It has the sources of all kernels that are compiled meanwhile."""
-    sources: dict[str, str] = {}
-    found = Device(sources, 1 << 24)
-    found.loaded = loaded
-    build_code = walk.build_code
-
-    def noted(*arguments: Any) -> Code:
-        code = build_code(*arguments)
-        sources.update(code.sources)
-        return code
-
-    monkeypatch.setattr(walk, "build_code", noted)
-    monkeypatch.setattr(calls, "Gpu", lambda _number: found)
-    monkeypatch.setattr(CudaTarget, "missing_features", lambda _self: ())
-    return found
-
-
-def templates(module: minicc.Module) -> list[str]:
-    return [kernel.template for kernel in module.program.kernels if isinstance(kernel, TemplateKernel)]
-
-
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((2, 8, 5, 7)).astype(np.float32)
 WEIGHTS = (RNG.standard_normal((8, 8, 3, 3)) / 8).astype(np.float32)
@@ -170,36 +127,18 @@ def network(*shape: int | str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def check(module: minicc.Module) -> None:
-    """Against a sum in float64."""
+@pytest.mark.parametrize("way", ["winograd 2x2", "winograd 4x4"])
+def test_a_residual_in_the_epilogue(way: str) -> None:
+    """A model of which a way is picked, as `tune` picks it."""
+    choices, options = Choices(), Options.from_env().override(keep_bytes=0)
+    walk.build(load_model(network("n", *X.shape[1:])), TARGET, options, Stages(None), choices)
+    ((layers, ways),) = choices.open.items()
+    assert layers == ("c", "s", "y") and way in ways
+    model = load_model(network("n", *X.shape[1:]))
+    module = walk.build(model, TARGET, options, Stages(None), Choices({layers: way}))
+    templates = [kernel.template for kernel in module.program.kernels if isinstance(kernel, TemplateKernel)]
+    assert templates == STEPS
     r = np.maximum(np.moveaxis(X, 1, -1), 0)
     want = np.maximum(convolve(r[:, None], WEIGHTS[:, :, None], 1, [1] * 3, [1] * 3, [0, 1, 1])[:, 0] + r, 0)
-    np.testing.assert_allclose(np.moveaxis(module(X), 1, -1), want, rtol=0, atol=3e-6 * np.abs(want).max())
-
-
-def test_timing_may_take_it(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is added to the result may lie where it goes: the last step reads and stores each element once."""
-    with_times(monkeypatch, {"winograd 4x4": 0.5, "winograd 2x2": 0.7})
-    tuned = minicc.compile(network(*X.shape), TARGET.name, keep_bytes=0, tune=True)
-    assert [name for name in templates(tuned) if name != "loops"] == STEPS
-    (line,) = tuned.report.tuned
-    assert line == "c, s, y: winograd 4x4, 500 us, is faster by 500 us than direct"
-    check(tuned)
-
-
-def test_times_of_a_device_decide(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pretended one says that each launch takes longer than the one before: three take longer than one."""
-    seen: list[tuple[tuple[str, ...], bool]] = []
-    times = tuning._times
-
-    def noted(*arguments: Any) -> Any:
-        found = times(*arguments)
-        seen.extend((tuple(arguments[3].values()), before < after) for before, after in found.values())
-        return found
-
-    for name, value in (("_times", noted), ("SECONDS", 0.0), ("RUNS", 1)):
-        monkeypatch.setattr(tuning, name, value)
-    tuned = minicc.compile(network("n", *X.shape[1:]), TARGET.name, keep_bytes=0, tune=True)
-    assert seen == [(("winograd 2x2",), True), (("winograd 4x4",), True)]
-    assert templates(tuned) == ["conv"] and not tuned.report.tuned
-    check(tuned)
+    (got,) = run_module(module, {"x": X})
+    np.testing.assert_allclose(np.moveaxis(got, 1, -1), want, rtol=0, atol=3e-6 * np.abs(want).max())
