@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
+import minicc
 from minicc import walk
 from minicc.frontend.model import load_model
 from minicc.ir.dims import symbol
@@ -30,8 +31,9 @@ from minicc.lower.templates.cuda_winograd import DIRECT, expected_times
 from minicc.module import Stages
 from minicc.options import Options
 from minicc.targets.cuda import CudaTarget, parse_cuda_target
-from tests.cuda.modules import run_module
+from tests.cuda.modules import reference, run_module
 from tests.cuda.test_conv import convolve
+from tests.cuda.test_models import DIGITS
 from tests.lower.test_winograd import convolution
 
 TARGET, AMPERE = parse_cuda_target("cuda:sm_90"), parse_cuda_target("cuda:sm_80")
@@ -127,18 +129,35 @@ def network(*shape: int | str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-@pytest.mark.parametrize("way", ["winograd 2x2", "winograd 4x4"])
+def by_way(model: onnx.ModelProto, way: str, precision: str = "fp32") -> minicc.Module:
+    """The module in which all layers that have this way go it, as `tune` picks them; there is such a layer."""
+    choices, options = Choices(), Options.from_env().override(keep_bytes=0, precision=precision)
+    walk.build(load_model(model), TARGET, options, Stages(None), choices)
+    picked = {layers: way for layers, ways in choices.open.items() if way in ways}
+    assert picked
+    return walk.build(load_model(model), TARGET, options, Stages(None), Choices(picked))
+
+
+@pytest.mark.parametrize("way", [TWO, FOUR])
 def test_a_residual_in_the_epilogue(way: str) -> None:
-    """A model of which a way is picked, as `tune` picks it."""
-    choices, options = Choices(), Options.from_env().override(keep_bytes=0)
-    walk.build(load_model(network("n", *X.shape[1:])), TARGET, options, Stages(None), choices)
-    ((layers, ways),) = choices.open.items()
-    assert layers == ("c", "s", "y") and way in ways
-    model = load_model(network("n", *X.shape[1:]))
-    module = walk.build(model, TARGET, options, Stages(None), Choices({layers: way}))
+    module = by_way(network("n", *X.shape[1:]), way)
     templates = [kernel.template for kernel in module.program.kernels if isinstance(kernel, TemplateKernel)]
     assert templates == STEPS
     r = np.maximum(np.moveaxis(X, 1, -1), 0)
     want = np.maximum(convolve(r[:, None], WEIGHTS[:, :, None], 1, [1] * 3, [1] * 3, [0, 1, 1])[:, 0] + r, 0)
     (got,) = run_module(module, {"x": X})
     np.testing.assert_allclose(np.moveaxis(got, 1, -1), want, rtol=0, atol=3e-6 * np.abs(want).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "way", "limit"), [("fp32", FOUR, 1e-5), ("tf32", FOUR, 5e-3), ("fp16", TWO, 5e-3)])
+def test_the_digits(precision: str, way: str, limit: float) -> None:
+    """A trained network of six such convolutions, two of them with residuals, beside ONNX Runtime."""
+    model = onnx.load(DIGITS)
+    module = by_way(model, way, precision)
+    assert sum(step.origin != () and "winograd_output" in module.program.kernels[step.kernel].name
+               for step in module.program.steps if isinstance(step, KernelStep)) == 6  # fmt: skip
+    (port,) = module.inputs
+    feeds = {port.name: RNG.uniform(0, 1, [n if isinstance(n, int) else 2 for n in port.shape]).astype(np.float32)}
+    (got, *_), (want, *_) = run_module(module, feeds), reference(model, feeds)
+    assert np.abs(got - want).max() < limit * np.abs(want).max()
