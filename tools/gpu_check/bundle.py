@@ -32,7 +32,7 @@ class Case:
     onnx:           the model's file in the bundle, for ONNX Runtime; empty where it has no such precision.
     inputs:         input names in the network's own order.
     compile_s:      seconds of `minicc.compile` with the kernel store as it was. bytes: size of the artifact.
-    ways:           artifacts in which the layer goes another way than lowering's first one, or that one, by the way's name.
+    ways:           artifacts in which a convolution is a direct sum or goes by a tile of Winograd's form, by the way's name.
     host_nodes:     nodes that run on the host. kept_in_fp32: nodes that a 16-bit precision leaves in float32.
     """
 

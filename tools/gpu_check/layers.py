@@ -91,8 +91,8 @@ LAYERS = {
     "layer_chain_32": Layer("chain", (32, 64, 64)),
 }  # fmt: skip
 
-# Those of which every way that lowering leaves open is timed: direct sums beside Winograd's tiles, which have not run on a GPU.
-EVERY_WAY = tuple(name for name in LAYERS if name.endswith("3x3_batch32"))
+# Convolutions whose direct sum is timed beside Winograd's form by every tile, which has not run on a GPU.
+WINOGRAD = tuple(name for name in LAYERS if name.endswith("3x3_batch32"))
 
 
 def shapes(layer: Layer) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
