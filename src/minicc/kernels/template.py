@@ -342,9 +342,10 @@ def bind(
     target: CpuTarget,
     threads: int,
 ) -> int:
-    """Fill a call's blocking words in place, its sizes being known; returns the number of units."""
+    """Fill a call's blocking words in place, its sizes being known; returns the number of units. KeyError without a CPU form."""
     template = TEMPLATES[name]
-    assert template.domain is not None, name
+    if template.domain is None:
+        raise KeyError(f"template {name} has no form for CPUs")
     named = dict(zip(template.words, words))
     numbers = {key: value for key, value in constants.items() if isinstance(value, int)}
     units = template.domain(named, numbers, target, threads)
