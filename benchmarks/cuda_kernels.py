@@ -35,7 +35,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     """Writes cubins and kernels.json, of all element types by default."""
     from benchmarks.cuda_build import conv_text, gemm_text
     from minicc.codegen.cuda import compile_cubin
-    from minicc.kernels.cuda_tiles import DOT_ELEMENTS, DOT_TILES, conv_shared_bytes, tiles_of
+    from minicc.kernels.cuda_tiles import DOT_ELEMENTS, DOT_TILES, OTHER_DOT_TILES, conv_shared_bytes, tiles_of
     from minicc.targets.cuda import parse_cuda_target
 
     target = parse_cuda_target("cuda:sm_90")
@@ -43,7 +43,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
     kernels = []
     for template in templates:
         for element in elements or TOLERANCES:
-            few_rows = DOT_TILES if template == "gemm" and element in DOT_ELEMENTS else ()
+            few_rows = (*DOT_TILES, *OTHER_DOT_TILES) if template == "gemm" and element in DOT_ELEMENTS else ()
             for tile in (*tiles_of(element, target), *few_rows):
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
                 text = (conv_text if template == "conv" else gemm_text)(element, tile)

@@ -16,7 +16,7 @@ from minicc.report import CompileReport
 from minicc.runtime import kept
 from minicc.runtime.artifact import Saved
 from minicc.runtime.store import Store
-from minicc.targets.parse import identity_of, target_of
+from minicc.targets.parse import fitting, identity_of, targets_of
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +34,8 @@ def compile(
 ) -> Module:
     """Compile an ONNX model: a path, its bytes, or a ModelProto.
 
+    target: "cpu", "cuda", a model of either ("cpu:avx2", "cuda:sm_90"), or several ("cuda:compute_80+sm_90"): then the module is
+    for the best that this machine can run, and its files hold all of them.
     options: None takes the defaults and the environment; single options may be given as keywords. The module of a path is
     kept for the next process (options.keep_bytes). Whatever is wrong with the model, the options or the target is a MiniccError.
     """
@@ -50,14 +52,17 @@ def compile(
     from minicc.frontend.model import load_model
     from minicc.lower.context import Choices
 
-    machine = target_of(target)
-    stage("import")
-    imported, choices = load_model(model, options), Choices()
-    module = walk.build(imported, machine, options, stage, choices)
-    if options.tune:
-        from minicc.tune import tune
+    machines, variants = targets_of(target), list[Module]()
+    for machine in machines:
+        stage("import")
+        imported, choices = load_model(model, options), Choices()
+        variants.append(walk.build(imported, machine, options, stage, choices))
+        if options.tune:
+            from minicc.tune import tune
 
-        module = tune(module, choices.open, lambda: load_model(model, options), stage)
+            variants[-1] = tune(variants[-1], choices.open, lambda: load_model(model, options), stage)
+    module = variants.pop(fitting(machines))
+    module.others = tuple(variant.saved() for variant in variants)
     if place:
         kept.keep(place, module.saved(), imported.external, store)
     return module
@@ -69,8 +74,9 @@ def _module(saved: Saved, stage: Stages) -> Module:
     notes = {name: note for name, note in saved.notes.items() if name not in ("report", "key", "external")}
     report = replace(CompileReport.of_notes(saved.notes.get("report")), seconds=stage.seconds)
     module = Module(
-        saved.program, saved.code, saved.target, saved.options, pass_runs=saved.pass_runs, notes=notes, report=report
-    )
+        saved.program, saved.code, saved.target, saved.options, pass_runs=saved.pass_runs, notes=notes, report=report,
+        others=saved.others,
+    )  # fmt: skip
     if not saved.target.missing_features():
         module.prepare()
     stage.finish()

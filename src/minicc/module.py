@@ -45,9 +45,10 @@ class Module(CompiledModule):
         pass_runs: int = 0,
         notes: Mapping[str, Any] | None = None,
         report: CompileReport | None = None,
+        others: tuple[Saved, ...] = (),
     ) -> None:
         super().__init__(program, code, target, options, pass_runs=pass_runs, notes=notes)
-        self.report = report or CompileReport()
+        self.report, self.others = report or CompileReport(), others  # `others`: of the same model for other targets
 
     def run_items(self, items: Any, out: Any = None) -> list[Any]:
         """All outputs for inputs in order. out: as in a call."""
@@ -64,7 +65,7 @@ class Module(CompiledModule):
     def saved(self) -> Saved:
         """What a file of this module holds."""
         notes = {"report": asdict(self.report), **self.notes}
-        return Saved(self.program, self.code, self.target, self.options, self.pass_runs, notes)
+        return Saved(self.program, self.code, self.target, self.options, self.pass_runs, notes, self.others)
 
     def explain(self) -> Explanation:
         """Per kernel: which layers, which tier, why not a faster one, work and traffic."""
@@ -113,6 +114,8 @@ def load(
 ) -> Module:
     """Load a module written by `Module.save`; kernels are compiled only where the file's do not fit.
 
+    Of several variants it is the best that this machine can run.
+
     trust: use the machine code in the file although it is not signed by this user. Only for files from a
     source that may run code on this machine. Raises ArtifactError for a file that is damaged or not valid.
     """
@@ -130,6 +133,7 @@ def load(
         pass_runs=saved.pass_runs,
         notes=saved.notes,
         report=report,
+        others=saved.others,
     )
 
 
@@ -143,7 +147,7 @@ class Stages:
     def __call__(self, name: str) -> None:
         now = time.perf_counter()
         if self.current:
-            self.seconds[self.current] = now - self.started
+            self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self.started
         self.current, self.started = name, now
         if self.progress is not None and name:
             self.progress(name, 0, 0)

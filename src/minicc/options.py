@@ -35,9 +35,14 @@ class Options:
                  about 3e-6 of a layer's largest output, a direct sum by 1e-6; with tf32 by 2e-3, with 16 bits see docs/cuda.md.
     fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
                  less than 1e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
+    rounding:    allow products with weights of 2 or 4 bits to round their left operand to 8 bits, block by block, where the
+                 model says that this is accurate enough (accuracy_level 4 of MatMulNBits) and the processor has AVX2.
     tune:        compile and time what else lowering may choose for this model on this machine, and keep what is faster
-                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones.
+                 (minicc.tune); symbolic sizes count as those of `dims`, else as small ones. For another machine nothing can be
+                 timed: the usual module, and a warning.
     tune_seconds: after so many seconds no further choice is tried.
+    overlap:     for GPUs of capability 9.0 and later: launch a kernel while the one before it ends, as far as its first access to
+                 memory (programmatic dependent launch). Not yet run on a GPU; elsewhere it changes nothing.
     opt_level:   0 correctness only (no fusion), 1 fusion without layout, 2 everything.
     cache_dir:   folder of compiled kernels and kept modules; the empty string keeps nothing.
     keep_bytes:  most bytes of modules kept in that folder: a model file that was compiled before, with the same options and
@@ -57,8 +62,10 @@ class Options:
     dims: Mapping[str, int] = field(default_factory=dict, hash=False)
     winograd: bool = True
     fft: bool = True
+    rounding: bool = True
     tune: bool = False
     tune_seconds: int = 120
+    overlap: bool = False
     opt_level: int = 2
     cache_dir: str | None = None
     keep_bytes: int = 4 << 30

@@ -1,9 +1,10 @@
 """`tune`: a model compiled in several ways, its steps timed on this machine, the faster way taken for each layer.
 
 Lowering names the ways it leaves open (`Lowering.choose`): the tile of a Winograd convolution or the direct sum, the width of
-packed panels. Each round compiles the model with the next way everywhere, so that there are as many rounds as the layer with
-the most ways has, and times all steps beside those of the usual module. A way is taken where its steps were clearly faster;
-the module of all that were taken replaces the usual one only when whole runs are faster, too.
+packed panels; for CUDA the tile of a product or convolution and into how many parts its depth is cut. Each round compiles the
+model with the next way everywhere, so that there are as many rounds as the layer with the most ways has, and times all steps
+beside those of the usual module. A way is taken where its steps were clearly faster; the module of all that were taken
+replaces the usual one only when whole runs are faster, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from minicc.errors import MiniccError
 from minicc.frontend.model import ImportedModel
 from minicc.lower.context import Choices
 from minicc.module import Module, Stages
+from minicc.runtime.cuda.engine import DeviceRunner
 from minicc.walk import build
 
 Layers = tuple[str, ...]
@@ -51,7 +53,7 @@ def tune(
     """The fastest module found within options.tune_seconds; the usual one where nothing is faster or nothing can be timed.
 
     ways: what lowering left open in the usual module, the way it went first. load: imports the model; called for every
-    compilation, since compiling consumes a graph.
+    compilation, since compiling consumes a graph. A machine that cannot run the target times nothing and says so, once.
     """
     started, options = time.perf_counter(), usual.options
     quiet = options.override(dump="", debug=0)
@@ -62,7 +64,10 @@ def tune(
             return build(load(), usual.target, quiet, Stages(None), Choices(picked))
 
     rounds = max(map(len, ways.values()), default=1) - 1
-    if usual.target.missing_features():
+    missing = usual.target.missing_features()
+    if missing:
+        text = f"tune=True has timed nothing for {usual.target.name!r}: this machine lacks {', '.join(missing)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
         return usual
     stage("tune")
     best: dict[Layers, Gain] = {}
@@ -112,12 +117,26 @@ def _times(
 
 def _faster(usual: Module, tuned: Module, inputs: Sequence[Any]) -> bool:
     """Whether whole runs of the second module take less time, measured in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
+    runs, times = (_run_of(usual, inputs), _run_of(tuned, inputs)), (list[float](), list[float]())
     end = time.perf_counter() + SECONDS
     while len(times[0]) < RUNS or time.perf_counter() < end:
-        for module, own in zip((usual, tuned), times):
-            module.run_items(inputs)  # warm its weights
+        for run, own in zip(runs, times):
+            run()  # warm its weights
             start = time.perf_counter()
-            module.run_items(inputs)
+            run()
             own.append(time.perf_counter() - start)
     return median(times[1]) < median(times[0])
+
+
+def _run_of(module: Module, inputs: Sequence[Any]) -> Callable[[], object]:
+    """What runs a module once; on a GPU, if it can be, without copies of inputs and outputs, which would hide the difference."""
+    runner = module.runner
+    if not isinstance(runner, DeviceRunner) or not runner.stays:
+        return lambda: module.run_items(inputs)
+    replay = module.replay({port.name: item for port, item in zip(module.inputs, inputs)})
+
+    def run() -> None:
+        replay()
+        replay.wait()
+
+    return run

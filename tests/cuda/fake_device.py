@@ -15,6 +15,7 @@ from minicc.runtime.cuda.driver import Memory, Replay, Stream
 from tests.cuda.loop_kernels import TARGET
 from tests.cuda.ptx_interpreter import Memory as GlobalMemory
 from tests.cuda.ptx_interpreter import run
+from tests.cuda.ptx_wait import check_wait
 
 Array = np.ndarray[Any, Any]
 TOGETHER = 8192  # threads of several blocks
@@ -31,8 +32,12 @@ class FakeDevice:
         self.held, self.streams, self.most = 0, 0, most
 
     def load(self, symbol: str, cubin: bytes) -> str:
+        if cubin.startswith(b"//") and cubin.endswith(b"\0"):
+            return cubin[:-1].decode()  # PTX
         assert cubin.startswith(b"\x7fELF")
-        return compile_ptx(self.sources[symbol], symbol, TARGET)
+        text = compile_ptx(self.sources[symbol], symbol, TARGET)
+        check_wait(text)
+        return text
 
     def stream(self) -> Stream:
         self.streams += 1
@@ -70,7 +75,8 @@ class FakeDevice:
     def follow(self, stream: Stream | int, leader: Stream) -> None:
         self.log.append("follow")
 
-    def record(self, launches: Sequence[tuple[str, Launch, Sequence[int]]], stream: Stream) -> Replay:
+    def record(self, launches: Sequence[tuple[str, Launch, Sequence[int]]], stream: Stream, overlap: bool = False) -> Replay:
+        self.overlaps = overlap
         recorded = [(kernel, launch, list(words)) for kernel, launch, words in launches]
 
         def replay(where: Stream = stream) -> None:

@@ -9,6 +9,8 @@ Global memory is a `Memory` of placed arrays with gaps between them; touching a 
 filled with ones (NaN in every float format) and keeps its size. `cp.async` lands at `wait_group` and no
 earlier; until then its target is filled with ones too. Unknown instructions raise.
 
+A kernel for capability 9.0 or later has to execute `griddepcontrol.wait` in a thread before this thread touches global memory.
+
 What it does not model: time, bank conflicts, memory ordering between blocks, and denormals flushed by `.ftz`.
 """
 
@@ -82,7 +84,10 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A parsed entry: parameter names, instructions, places of labels, sizes of named memory, blocks of a cluster."""
+    """A parsed entry: parameter names, instructions, places of labels, sizes of named memory, blocks of a cluster.
+
+    early: whether it may be launched before the kernel before it has ended.
+    """
 
     parameters: tuple[str, ...]
     instructions: tuple[Instruction, ...]
@@ -91,6 +96,7 @@ class Program:
     static_shared: int
     local: Mapping[str, int]
     cluster: int
+    early: bool
 
     @cached_property
     def multiplies(self) -> bool:
@@ -130,7 +136,9 @@ def parse(text: str, entry: str = "") -> Program:
             instructions.append(_instruction(rest))
     names = tuple(re.findall(r"\.param\s+(?:\.align\s+\d+\s+)?\.\w+\s+([$\w]+)", found[2]))
     together = re.search(r"\.reqnctapercluster\s+(\d+)", found[3])
-    return Program(names, tuple(instructions), labels, shared, used, local, int(together[1]) if together else 1)
+    cluster, target = int(together[1]) if together else 1, re.search(r"\.target\s+sm_(\d+)", text)
+    early = target is not None and int(target[1]) >= 90
+    return Program(names, tuple(instructions), labels, shared, used, local, cluster, early)
 
 
 def _closing(text: str, start: int) -> int:
@@ -178,6 +186,7 @@ class Block:
         self.shared: Array = np.full(self.shared_bytes * len(self.places), POISON, np.uint8)
         self.shared_start = self.lanes // self.size * self.shared_bytes
         self.committed = np.zeros(self.threads, np.int64)
+        self.waited = np.full(self.threads, not self.program.early)
         size = max(self.program.local.values(), default=0)
         self.products = ptx_wgmma.Products(self.threads, self.shared.size)
         self.stack = np.full((self.threads, size), POISON, np.uint8)
@@ -277,6 +286,7 @@ class Block:
                 continue
             places = (address[part] - windows[kind])[:, None] + np.arange(size)
             if kind == "global":
+                self.check_waited(part)
                 self.memory.check(places)
                 reached.append((part, self.memory.bytes, places, None))
                 continue
@@ -292,12 +302,18 @@ class Block:
                 reached.append((part, self.stack, places, self.lanes[part][:, None]))
         return reached
 
+    def check_waited(self, mask: Array) -> None:
+        """PtxError where a thread has not waited for the kernel before this one."""
+        if not self.waited[mask].all():
+            raise PtxError("a thread does not wait for the kernel before this one")
+
     # ---------------------------------------------------------------------------- asynchronous copies
 
     def start_copy(self, target: Array, source: Array, size: int, there: Array, mask: Array) -> None:
         """Notes copies of `size` bytes per thread of which only `there` are read, the others being 0."""
         if (target[mask] % size).any() or (source[mask] % size).any():
             raise PtxError(f"cp.async of {size} bytes is not aligned")
+        self.check_waited(mask)
         self.scatter("shared", target, np.full((self.threads, size), POISON, np.uint8), mask)
         copy = {"target": target, "source": source, "size": size, "there": there}
         self.copies.append({**copy, "open": mask.copy(), "group": np.full(self.threads, -1)})

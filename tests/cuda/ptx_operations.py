@@ -440,6 +440,16 @@ def _nothing(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     """Orders memory, which the interpreter does anyway."""
 
 
+def _griddepcontrol(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
+    """Waits for the kernel before this one, or lets the next one be launched, for which this one must have waited."""
+    if parts[1] == "launch_dependents":
+        block.check_waited(mask)
+    elif parts[1:] == ("wait",):
+        block.waited |= mask
+    else:
+        raise PtxError(f"unknown kind of griddepcontrol: {parts[1:]}")
+
+
 def _bits(function: Callable[[Array, Array], Array]) -> Handler:
     def handle(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
         block.write(operands[0], function(*(block.read(o, parts[-1]) for o in operands[1:3])), mask)
@@ -460,5 +470,5 @@ HANDLERS: dict[str, Handler] = {
     "prmt": _prmt, "shf": _shf, "lop3": _lop3, "popc": _count(lambda x, _: x.bit_count()),
     "clz": _count(lambda x, bits: bits - x.bit_length()),
     "brev": _unary(lambda x: np.array([int(f"{int(v):0{8 * x.dtype.itemsize}b}"[::-1], 2) for v in x], x.dtype)),
-    "membar": _nothing, "prefetch": _nothing,
+    "griddepcontrol": _griddepcontrol, "membar": _nothing, "prefetch": _nothing,
 }  # fmt: skip

@@ -21,6 +21,7 @@ from minicc.kernels.cuda_tiles import (
     ALL_TILES,
     DOT_ELEMENTS,
     DOT_TILES,
+    OTHER_DOT_TILES,
     SIZES,
     SPLITS,
     Tile,
@@ -66,7 +67,7 @@ def difference(text: str, element: str, tile: Tile, sizes: tuple[int, int, int],
     return float(error.max() / (np.abs(left) @ np.abs(right)).max())
 
 
-@pytest.mark.parametrize("tile", DOT_TILES, ids=lambda tile: f"{tile.rows} rows")
+@pytest.mark.parametrize("tile", (*DOT_TILES, *OTHER_DOT_TILES), ids=lambda tile: f"{tile.rows} rows, {tile.columns} columns")
 @given(
     element=st.sampled_from(DOT_ELEMENTS),
     sizes=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 700)),
@@ -91,7 +92,7 @@ def test_machine_code(element: str, target: Any) -> None:
     """Every load of an operand is of 128 bits, as many on their way as a step has, and nothing is spilled."""
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
-    for tile in DOT_TILES:
+    for tile in (*DOT_TILES, *OTHER_DOT_TILES):
         built = compile_cubin(gemm_text(element, tile), "kernel", target)
         assert built.spills == 0 and built.registers <= 128
         code = machine_text(built.data)

@@ -147,6 +147,9 @@ def test_turns_give_what_a_whole_batch_gives(
                 found = made.run(None, dict(given))
                 for ours, theirs in zip(found, expected):
                     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        # Profiles measure the same turns.
+        profiled = minicc.compile(network, threads=threads).profile(*feeds(9).values(), repeats=2)
+        assert {row.calls for row in profiled.rows} == {-(-9 // slices.rows_of(9, one, rows * one))}
     kinds = {type(entry) for entry in loaded._short.by_shapes.values()}  # type: ignore[union-attr]
     assert slices.Sliced in kinds
 

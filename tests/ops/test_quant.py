@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minicc.errors import ShapeError
 from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
 from tests.ops.runtime_oracle import check_against_onnxruntime
 from tests.ops.test_matmul import integers, normal, weights
@@ -144,3 +145,25 @@ def test_products_to_float() -> None:
     )
     unsigned = [normal(2, 3, 4), integers(np.uint8, 4, 5), B, np.uint8(100)]
     check_against_onnxruntime("DynamicQuantizeMatMul", unsigned, domain=MICROSOFT, constants=range(1, 5))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("with_zero", [False, True])
+@pytest.mark.parametrize("size", [16, 32])
+def test_gather_block_quantized(bits: int, with_zero: bool, size: int) -> None:
+    """Tables of numbers packed into bytes; the last block is a part of one."""
+    width, rows = 48, 7
+    blocks = -(-width // size)
+    table = integers(np.uint8, rows, width * bits // 8)
+    indices = np.array([[0, 3, 6], [6, -1, 2]], np.int64)
+    inputs = [table, indices, np.abs(normal(rows, blocks)) + np.float32(0.01)]
+    inputs += [integers(np.uint8, rows, -(-blocks * bits // 8), seed=1)] if with_zero else []
+    attrs = {"bits": bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+    check_against_onnxruntime("GatherBlockQuantized", inputs, attrs, domain=MICROSOFT, constants=(0, 2, 3), rtol=1e-6)
+
+
+def test_gather_block_quantized_of_other_scales() -> None:
+    given = [integers(np.uint8, 4, 8), np.array([1]), normal(4, 2)]
+    attrs = {"bits": 4, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
+    with pytest.raises(ShapeError, match="must be 1"):
+        check_call("GatherBlockQuantized", given, attrs, [None], domain=MICROSOFT)

@@ -267,6 +267,23 @@ def test_strange_targets_are_refused(
         artifact.read(repacked(saved, tmp_path / "m", change), store, Options())
 
 
+@pytest.mark.parametrize("wrong", [False, True])
+def test_files_from_before_an_option_load(saved: Path, store: Store, tmp_path: Path, wrong: bool) -> None:
+    def change(members: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        manifest = json.loads(dict(members)["manifest.json"])
+        del manifest["options"]["fft"]
+        if wrong:
+            manifest["options"]["winograd"] = 1
+        return checked(members, "manifest.json", json.dumps(manifest).encode())
+
+    path = repacked(saved, tmp_path / "m", change)
+    if wrong:
+        with pytest.raises(ArtifactError, match="winograd"):
+            artifact.read(path, store, Options(), trust=True)
+    else:
+        assert artifact.read(path, store, Options(), trust=True).options.fft
+
+
 def test_other_toolchain_is_not_used(saved: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise Regenerated

@@ -110,6 +110,7 @@ def test_it_needs_neither_the_frontend_nor_a_compiler(path: Path, options: Optio
 CHANGES: tuple[dict[str, Any], ...] = (
     {"dims": {"n": 3}}, {"precision": "fp16"}, {"opt_level": 1}, {"skip": ("fuse",)}, {"max_bytes": 1 << 20}, {"winograd": False},
     {"fft": False},
+    {"rounding": False},
 )  # fmt: skip
 
 

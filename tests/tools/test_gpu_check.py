@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +266,12 @@ def test_the_plan_leaves_out_what_was_not_built() -> None:
     assert plan(manifest, rivals=True) == [
         "machine:", "tiles:",
         "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
+        "overlap:resnet50/fp32",
         "provider:kaldi/fp32", "provider:bert_base/fp32", "provider:resnet50/fp32", "provider:q/int8",
         "compile:bert_base/fp16", "compile:resnet50/fp32", "compile:bert_base/fp32", "compile:kaldi/fp32",
     ]  # fmt: skip
     assert {part_of(job) for job in plan(manifest, rivals=False)} == {"check"}
+    assert not any(job.startswith("overlap") for job in plan(replace(manifest, target="cpu"), rivals=True))
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +336,12 @@ def test_parts_of_a_run_and_products_with_every_tile(monkeypatch: pytest.MonkeyP
     results = Results(tmp_path / "r.json", Manifest("cuda:sm_90", {}, ()))
     row = {"case": "4096", "kernel": "wgmma", "ms": 0.195, "torch_ms": None, "error": 1e-7, "right": True, "chosen": True}
     results.add("tiles:", "done", {"rows": [row, row | {"right": False, "chosen": False, "torch_ms": 0.1734}]})
+    cases = Results(tmp_path / "r.json", Manifest("cuda:sm_90", {}, (case("unet"), case("kaldi"))))
+    cases.add("overlap:unet/fp32", "done", {"overlaps": True, "same": False, "ms": {"replay": 0.3, "overlap": 0.2}})
+    cases.add("overlap:kaldi/fp32", "done", {"overlaps": False, "same": True, "ms": {"replay": 0.3, "overlap": 0.3}})
+    shown = table(cases.data)
+    assert "| 0.2 |" in shown and "| 1.50 |" in shown
+    assert "unet/fp32: launches that overlap gave other bits" in shown and "kaldi/fp32: its launches cannot overlap" in shown
     assert "| 4096 | **wgmma** | 195.0 |  | 1.0e-07 |\n| 4096 | wgmma | 195.0 | 173.4 | 1.0e-07 WRONG |" in table(results.data)
 
 

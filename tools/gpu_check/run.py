@@ -1,8 +1,8 @@
 """`run`: does all jobs of a bundle within a time, whatever happens to single ones, and reports.
 
-The order is: what the machine can do, every model compared and timed, checks of the smallest models' memory and barriers, ONNX
-Runtime, then `torch.compile`, which takes longest. Each part may take its share of the time; what one leaves is the next one's,
-and the jobs that none reaches are named. Results are written after every job.
+The order is: what the machine can do, every model compared and timed, launches that overlap, checks of the smallest models'
+memory and barriers, ONNX Runtime, then `torch.compile`, which takes longest. Each part may take its share of the time; what one
+leaves is the next one's, and the jobs that none reaches are named. Results are written after every job.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SHARES = {"check": 0.6, "sanitizer": 0.7, "provider": 0.8, "compile": 1.0}
 RESERVE_SECONDS = 5.0  # for the report
 NO_TIME = "no time left"
+# Whose replays are also timed with launches that overlap: many short kernels.
+OVERLAPPED = ("layer_chain_32", "resnet50", "mobilenet_v2", "gpt2")
 # Where a comparison with torch.compile says most, first.
 COMPILED_FIRST = ("resnet50", "bert_base", "mobilenet_v2", "resnet18", "gpt2", "unet")
 COMPILED_PRECISIONS = ("fp16", "tf32", "bf16", "fp32")
@@ -108,6 +110,7 @@ def plan(manifest: Manifest, rivals: bool) -> list[str]:
         "machine:",
         *(["tiles:"] if manifest.on_gpu else []),
         *(f"check:{case.name}" for case in built),
+        *(f"overlap:{case.name}" for case in built if manifest.on_gpu and case.model in OVERLAPPED),
         *(f"provider:{case.name}" for case in built if rivals and case.onnx),
         *(f"compile:{case.name}" for case in compiled),
     ]

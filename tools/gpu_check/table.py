@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-PARTS = ("check", "provider", "compile")
+PARTS = ("check", "overlap", "provider", "compile")
 HEAD = (
-    "model", "precision", "state", "difference", "minicc ms", "replay ms", "eager ms", "torch.compile ms", "ONNX Runtime ms",
-    "vs eager", "vs compile", "vs ONNX Runtime", "MiB", "compile s", "load s",
+    "model", "precision", "state", "difference", "minicc ms", "replay ms", "overlap ms", "eager ms", "torch.compile ms",
+    "ONNX Runtime ms", "vs replay", "vs eager", "vs compile", "vs ONNX Runtime", "MiB", "compile s", "load s",
 )  # fmt: skip
 
 
@@ -73,13 +73,14 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     check, times = row.get("check", {}), row.get("check", {}).get("ms", {})
     others, peers = (row.get(part, {}).get("ms", {}) for part in ("compile", "provider"))
     own = times.get("minicc")
+    early, late = (row.get("overlap", {}).get("ms", {}).get(name) for name in ("overlap", "replay"))
     eager = min((t for name, t in times.items() if name.startswith("eager")), default=None)
     rival, beside = others.get("torch.compile"), others.get("minicc")
     peer, near = peers.get("onnxruntime"), peers.get("minicc")
     return [
         row["model"], row["precision"], state_of(row), _number(check.get("difference"), ".1e"), _number(own),
-        _number(times.get("minicc replay")), _number(eager), _number(rival), _number(peer), _ratio(eager, own),
-        _ratio(rival, beside), _ratio(peer, near), _number(row["bytes"] / 2**20 or None),
+        _number(times.get("minicc replay")), _number(early), _number(eager), _number(rival), _number(peer),
+        _ratio(late, early), _ratio(eager, own), _ratio(rival, beside), _ratio(peer, near), _number(row["bytes"] / 2**20 or None),
         _number(row["compile_s"]), _number(check.get("load_s")),
     ]  # fmt: skip
 
@@ -101,6 +102,10 @@ def _problems(cases: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 shared.setdefault(f"{kind}: {part['rival']}", []).append(name)
         if row.get("check", {}).get("repeatable") is False:
             yield f"{name}: two runs gave different bits"
+        if row.get("overlap", {}).get("same") is False:
+            yield f"{name}: launches that overlap gave other bits"
+        if row.get("overlap", {}).get("overlaps") is False:
+            yield f"{name}: its launches cannot overlap"
     for text, names in shared.items():
         yield f"{text}: {', '.join(names)}"
 

@@ -4,8 +4,9 @@ A fault on a GPU spoils the process it happens in, and a compilation may hang, s
 kind and starts another one with the jobs that are left.
 
 Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`),
-"check:MODEL/PRECISION" (compare, time beside eager PyTorch), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA
-provider) and "compile:MODEL/PRECISION" (time beside torch.compile).
+"check:MODEL/PRECISION" (compare, time beside eager PyTorch), "overlap:MODEL/PRECISION" (replays whose launches overlap beside
+those whose do not), "provider:MODEL/PRECISION" (time beside ONNX Runtime's CUDA provider) and "compile:MODEL/PRECISION" (time
+beside torch.compile).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tools.gpu_check.timing import medians
 
 TILE_CASES = (Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096))
 PROFILED = 12
+IN_A_ROW = 50  # replays before results are compared
 MARK = "@gpu_check "  # starts the lines that the supervisor reads
 Row = dict[str, Any]
 
@@ -104,6 +106,22 @@ def slowest_kernels(module: minicc.Module, given: dict[str, Any]) -> Row:
     except Exception as error:  # must not hide the comparison
         return {"profile_error": describe(error)}
     return {"kernels": [[row.name, row.calls, row.seconds * 1e3] for row in rows[:PROFILED]]}
+
+
+def overlap(folder: Path, case: Case, where: str, seconds: float) -> Row:  # noqa: ARG001
+    """Replays with launches that overlap must give the bits of those without; both are timed in turn."""
+    feeds, _ = read_arrays(folder / case.data)
+    replays, bits, row = {}, [], Row()
+    for name, asked in (("replay", False), ("overlap", True)):
+        module = minicc.load(folder / case.artifact, trust=True, overlap=asked)
+        replays[name] = module.replay(feeds)
+        row["overlaps"] = module.runner.shared.overlap  # type: ignore[attr-defined]  # of a GPU's runner
+        for _ in range(IN_A_ROW):
+            replays[name]()
+        bits.append([output.numpy() for output in replays[name].outputs])
+    row["same"] = all(map(same_bits, *bits))
+    row["ms"] = medians(replays, lambda: [replay.wait() for replay in replays.values()], seconds)
+    return row
 
 
 def compile_(folder: Path, case: Case, where: str, seconds: float) -> Row:
@@ -183,4 +201,6 @@ def _rival(case: Case, feeds: dict[str, Array], where: str, row: Row, *, eager: 
         return {}
 
 
-JOBS: dict[str, Callable[[Path, Case, str, float], Row]] = {"check": check, "provider": provider, "compile": compile_}
+JOBS: dict[str, Callable[[Path, Case, str, float], Row]] = {
+    "check": check, "overlap": overlap, "provider": provider, "compile": compile_,
+}  # fmt: skip

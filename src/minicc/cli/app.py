@@ -106,7 +106,8 @@ def compile_(
     def command() -> None:
         module = common.open_model(model, target, threads, level, dims=dims, strict=strict, tune=tune)
         module.save(output)
-        stats = {"file": str(output), "bytes": output.stat().st_size, **module.stats()}
+        targets = [module.target.name, *(other.target.name for other in module.others)]
+        stats = {"file": str(output), "bytes": output.stat().st_size, "targets": targets, **module.stats()}
         if json:
             common.print_json(stats)
         else:
@@ -115,6 +116,8 @@ def compile_(
                 f"{stats['kernel_calls']} calls, {len(stats['host_nodes'])} host nodes",
                 highlight=False,
             )
+            if module.others:
+                common.out.print(f"  variants: {', '.join(targets)}", highlight=False)
             for line in module.report.tuned:
                 common.out.print(f"  {line}", markup=False, highlight=False)
 

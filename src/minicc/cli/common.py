@@ -41,7 +41,8 @@ Inputs = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="seed of random inputs")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for programs to read")]
-Target = Annotated[str, typer.Option(help="cpu, cpu:avx2, cpu:avx512, cpu:sse, cpu:neon")]
+_TARGETS = "cpu, cpu:sse, cpu:avx2, cpu:avx512, cpu:neon, cuda, cuda:sm_80, cuda:sm_90, cuda:compute_80; or as cuda:sm_80+sm_90"
+Target = Annotated[str, typer.Option(help=_TARGETS)]
 Threads = Annotated[int | None, typer.Option(help="threads; all that are available by default")]
 Level = Annotated[
     int, typer.Option("-O", min=0, max=2, help="0 no fusion, 1 no layout changes, 2 everything")

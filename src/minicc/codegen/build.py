@@ -55,7 +55,7 @@ def toolchain(cuda: bool = False) -> str:
     for package in ("numba", "llvmlite", *(("numba-cuda", "nvidia-cuda-nvcc", "nvidia-nvvm") if cuda else ())):
         with suppress(metadata.PackageNotFoundError):
             digest.update(f"{package} {metadata.version(package)}\n".encode())
-    folder, modules = ("cuda", ("cuda.py",)) if cuda else ("cpu", ("numba_to_llvm.py", "objects.py"))
+    folder, modules = ("cuda", ("cuda.py", "cuda_wait.py")) if cuda else ("cpu", ("numba_to_llvm.py", "objects.py"))
     # Kernel texts import these modules, so their text counts as well.
     kernels = _PACKAGE / "kernels"
     shared = (kernels / "winograd_axes.py",)
@@ -114,10 +114,12 @@ def rare_collections() -> Iterator[None]:
 
 
 def compile_here(source: str, symbol: str, target: Target) -> bytes:
-    """The object or cubin of a kernel, compiled in this process."""
+    """The object of a kernel, compiled in this process; for CUDA a cubin, or PTX with the zero byte that the driver wants."""
     if isinstance(target, CudaTarget):
-        from minicc.codegen.cuda import compile_cubin
+        from minicc.codegen.cuda import compile_cubin, compile_ptx
 
+        if target.is_text:
+            return compile_ptx(source, symbol, target).encode() + b"\0"
         return compile_cubin(source, symbol, target).data
     from minicc.codegen.objects import compile_object
 

@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from minicc.codegen.cuda_wait import with_wait
 from minicc.errors import CodegenError
 from minicc.targets.cuda import CudaTarget
 
@@ -91,7 +92,7 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
             patch.object(dispatcher, "get_current_device", lambda: device),
             patch.object(compiler, "compile_cuda", compile_cuda),  # compile_ptx has no parameter for these options
         ):
-            capability = (*target.capability, target.arch.lstrip("sm_0123456789"))  # with the "a" of sm_90a
+            capability = (*target.capability, re.sub(r"\w*\d", "", target.arch))  # with the "a" of sm_90a
             ptx, _ = cuda.compile_ptx(function, signature, cc=capability, launch_bounds=bounds)
     except Exception as error:  # Numba's own, and whatever an intrinsic raises
         line = getattr(getattr(error, "loc", None), "line", None)
@@ -103,7 +104,7 @@ def compile_ptx(source: str, symbol: str, target: CudaTarget) -> str:
     entry = re.search(r"\.visible \.entry (\w+)", ptx)
     if entry is None:
         raise CodegenError("the PTX of a kernel has no entry", where=symbol)
-    text = str(ptx).replace(entry[1], symbol)
+    text = with_wait(str(ptx).replace(entry[1], symbol), target)
     # Numba knows no clusters: blocks that see each other's shared memory.
     return text.replace(".maxntid", f".reqnctapercluster {blocks}, 1, 1\n.maxntid", 1) if blocks > 1 else text
 

@@ -1,8 +1,8 @@
 """`profile`: where the time of a run goes, step by step.
 
-Every row of the call table is given to the executor alone and timed, with all its threads; host steps are
-timed whole, control steps through their bodies. The sum is a little above an undisturbed run, which is
-measured as well. On a GPU events between the kernels of a replay tell the times, and an undisturbed run also copies
+Every row of the call table is given to the executor alone and timed, with all its threads; host steps are timed whole, control
+steps through their bodies, batches that are run some rows at a time turn by turn. The sum is a little above an undisturbed run,
+which is measured as well. On a GPU events between the kernels of a replay tell the times, and an undisturbed run also copies
 inputs and outputs. The module itself is not disturbed: measuring uses runners of its own.
 """
 
@@ -179,17 +179,18 @@ def profile(
     arrays = module.signature.arrays(given)
     module.signature.check(arrays)
     recorder = _Recorder(module.code.symbols)
-    usual = module.runner
-    measuring = _measuring(usual, recorder, module)
+    measuring = _measuring(module.runner, recorder, module)
+    parts = module.parts(arrays)
     for _ in range(warm):
-        usual.run(arrays, {})
+        CompiledModule.run_items(module, arrays)
     for _ in range(repeats):
         recorder.start()
-        measuring.run(arrays, {})
+        for part in parts:
+            measuring.run(part, {})
     whole = []
     for _ in range(repeats):
         start = time.perf_counter()
-        usual.run(arrays, {})
+        CompiledModule.run_items(module, arrays)
         whole.append(time.perf_counter() - start)
     return Profile(
         module.program.name, _timings(recorder), median(whole), module.machine.threads, tuple(recorder.events)

@@ -49,6 +49,12 @@ class Tile:
         return self.rows // self.warp_rows * (self.columns // self.warp_columns) * WARP
 
     @property
+    def name(self) -> str:
+        """What people call it, no two tiles the same."""
+        depth = f"{self.stages} chunks" if self.unit == "dot" else f"{self.stages} stages"
+        return f"{self.unit} {self.rows}x{self.columns}, {self.threads // WARP} warps, {depth}"
+
+    @property
     def ahead(self) -> int:
         """Tiles copied before they are needed: all but those that products may still read."""
         return self.stages - 1 - self.pending
@@ -91,9 +97,17 @@ DOT_TILES = (
     Tile(4, 16, 4, 4, 2, "dot"),
     Tile(8, 16, 8, 4, 1, "dot"),
 )
+# The same with more or fewer columns of a warp, for timing to choose from.
+OTHER_DOT_TILES = (
+    Tile(1, 4, 1, 1, 8, "dot"),
+    Tile(1, 16, 1, 4, 2, "dot"),
+    Tile(2, 16, 2, 4, 2, "dot"),
+    Tile(4, 8, 4, 2, 2, "dot"),
+    Tile(8, 8, 8, 2, 1, "dot"),
+)
 DOT_ELEMENTS = ("f32", "tf32", "f16", "bf16")
 # By number, as kernels name them; only to be added to.
-ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES)
+ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES, *OTHER_DOT_TILES)
 # Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
 # bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
 TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
@@ -113,6 +127,11 @@ STEP, BLOCK, RESULTS, MEET = 0.22, 2.0, 0.09, 1.0
 ON_THE_WAY = 29_000
 # Blocks that may share out the depth of a tile: a cluster of any Hopper GPU has at most 8.
 SPLITS = (1, 2, 4, 8)
+# Ways of a product that are left for timing to choose from: at most so many that are estimated to take at most so many times
+# as long as the first one: estimates are 0.46 to 1.14 of the times in docs/cuda.md.
+MOST_WAYS, MOST_WORSE = 8, 2.0
+
+Way = tuple[Tile, int]  # the tile, and the number of blocks that share out its depth
 
 
 def tiles_of(element: str, target: CudaTarget) -> tuple[Tile, ...]:
@@ -141,23 +160,56 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
     return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
 
 
-def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Tile, int]:
-    """The tile, and the number of blocks that share out its depth, expected to finish first."""
-    splits = SPLITS if target.arch == "sm_90a" else (1,)
-    choices = [(tile, split) for tile in tiles_of(element, target) for split in splits]
-    return min(choices, key=lambda choice: estimate(choice[0], choice[1], element, m, n, k, batches, target))
+def tile_ways(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Way, ...]:
+    """Tiles with a ring, the one that is expected to finish first leading; of every unit there is one."""
+    tiles = [tile for tile in tiles_of(element, target) if conv_shared_bytes(tile) <= target.shared_bytes]
+    choices = [(tile, split) for tile in tiles for split in _splits(target)]
+    times = {way: estimate(way[0], way[1], element, m, n, k, batches, target) for way in choices}
+    ranked = sorted(choices, key=lambda way: times[way])
+    near = [way for way in ranked if times[way] <= MOST_WORSE * times[ranked[0]]][:MOST_WAYS]
+    units = {way[0].unit: way for way in reversed(ranked)}  # the first of each
+    return tuple(dict.fromkeys([*near, *units.values()]))
 
 
-def choose_product(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Tile, int]:
-    """As `choose_tile`; for few rows a tile without a ring, the depth cut until enough of the right operand is on its way."""
-    tile = next((tile for tile in DOT_TILES if m <= tile.rows), None)
-    if tile is None or element not in DOT_ELEMENTS:
-        return choose_tile(element, m, n, k, batches, target)
+def product_ways(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> tuple[Way, ...]:
+    """As `tile_ways`; for few rows tiles without a ring lead, the depth cut until enough of the right operand is on its way."""
+    usual = next((tile for tile in DOT_TILES if m <= tile.rows), None)
+    rings = tile_ways(element, m, n, k, batches, target)
+    if usual is None or element not in DOT_ELEMENTS:
+        return rings
+    others = [tile for tile in OTHER_DOT_TILES if tile.rows == usual.rows]
+    parts = {tile: _dot_splits(tile, element, n, k, batches, target) for tile in (usual, *others)}
+    around = [s for s in _splits(target) if s in (2 * parts[usual], parts[usual] // 2)]
+    return (*parts.items(), *((usual, split) for split in around), rings[0])
+
+
+def _splits(target: CudaTarget) -> tuple[int, ...]:
+    return SPLITS if target.arch == "sm_90a" else (1,)
+
+
+def _dot_splits(tile: Tile, element: str, n: int, k: int, batches: int, target: CudaTarget) -> int:
+    """How many blocks share out the depth, so that enough of the right operand is on its way."""
     step = CHUNK * WARP * tile.stages
     read = -(-n // tile.columns) * tile.columns * batches * step  # at once
-    splits = SPLITS if target.arch == "sm_90a" else (1,)
+    splits = _splits(target)
     enough = (s for s in splits if s * read >= ON_THE_WAY * target.multiprocessors or k * SIZES[element] <= s * step)
-    return tile, next(enough, splits[-1])
+    return next(enough, splits[-1])
+
+
+def choose_tile(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> Way:
+    """The first of `tile_ways`."""
+    return tile_ways(element, m, n, k, batches, target)[0]
+
+
+def choose_product(element: str, m: int, n: int, k: int, batches: int, target: CudaTarget) -> Way:
+    """The first of `product_ways`."""
+    return product_ways(element, m, n, k, batches, target)[0]
+
+
+def way_name(way: Way) -> str:
+    """What people call a way."""
+    tile, splits = way
+    return f"{tile.name}, depth in {splits}" if splits > 1 else tile.name
 
 
 def product_file(given: Constants) -> str:

@@ -121,6 +121,34 @@ def gemm_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     return units
 
 
+# As in kernels/cpu/gemm_bits.py and gemm_rounded.py: rows of a unit at most.
+BITS_ROWS = 64
+
+
+def bits_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """Fill HEIGHT and PANELS of a product with weights of few bits; the number of units.
+
+    Rows are cut evenly; panels, which nothing else reads, as finely as pays for the threads.
+    """
+    m, panels, batches = w["M"], ceil_divide(w["N"], constants["NR"]), w["B0"] * w["B1"]
+    if m == 0 or panels == 0 or batches == 0:
+        w["HEIGHT"] = w["PANELS"] = 1
+        return 0
+    mr = tile_rows(target)
+    blocks = ceil_divide(m, BITS_ROWS)
+    height = min(BITS_ROWS, ceil_divide(ceil_divide(m, blocks), mr) * mr)
+    row_blocks = ceil_divide(m, height)
+    worth = MIN_UNIT // max(1, height * constants["NR"] * w["K"])
+    share = ceil_divide(panels * row_blocks * batches, threads * UNITS_PER_THREAD)
+    w["HEIGHT"], w["PANELS"] = height, panels if threads == 1 else max(1, min(worth, share))
+    return batches * row_blocks * ceil_divide(panels, w["PANELS"])
+
+
+def round_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
+    """One unit is one row."""
+    return w["M"] * w["B0"] * w["B1"]
+
+
 def pack_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """One unit is one panel of one batch."""
     return w["B0"] * w["B1"] * ceil_divide(w["N"], constants["NR"])

@@ -18,6 +18,22 @@ gemm      C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * B[b0, b1, k, j]
   B0 B1           batch extents
   ROW_TILES PANELS  (bind) row tiles and panels per unit
 
+gemm_bits C[b0, b1, i, j] = sum_k A[b0, b1, i, k] * (q[k, j] - Z[k / SIZE, j]) * S[k / SIZE, j]; words that gemm has as there.
+          Constants: BITS of the numbers q, 2, 4 or 8; CENTRED: 1 when every Z is 2^(BITS - 1), which is then not read
+  W S Z           addresses; words, scales and zero points packed by `packing.pack_b`, see kernels/cpu/gemm_bits.py
+  SIZE            numbers of a block along K, a multiple of 32 / BITS unless there is one block
+  HEIGHT PANELS   (bind) rows and panels per unit
+
+round_rows  rows rounded to 8 bits by blocks (no epilogue). BITS (constant): of the weights they will meet
+  A TARGET        addresses; TARGET int32 [B0][B1][M][ceil(K / SIZE)][SIZE / 4]
+  SCALES SUMS     of each block: what a rounded number stands for, and their sum, float32 [B0][B1][M][ceil(K / SIZE)]
+  M K A_ROW A_B0 A_B1 B0 B1 SIZE  as gemm_bits
+
+gemm_rounded  as gemm_bits, of rows rounded by round_rows. Constants: BITS, 2 or 4; CENTRED; VNNI: 1 where the target has it
+  X X_SCALES X_SUMS  addresses of what round_rows made
+  W S Z           as gemm_bits, W with words up to whole blocks of K
+  M N K B0 B1 SIZE HEIGHT PANELS  as gemm_bits
+
 conv      convolution, channels last, 1 to 3 spatial axes: b0 = image, b1 = group, i = output pixel (row-major
           over the output's spatial axes), j = output channel within the group
   X W             addresses; W is packed by `packing.pack_conv`
@@ -209,6 +225,25 @@ TEMPLATES: dict[str, Template] = {
             "A B M N K A_ROW A_B0 A_B1 B_ROW B_B0 B_B1 B0 B1 ROW_TILES PANELS",
             "NR",
             domain.gemm_domain,
+        ),
+        _template(
+            "gemm_bits",
+            "A W S Z M N K A_ROW A_B0 A_B1 B0 B1 SIZE HEIGHT PANELS",
+            "NR BITS CENTRED",
+            domain.bits_domain,
+        ),
+        _template(
+            "round_rows",
+            "A TARGET SCALES SUMS M K A_ROW A_B0 A_B1 B0 B1 SIZE",
+            "BITS",
+            domain.round_domain,
+            fused=False,
+        ),
+        _template(
+            "gemm_rounded",
+            "X X_SCALES X_SUMS W S Z M N K B0 B1 SIZE HEIGHT PANELS",
+            "NR BITS CENTRED VNNI",
+            domain.bits_domain,
         ),
         _template(
             "conv",

@@ -62,13 +62,15 @@ class Lowering:
     """Buffers, steps and kernels of one graph being lowered."""
 
     def __init__(self, target: Target, kernels: KernelTable, winograd: bool = True, precision: str = "fp32",
-                 choices: Choices | None = None, fft: bool = True) -> None:  # fmt: skip
+                 choices: Choices | None = None, fft: bool = True, rounding: bool = True) -> None:  # fmt: skip
         self.target, self.kernels, self.winograd, self.fft, self.precision = target, kernels, winograd, fft, precision
+        self.rounding = rounding
         self.choices = choices or Choices()
         self.buffers: list[Buffer] = []
         self.steps: list[Step] = []
         self.places: dict[Value, int] = {}
         self.constants: dict[Hashable, int] = {}
+        self.derived: dict[Hashable, tuple[int, ...]] = {}  # arrays made of a value once for all that read them
         self.updated: dict[int, int] = {}  # of an array, the input whose contents it has but for what is written over them
         self.outputs: frozenset[Value] = frozenset()  # of the graph: they need arrays of their own
         self.computed: set[Value] = set()  # values whose step has been emitted or that are given

@@ -54,7 +54,7 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
                 choices: Choices | None = None) -> Program:  # fmt: skip
     """One graph with a kernel table shared by the whole program."""
     last_read = _last_read(graph) if consume else {}
-    low = Lowering(target, table, options.winograd, options.precision, choices, options.fft)
+    low = Lowering(target, table, options.winograd, options.precision, choices, options.fft, options.rounding)
     low.outputs = frozenset(graph.outputs)
     for value in graph.inputs:
         low.allocate(value, "input")

@@ -39,6 +39,8 @@ def _of(node: Node) -> Iterator[Dim]:
             yield from _broadcasts(shape, node.output.shape)
     elif (node.op.domain, name) == ("minicc", "Attention"):
         yield from _attention(node)
+    elif (node.op.domain, name) == ("com.microsoft", "MatMulNBits"):
+        yield from _same((shapes[0] or (0,))[-1], node.attrs["K"])
     elif node.op.domain or not shapes or shapes[0] is None:
         return
     elif name == "Expand":

@@ -91,6 +91,8 @@ def _is_independent(node: Node, having: Sequence[bool], symbol: str) -> bool:
         return all(len(v.shape) == rank for v, has in zip(node.inputs, having) if has and v is not None)
     if op.compute is not None:
         return all(_loads_own_row(node, number, having, symbol) for number in range(len(node.outputs)))
+    if (op.domain, op.name) == ("com.microsoft", "MatMulNBits"):  # rows by themselves; its expansion unpacks all weights
+        return not any(having[1:]) and len(node.output.shape) > 1
     return op.expand is not None and _expands_independently(node, having, symbol)
 
 

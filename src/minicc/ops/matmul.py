@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicc.errors import ShapeError
-from minicc.ir.dims import Dim
+from minicc.ir.dims import Dim, product
 from minicc.ir.expr import Expr, cast
 from minicc.ir.opdef import REQUIRED, Indexing, Inference, Kind, OpDef, register
-from minicc.ir.types import TensorType, bf16, broadcast_shapes, f16, f32, i32
+from minicc.ir.types import TensorType, bf16, broadcast_shapes, f16, f32, i32, u8
 from minicc.ops.helpers import (
     Array,
     broadcast_index,
@@ -374,10 +374,26 @@ def dequantise_blocks(b: Array, scales: Array, zero: Array | None, attrs: dict[s
     return np.ascontiguousarray(weights.reshape(n, blocks * size)[:, :k].T)
 
 
+def _check_size(n: Inference, i: int, elements: int) -> None:
+    """Raise ShapeError where input i of MatMulNBits is given with another number of elements, in whatever shape."""
+    size = product(n.shape(i)) if n.has(i) else elements
+    if isinstance(size, int) and size != elements:
+        raise n.error(f"input {i} must have {elements} elements, as K, N, bits and block_size say")
+
+
 def _matmul_nbits_infer(n: Inference) -> list[TensorType]:
     a = n.shape(0)
     if isinstance(a[-1], int) and a[-1] != n.attr("K"):
         raise n.error(f"the inner size {a[-1]} is not K = {n.attr('K')}")
+    if min(n.attr("K"), n.attr("N"), n.attr("block_size")) < 1 or n.attr("bits") not in (1, 2, 4, 8):
+        raise n.error("K, N and block_size must be at least 1, and bits 1, 2, 4 or 8")
+    if n.attr("weight_prepacked"):
+        raise n.error("the weights are in an order of another runtime's own (weight_prepacked)")
+    blocks = -(-n.attr("K") // n.attr("block_size"))
+    bits, columns = n.attr("bits"), n.attr("N")
+    _check_size(n, 1, columns * blocks * -(-n.attr("block_size") * bits // 8))
+    _check_size(n, 2, columns * blocks)
+    _check_size(n, 3, columns * (-(-blocks * bits // 8) if n.has(3) and n.dtype(3) == u8 else blocks))
     return [TensorType(n.dtype(0), (*a[:-1], n.attr("N")))]
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicc.ir.dims import product
+from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
-from minicc.ir.types import TensorType, dtype_of, f32, i32
+from minicc.ir.types import TensorType, dtype_of, f32, i32, u8
 from minicc.ops.helpers import Array, broadcast_shape, default_refuse
-from minicc.ops.matmul import matmul_shape
+from minicc.ops.matmul import matmul_shape, unpack_bits
 from minicc.ops.norm import as_type, axes_of, optional, required, reshaped
 from minicc.ops.pool import POOL_ATTRS, average_pool_array, pool_type
 from minicc.ops.quant import (
@@ -28,6 +28,7 @@ from minicc.ops.quant import (
     quantise_array,
     quantised,
     requantise_array,
+    spread,
 )
 
 if TYPE_CHECKING:
@@ -388,3 +389,97 @@ register(OpDef(
     "DynamicQuantizeMatMul", Kind.EXPAND, infer=_dynamic_infer, eval=_dynamic_eval, expand=_dynamic_expand,
     refuse=default_refuse, domain=_DOMAIN,
 ))  # fmt: skip
+
+
+# -- GatherBlockQuantized: rows of a table of numbers of 4 or 8 bits, dequantised
+
+
+def _packed_per_byte(n: Inference) -> int:
+    """Numbers in an element of the table: bytes hold several."""
+    return 8 // n.attr("bits") if n.dtype(0) == u8 else 1
+
+
+def _gather_blocks_infer(n: Inference) -> list[TensorType]:
+    table, scales = n.shape(0), n.shape(2)
+    gathered, quantised_axis = n.axis(n.attr("gather_axis"), len(table)), n.axis(n.attr("quantize_axis"), len(table))
+    if n.attr("bits") not in (4, 8) or n.attr("block_size") < 1:
+        raise n.error("bits must be 4 or 8, and block_size at least 1")
+    if gathered == quantised_axis:
+        raise n.error("gather_axis and quantize_axis must differ")
+    if _packed_per_byte(n) > 1 and quantised_axis != len(table) - 1:
+        raise n.error("numbers packed into bytes must be quantised along the last axis")
+    full = [*table[:-1], table[-1] * _packed_per_byte(n)]
+    for axis, (size, known) in enumerate(zip(full, scales)):
+        wanted = ceil_divide(size, n.attr("block_size")) if axis == quantised_axis else size
+        if isinstance(wanted, int) and isinstance(known, int) and wanted != known:
+            raise n.error(f"axis {axis} of the scales must be {wanted}, as block_size says")
+    return [TensorType(n.dtype(2), (*full[:gathered], *n.shape(1), *full[gathered + 1 :]))]
+
+
+def _gather_blocks_refuse(node: Node) -> str | None:
+    table, rank = required(node, 0), required(node, 0).tensor.rank
+    if table.tensor.dtype != u8:
+        return "a table of 4-bit elements"
+    if node.attrs["gather_axis"] % rank or node.attrs["quantize_axis"] % rank != rank - 1:
+        return "rows that are not gathered along the first axis and quantised along the last"
+    return default_refuse(node)
+
+
+def _gather_blocks_expand(b: Builder, node: Node) -> list[Value]:
+    table, indices, scales, zeros = required(node, 0), required(node, 1), required(node, 2), optional(node, 3)
+    bits, block = node.attrs["bits"], node.attrs["block_size"]
+    size = node.output.shape[-1]
+    numbers = _unpacked(b, b.op("Gather", table, indices, axis=0), bits, size)
+    factors = as_type(b, b.op("Gather", scales, indices, axis=0), f32)
+    factors = spread(b, factors, numbers, -1, block)
+    zero: Value = b.constant(np.float32(1 << (bits - 1)))
+    if zeros is not None:
+        points = _unpacked(b, b.op("Gather", zeros, indices, axis=0), bits, scales.shape[-1])
+        zero = spread(b, points, numbers, -1, block)
+    return [as_type(b, b.op("Mul", b.op("Sub", numbers, zero), factors), node.output.tensor.dtype)]
+
+
+def _unpacked(b: Builder, packed: Value, bits: int, size: Dim) -> Value:
+    """Bytes as `size` numbers along the last axis in float32, lowest bits first."""
+    if bits == 8:
+        return as_type(b, packed, f32)
+    low = b.op("BitwiseAnd", packed, b.constant(np.uint8(15)))
+    high = b.op("BitShift", packed, b.constant(np.uint8(4)), direction="RIGHT")
+    axis, lead = b.shape([packed.tensor.rank]), packed.shape[:-1]
+    pairs = b.op("Concat", b.op("Unsqueeze", low, axis), b.op("Unsqueeze", high, axis), axis=-1)
+    whole = reshaped(b, pairs, (*lead, packed.shape[-1] * 2))
+    if whole.shape[-1] != size:
+        whole = b.op("Slice", whole, b.shape([0]), b.shape([size]), b.shape([packed.tensor.rank - 1]))
+    return as_type(b, whole, f32)
+
+
+def _gather_blocks_eval(
+    table: Array, indices: Array, scales: Array, zeros: Array | None = None, *, bits: int, block_size: int, gather_axis: int,
+    quantize_axis: int,
+) -> Array:  # fmt: skip
+    default = 0
+    if table.dtype == np.uint8:
+        default = 1 << (bits - 1)
+        blocks = scales.shape[-1]
+        table = unpack_bits(table, bits)
+        zeros = None if zeros is None else unpack_bits(zeros, bits)[..., :blocks]
+    axis = quantize_axis % table.ndim
+    block_of = np.arange(table.shape[axis]) // block_size
+    points = np.full(scales.shape, default) if zeros is None else zeros.astype(np.int64)
+    wide = (table.astype(np.int64) - np.take(points, block_of, axis)).astype(np.float32)
+    found = wide * np.take(scales, block_of, axis).astype(np.float32)
+    return np.asarray(np.take(found, indices, gather_axis % table.ndim).astype(scales.dtype))
+
+
+register(
+    OpDef(
+        "GatherBlockQuantized",
+        Kind.EXPAND,
+        infer=_gather_blocks_infer,
+        eval=_gather_blocks_eval,
+        expand=_gather_blocks_expand,
+        refuse=_gather_blocks_refuse,
+        domain=_DOMAIN,
+        attrs={"bits": 4, "block_size": 128, "gather_axis": 0, "quantize_axis": 1},
+    )
+)

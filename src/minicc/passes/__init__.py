@@ -13,6 +13,7 @@ from minicc.passes.fold_affine import fold_affine
 from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
 from minicc.passes.manager import Pass, PassContext, Repeat
+from minicc.passes.packed_weights import pack_products
 from minicc.passes.precision import reduced_precision
 from minicc.passes.quantise_integer import integer_products
 from minicc.passes.recognise import recognise
@@ -29,6 +30,7 @@ def _fuse(graph: Graph, context: PassContext) -> int:
 
 FOLD_SHAPES = Pass("fold-shape-values", fold_shape_values)
 INTEGER_PRODUCTS = Pass("integer-products", integer_products)
+PACKED_WEIGHTS = Pass("packed-weights", pack_products)
 FOLD_CONSTANTS = Pass("fold-constants", fold_constants)
 SPECIALISE = Pass("specialise-ranks", specialise_ranks)
 CAPTURES = Pass("fold-captures", fold_captures)
@@ -50,7 +52,8 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     """The passes in order. opt_level 0 leaves only what lowering needs; 1 adds folding and fusion; 2 everything."""
     if options.opt_level == 0:
         return (FOLD_SHAPES, DEAD_CODE, PRECISION, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, ZERO_POINTS, DEAD_CODE)
-    first = Repeat((FOLD_SHAPES, INTEGER_PRODUCTS, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
+    products = (INTEGER_PRODUCTS, PACKED_WEIGHTS)
+    first = Repeat((FOLD_SHAPES, *products, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     expanded = Repeat((*first.passes, ZERO_POINTS))
     layout = (LAYOUT, SINK, RESIZE, first) if options.opt_level >= 2 else ()
     return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)

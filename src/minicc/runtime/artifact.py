@@ -6,6 +6,8 @@
     weights.bin     constants, each at a multiple of 64 bytes, memory-mapped on load
     objects/*.o     machine code by symbol        kernels/*.py    its texts, for reading, never executed
     report.json, graph.txt    what compilation had to say
+    variants/1/...            the same but for weights, of the module for another target, where there are several: a machine
+                              takes the first that it can run. Weights that are equal are in weights.bin once.
 
 Everything is checked against the manifest before it is used; digests are those of runtime/digest. Machine code is used
 only when the signature is this user's (or with `trust=True`) and versions and target fit; otherwise kernels are generated
@@ -42,15 +44,16 @@ from minicc.runtime.store import Store
 from minicc.runtime.validate import check_program
 from minicc.targets.cpu import CpuTarget, host_target
 from minicc.targets.cuda import CudaTarget
-from minicc.targets.parse import Target
+from minicc.targets.parse import Target, fitting
 
 FORMAT = "minicc-3"
 _REQUIRED = ("manifest.json", "signature", "program.json", "weights.bin")
 _MEMBER = re.compile(r"(report\.json|graph\.txt|(kernels/\w{1,128}\.py)|(objects/\w{1,128}\.o))", re.ASCII)
+_VARIANT = re.compile(r"variants/[1-9]\d?/", re.ASCII)
 _MAX_MEMBERS = 1 << 16
 _MAX_TEXT = 1 << 30
 # Options that belong to the program; the others are the loading caller's.
-_KEPT_OPTIONS = ("threads", "precision", "winograd", "fft", "opt_level", "max_bytes", "max_loop_iterations")
+_KEPT_OPTIONS = ("threads", "precision", "winograd", "fft", "rounding", "opt_level", "max_bytes", "max_loop_iterations")
 _LOCAL_HEADER = 30
 _LARGE_FIELD = 20  # bytes
 _PADDING_FIELD = b"\x35\xd9"  # an extra field that zip tools ignore
@@ -59,7 +62,10 @@ Buffer = bytes | memoryview
 
 
 class Saved(NamedTuple):
-    """What a file holds, checked and ready for a module."""
+    """What a file holds, checked and ready for a module.
+
+    others: the same for other targets.
+    """
 
     program: Program
     code: Code
@@ -67,6 +73,7 @@ class Saved(NamedTuple):
     options: Options
     pass_runs: int
     notes: Mapping[str, Any]
+    others: tuple[Saved, ...] = ()
 
 
 def save(path: str | os.PathLike[str], saved: Saved, store: Store, *, durable: bool = True) -> None:
@@ -74,31 +81,42 @@ def save(path: str | os.PathLike[str], saved: Saved, store: Store, *, durable: b
 
     durable: wait until the disk has it.
     """
-    data, arrays = to_data(saved.program)
-    weights, table = _layout(arrays)
-    data["weights"] = table
-    data["symbols"] = list(saved.code.symbols)
-    objects = saved.code.objects
-    notes = dict(saved.notes)
-    texts: dict[str, bytes] = {
-        "program.json": json.dumps(data, separators=(",", ":")).encode(),
-        **{f"objects/{symbol}.o": code for symbol, code in objects.items()},
-        **{f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()},
-        "graph.txt": str(notes.pop("graph", "")).encode(),
-        "report.json": json.dumps(notes, indent=1, default=str).encode(),
-    }
-    members: dict[str, list[Buffer]] = {"weights.bin": weights, **{name: [text] for name, text in texts.items()}}
+    every = sorted((saved, *saved.others), key=lambda variant: variant.target.preference, reverse=True)
+    programs = [to_data(variant.program) for variant in every]
+    weights, tables = _layout([arrays for _, arrays in programs])
+    members: dict[str, list[Buffer]] = {"weights.bin": weights}
+    for number, (variant, (data, _), table) in enumerate(zip(every, programs, tables)):
+        texts = _texts(variant, {**data, "weights": table, "symbols": list(variant.code.symbols)})
+        members |= {_folder(number) + name: [text] for name, text in texts.items()}
+    described = [{"target": asdict(variant.target), "pass_runs": variant.pass_runs} for variant in every]
     manifest = {
         "format": FORMAT,
         **({} if isinstance(saved.target, CudaTarget) else {"installation": installation(), **_versions()}),
-        "target": asdict(saved.target),
-        "pass_runs": saved.pass_runs,
+        **described[0],
+        **({"variants": described[1:]} if saved.others else {}),
         "options": {name: getattr(saved.options, name) for name in _KEPT_OPTIONS},
         "members": {name: [sum(map(len, parts)), digest_stream(parts)] for name, parts in members.items()},
     }
     text = json.dumps(manifest, indent=1).encode()
     signature = hashlib.sha256(text).digest() + store.sign(text)
     _write(Path(path), {"manifest.json": [text], "signature": [signature], **members}, durable)
+
+
+def _texts(saved: Saved, program: Mapping[str, Any]) -> dict[str, bytes]:
+    """The members of one variant, but for its weights."""
+    notes = dict(saved.notes)
+    return {
+        "program.json": json.dumps(program, separators=(",", ":")).encode(),
+        **{f"objects/{symbol}.o": code for symbol, code in saved.code.objects.items()},
+        **{f"kernels/{symbol}.py": text.encode() for symbol, text in saved.code.sources.items()},
+        "graph.txt": str(notes.pop("graph", "")).encode(),
+        "report.json": json.dumps(notes, indent=1, default=str).encode(),
+    }
+
+
+def _folder(variant: int) -> str:
+    """Where the members of a variant are."""
+    return f"variants/{variant}/" if variant else ""
 
 
 def read(
@@ -133,9 +151,10 @@ def read(
                 hint="compile the model again",
             )
         _check_members(members, manifest["members"])
-        target = _target(manifest["target"])
+        described = [manifest, *manifest.get("variants", ())]
+        targets = [_target(variant["target"]) for variant in described]
+        pass_runs = [int(variant["pass_runs"]) for variant in described]
         kept = _options(manifest["options"])
-        pass_runs = int(manifest["pass_runs"])
         merged = options.override(
             **{k: v for k, v in kept.items() if getattr(options, k) == getattr(Options(), k)}
         )
@@ -143,24 +162,35 @@ def read(
         raise
     except Exception as error:  # a manifest can be wrong in any way
         raise ArtifactError("the manifest is not valid", why=f"{type(error).__name__}: {error}") from error
-    data = _json(bytes(members["program.json"]), "program.json")
-    program = from_data(data, _constants(data, members["weights.bin"]))
-    check_program(program)
+
+    def variant(number: int) -> tuple[Saved, bool]:
+        """A variant with the file's code, and whether that may be used and is complete."""
+        folder, target = _folder(number), targets[number]
+        own_members = {name.removeprefix(folder): data for name, data in members.items() if name.startswith(folder)}
+        if "program.json" not in own_members:
+            raise ArtifactError(f"the file has no program of variant {number}")
+        data = _json(bytes(own_members["program.json"]), "program.json")
+        program = from_data(data, _constants(data, members["weights.bin"]))
+        check_program(program)
+        code = _code_of(data, own_members, program, isinstance(target, CpuTarget)) if trusted else None
+        notes = _json(bytes(own_members.get("report.json", b"{}")), "report.json")
+        notes["graph"] = bytes(own_members.get("graph.txt", b"")).decode(errors="replace")
+        saved = Saved(program, code or Code((), {}, {}), target, merged, pass_runs[number], notes)
+        return saved, code is not None
+
+    chosen = fitting(targets)
+    saved, complete = variant(chosen)
+    others = [variant(number) for number in range(len(targets)) if number != chosen]
+    target = saved.target
     runs = isinstance(target, CudaTarget) or not target.missing_features()
-    usable = trusted and runs and (own or _fits(manifest, target))
-    code = _code_of(data, members, program, isinstance(target, CpuTarget)) if usable else None
-    if code is None and isinstance(target, CudaTarget):
-        code = build_code(program.kernels, target, store, progress)
-    elif code is None:
-        assert isinstance(target, CpuTarget)
-        # Packed weights and tiles keep the shape they were lowered for; instructions are this machine's, as
-        # nothing of an unknown file reaches LLVM.
-        width, registers = target.vector_width, target.vector_registers
-        target = replace(host_target(), vector_width=width, vector_registers=registers)
-        code = build_code(program.kernels, target, store, progress)
-    notes = _json(bytes(members.get("report.json", b"{}")), "report.json")
-    notes["graph"] = bytes(members.get("graph.txt", b"")).decode(errors="replace")
-    return Saved(program, code, target, merged, pass_runs, notes)
+    if not (complete and runs and (own or _fits(manifest, target))):
+        if isinstance(target, CpuTarget):
+            # Packed weights and tiles keep the shape they were lowered for; instructions are this machine's, as
+            # nothing of an unknown file reaches LLVM.
+            width, registers = target.vector_width, target.vector_registers
+            target = replace(host_target(), vector_width=width, vector_registers=registers)
+        saved = saved._replace(target=target, code=build_code(saved.program.kernels, target, store, progress))
+    return saved._replace(others=tuple(other for other, has_code in others if has_code))
 
 
 def _versions() -> dict[str, str]:
@@ -186,7 +216,7 @@ def _cuda_target(data: Any) -> CudaTarget:
     numbers = (*target.capability, target.multiprocessors, target.shared_bytes, target.registers, target.l2_bytes)
     if len(target.capability) != 2 or not all(type(n) is int and n >= 0 for n in numbers):
         raise ArtifactError("the target is not valid", why=f"{data}")
-    if not re.fullmatch(r"sm_\d{2,3}a?", target.arch) or not re.fullmatch(r"cuda(:\w{1,16})?", target.name):
+    if not re.fullmatch(r"sm_\d{2,3}a?|compute_\d{2,3}", target.arch) or not re.fullmatch(r"cuda(:\w{1,16})?", target.name):
         raise ArtifactError("the target is not valid", why=f"{target.name!r}, {target.arch!r}")
     return target
 
@@ -207,12 +237,14 @@ def _target(data: Any) -> Target:
 
 
 def _options(data: Any) -> dict[str, Any]:
+    """The options that belong to the program; those that files of an earlier minicc lack are the usual ones."""
     usual = Options()
-    for name in _KEPT_OPTIONS:
+    found = {name: data.get(name, getattr(usual, name)) for name in _KEPT_OPTIONS}
+    for name, value in found.items():
         allowed = (int, type(None)) if name == "threads" else (type(getattr(usual, name)),)
-        if type(data[name]) not in allowed:
-            raise ArtifactError("the manifest is not valid", why=f"option {name} = {data[name]!r}")
-    return {name: data[name] for name in _KEPT_OPTIONS}
+        if type(value) not in allowed:
+            raise ArtifactError("the manifest is not valid", why=f"option {name} = {value!r}")
+    return found
 
 
 def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program: Program, cpu: bool) -> Code | None:
@@ -234,18 +266,27 @@ def _code_of(data: Mapping[str, Any], members: Mapping[str, memoryview], program
     return Code(tuple(symbols), texts, objects)
 
 
-def _layout(arrays: list[Array]) -> tuple[list[Buffer], list[list[int]]]:
-    """(the parts of weights.bin in order, [offset, bytes] of each array)."""
-    table: list[list[int]] = []
+def _layout(programs: Sequence[Sequence[Array]]) -> tuple[list[Buffer], list[list[list[int]]]]:
+    """(the parts of weights.bin in order, for each program [offset, bytes] of each array).
+
+    Arrays of several programs that are equal are stored once.
+    """
+    tables: list[list[list[int]]] = []
     parts: list[Buffer] = []
+    known: dict[tuple[int, str], list[int]] = {}
     at = 0
-    for array in arrays:
-        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        skip = -at % ALIGNMENT
-        table.append([at + skip, len(raw)])
-        parts += [bytes(skip), raw]
-        at += skip + len(raw)
-    return parts, table
+    for arrays in programs:
+        tables.append([])
+        for array in arrays:
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            key = (len(raw), digest(raw)) if len(programs) > 1 else (len(known), "")
+            if key not in known:
+                skip = -at % ALIGNMENT
+                known[key] = [at + skip, len(raw)]
+                parts += [bytes(skip), raw]
+                at += skip + len(raw)
+            tables[-1].append(known[key])
+    return parts, tables
 
 
 def _constants(
@@ -360,6 +401,12 @@ def _open(path: Path) -> dict[str, memoryview]:
     return members
 
 
+def _is_member(name: str) -> bool:
+    """Whether a file may have such a member beside the required ones."""
+    own = _VARIANT.sub("", name, count=1) if _VARIANT.match(name) else name
+    return bool(_MEMBER.fullmatch(own)) or (own != name and own == "program.json")
+
+
 def _views(mapped: memoryview, infos: list[zipfile.ZipInfo]) -> dict[str, memoryview]:
     if len(infos) > _MAX_MEMBERS:
         raise ArtifactError("the file has too many members")
@@ -368,7 +415,7 @@ def _views(mapped: memoryview, infos: list[zipfile.ZipInfo]) -> dict[str, memory
         name = info.filename
         if name in members:
             raise ArtifactError(f"the file has two members called {name!r}")
-        if name not in _REQUIRED and not _MEMBER.fullmatch(name):
+        if name not in _REQUIRED and not _is_member(name):
             raise ArtifactError(f"the file has an unknown member {name[:100]!r}")
         if (
             info.compress_type != zipfile.ZIP_STORED

@@ -28,7 +28,7 @@ from minicc.runtime.module import programs_of
 from minicc.runtime.store import Store
 
 # Options that do not decide about a program: where and how it is kept, watched and run.
-_FREE = frozenset({"threads", "strict", "cache_dir", "keep_bytes", "debug", "dump", "check", "stop_after"})
+_FREE = frozenset({"threads", "overlap", "strict", "cache_dir", "keep_bytes", "debug", "dump", "check", "stop_after"})
 _MAX_FILE = (1 << 31) - 1  # the largest ONNX file
 
 

@@ -144,6 +144,13 @@ class CompiledModule:
 
         return calls.replay(self, feeds, stream)
 
+    def parts(self, arrays: Sequence[Item]) -> list[list[Item]]:
+        """Checked inputs as a call goes through them: rows of a batch in turns where it is cut, else all at once."""
+        if not self.runner or self._short is None:
+            return [list(arrays)]
+        entry = self._entry(arrays)
+        return entry.parts(arrays) if isinstance(entry, Sliced) else [list(arrays)]
+
     def prepare(self) -> None:
         """Load the code now rather than at the first call."""
         _ = self.runner

@@ -49,6 +49,12 @@ class Sliced:
         """Of the outputs for all rows, by buffer."""
         return {b: (self.total, *shape[1:]) for b, shape, _ in self.part.outputs}
 
+    def parts(self, arrays: Sequence[Array]) -> list[list[Array]]:
+        """The inputs of every turn, and of what is left."""
+        cut = _sliced_inputs(self.program)
+        starts = range(0, self.total, self.rows)
+        return [[a[at : at + self.rows] if b in cut else a for b, a in zip(self.program.inputs, arrays)] for at in starts]
+
     def run(self, arrays: Sequence[Array], given: Given = ()) -> list[Any]:
         """The outputs for all rows. given: arrays of the caller's for them, None where there is none."""
         program, whole = self.program, self.shapes

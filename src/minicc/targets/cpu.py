@@ -62,6 +62,11 @@ class CpuTarget:
         facts = (self.triple, self.cpu, self.features, str(self.vector_width), str(self.vector_registers))
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
+    @property
+    def preference(self) -> tuple[int, ...]:
+        """Of several variants that a machine can run, the one with the largest is the best."""
+        return (self.vector_width, self.vector_registers)
+
     def missing_features(self) -> tuple[str, ...]:
         """What this machine lacks to run code for the target; empty when it can."""
         machine = platform.machine().lower()

@@ -18,7 +18,8 @@ class CudaTarget:
 
     name:            as the user writes it, such as "cuda:sm_90".
     capability:      compute capability, such as (9, 0).
-    arch:            what ptxas calls it, such as "sm_80"; "sm_90a" brings Hopper's own instructions.
+    arch:            what ptxas calls it, such as "sm_80"; "sm_90a" brings Hopper's own instructions. "compute_80" is no machine
+                     code but PTX, which the driver of any later device assembles when it loads it.
     multiprocessors: their number; only the shape of launches depends on it.
     shared_bytes:    shared memory that one block may use.
     registers:       32-bit registers of a multiprocessor.
@@ -37,6 +38,15 @@ class CudaTarget:
         """A stable key of everything that decides about machine code; equal facts give equal keys."""
         return hashlib.sha256(f"cuda\0{self.arch}".encode()).hexdigest()[:16]
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its kernels are PTX, for the driver to assemble."""
+        return self.arch.startswith("compute_")
+
+    @property
+    def preference(self) -> tuple[int, ...]:
+        """Of several variants that a machine can run, the one with the largest is the best."""
+        return (*self.capability, not self.is_text)
 
     def missing_features(self) -> tuple[str, ...]:
         """What this machine lacks to run code for the target; empty when it can."""
@@ -45,7 +55,8 @@ class CudaTarget:
             present = _device_target("cuda", int(number) if number.isdigit() else 0)
         except TargetError as error:
             return (f"a GPU: {error.why or error.what}",)
-        if present.capability[0] != self.capability[0] or present.capability < self.capability:
+        same = self.is_text or present.capability[0] == self.capability[0]
+        if not same or present.capability < self.capability:
             return (f"a GPU of capability {self.capability[0]}.{self.capability[1]}",)
         return ()
 
@@ -53,12 +64,14 @@ class CudaTarget:
 _KNOWN = {
     "sm_80": CudaTarget("cuda:sm_80", (8, 0), "sm_80", 108, 163 << 10, l2_bytes=40 << 20),
     "sm_90": CudaTarget("cuda:sm_90", (9, 0), "sm_90a", 132, 227 << 10, l2_bytes=50 << 20),
+    # Shared memory that every later device has, too: 99 KiB on 8.6, 8.9 and 12.0.
+    "compute_80": CudaTarget("cuda:compute_80", (8, 0), "compute_80", 108, 99 << 10, l2_bytes=40 << 20),
 }
 _COMPILE_ELSEWHERE = "to compile for a GPU that is not here, name its model: cuda:sm_80 or cuda:sm_90"
 
 
 def parse_cuda_target(text: str) -> CudaTarget:
-    """The CUDA target with this name: "cuda" or "cuda:0" (a device here), "cuda:sm_80", "cuda:sm_90".
+    """The CUDA target with this name: "cuda" or "cuda:0" (a device here), "cuda:sm_80", "cuda:sm_90", "cuda:compute_80".
 
     Raises TargetError for another name, and for a device that is not here.
     """

@@ -12,6 +12,7 @@ from minicc.ir.graph import Node
 from minicc.ir.types import TensorType, i32
 from minicc.lower.context import Lowering
 from minicc.lower.templates.attention import lower_attention, takes_attention
+from minicc.lower.templates.bits import lower_matmul_bits, takes_bits
 from minicc.lower.templates.cache import lower_cache_update, lower_tensor_scatter
 from minicc.lower.templates.common import FLOATS
 from minicc.lower.templates.conv import lower_conv
@@ -49,11 +50,12 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "TopK"): lower_topk,
     ("minicc", "Attention"): lower_attention,
     ("minicc", "SelectBoxes"): lower_select_boxes,
+    ("com.microsoft", "MatMulNBits"): lower_matmul_bits,
 }
 # Templates that end in a generated epilogue.
 FUSED = frozenset((
     ("", "Conv"), ("", "ConvTranspose"), ("", "MatMul"), ("", "ConvInteger"), ("", "MatMulInteger"), ("", "MaxPool"),
-    ("", "AveragePool"),
+    ("", "AveragePool"), ("com.microsoft", "MatMulNBits"),
 ))  # fmt: skip
 
 
@@ -91,8 +93,9 @@ def keeps(target: Target) -> Callable[[Node], bool]:
     """Which nodes of ops that are defined by smaller ones a target computes whole."""
 
     def keep(node: Node) -> bool:
-        attention = (node.op.domain, node.op.name) == ("minicc", "Attention")
-        return attention and takes_attention(node, target)
+        if (node.op.domain, node.op.name) == ("minicc", "Attention"):
+            return takes_attention(node, target)
+        return (node.op.domain, node.op.name) == ("com.microsoft", "MatMulNBits") and takes_bits(node, target)
 
     return keep
 

@@ -31,7 +31,7 @@ from minicc.ops.spatial import channel_axis, spatial_axes, window
 from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
-Chooser = Callable[[str, int, int, int, int, CudaTarget], tuple[cuda_tiles.Tile, int]]
+Ways = Callable[[str, int, int, int, int, CudaTarget], tuple[cuda_tiles.Way, ...]]
 
 ELEMENTS: dict[DType, str] = {f32: "f32", f16: "f16", bf16: "bf16"}
 INTEGERS: dict[DType, str] = {i8: "s8", u8: "u8"}
@@ -88,7 +88,7 @@ def _emit_gemm(low: Lowering, node: Node, lead: Node | None, left: tuple[int, Di
     e0, e1, em, en = space.extents
     element, size = _element(low, anchor), low.buffers[left[0]].dtype.bytes  # type: ignore[union-attr]
     constants: dict[str, int | str] = {
-        "ELEMENT": element, **_tile(low, cuda_tiles.choose_product, element, em, en, k, product((e0, e1))),
+        "ELEMENT": element, **low.choose(node, _tiles(low, cuda_tiles.product_ways, element, em, en, k, product((e0, e1)))),
         "PIECE": piece(size, left[1], a0, a1, 0 if em == 1 else a_row),  # one row has no next one
         "B_PIECE": piece(size, right[1], b0, b1, right[2]),
         "B_ROUNDS": int(element == "tf32" and low.buffers[right[0]].kind != "constant"),
@@ -149,13 +149,13 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     results = node.outputs if lead is not None else (anchor.output,)
-    tile_of = partial(_tile, low, cuda_tiles.choose_tile, element)
-    tile = tile_of(out[0] * product(pixels), per_group, padded * product(kernel), groups)
-    way = low.choose(node, convolution_ways(low, {"direct": tile}, element, geometry, groups, out[0], filters, padded))
+    tiles_of = partial(_tiles, low, cuda_tiles.tile_ways, element)
+    direct = tiles_of(out[0] * product(pixels), per_group, padded * product(kernel), groups)
+    way = low.choose(node, convolution_ways(low, direct, element, geometry, groups, out[0], filters, padded))
     if isinstance(way, int):
         aligned = piece(size, offset, *strides[:-1])
         place = (buffer, offset, strides)
-        emit_cuda_winograd(low, node, space, place, aligned, w, way, element, out[0], spatial, geometry, results, tile_of)
+        emit_cuda_winograd(low, node, space, place, aligned, w, way, element, out[0], spatial, geometry, results, tiles_of)
         return ""
     weights = _packed(low, w, data, groups, element)
     constants: dict[str, int | str] = {"ELEMENT": element, **way, "PIECE": piece(size, offset, *strides[:-1], padded)}
@@ -176,13 +176,14 @@ def _element(low: Lowering, anchor: Node) -> str:
     return "tf32" if name == "f32" and low.precision == "tf32" else name
 
 
-def _tile(low: Lowering, choose: Chooser, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, int]:
-    """The tile chosen for these sizes by `choose`, and into how many parts the depth is cut, as constants."""
+def _tiles(low: Lowering, ways: Ways, element: str, m: Dim, n: Dim, k: Dim, batches: Dim) -> dict[str, dict[str, int]]:
+    """By name the tiles that `ways` gives for these sizes, and into how many parts they cut the depth, as constants."""
     assert isinstance(low.target, CudaTarget)
     sizes = zip((m, n, k, batches), (UNKNOWN_ROWS, UNKNOWN_COLUMNS, UNKNOWN_DEPTH, 1))
     rows, columns, depth, repeats = (d if isinstance(d, int) else unknown for d, unknown in sizes)
-    tile, splits = choose(element, rows, columns, depth, repeats, low.target)
-    return {"TILE": cuda_tiles.ALL_TILES.index(tile), "SPLITS": splits}
+    found = ways(element, rows, columns, depth, repeats, low.target)
+    number = cuda_tiles.ALL_TILES.index
+    return {cuda_tiles.way_name(way): {"TILE": number(way[0]), "SPLITS": way[1]} for way in found}
 
 
 def piece(size: int, *counts: Dim) -> int:

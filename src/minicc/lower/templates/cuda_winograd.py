@@ -24,7 +24,8 @@ from minicc.targets.cuda import CudaTarget
 
 DIRECT = 0
 Direct = TypeVar("Direct")
-TileOf = Callable[[Dim, Dim, Dim, Dim], Mapping[str, int]]  # constants of the tile of a product, by m, n, k and batches
+# By name the tiles of a product of m, n, k and batches as constants, the usual one first.
+Tiles = Callable[[Dim, Dim, Dim, Dim], Mapping[str, Mapping[str, int]]]
 
 
 def convolution_ways(low: Lowering, direct: Mapping[str, Direct], element: str, geometry: Window, groups: int, batch: Dim,
@@ -63,7 +64,7 @@ def takes_winograd(geometry: Window, groups: int) -> bool:
 
 def emit_cuda_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Dim, tuple[Dim, ...]], aligned: int, w: Value,
                        out: int, element: str, batch: Dim, spatial: Sequence[Dim], geometry: Window, results: Sequence[Value],
-                       tile_of: TileOf) -> None:  # fmt: skip
+                       tiles_of: Tiles) -> None:  # fmt: skip
     """The steps of a convolution with constant weights.
 
     x: (buffer, offset, strides over [N, H, W, C]), its channels filled up to whole pieces of 16 bytes; aligned: bytes that divide
@@ -89,10 +90,8 @@ def emit_cuda_winograd(low: Lowering, node: Node, space: Space, x: tuple[int, Di
     )  # fmt: skip
 
     weights = _packed(low, w, out, element)
-    constants: dict[str, int | str] = {
-        "ELEMENT": element, "PIECE": 16, "B_PIECE": 16, "B_ROUNDS": 0,
-        **tile_of(tiles, filters, channels, positions),
-    }  # fmt: skip
+    usual, *_ = tiles_of(tiles, filters, channels, positions).values()
+    constants: dict[str, int | str] = {"ELEMENT": element, "PIECE": 16, "B_PIECE": 16, "B_ROUNDS": 0, **usual}
     index = [iteration(axis) for axis in range(3)]
     stored = Write(products, f32, linearise(index, (positions, tiles, filters)), accumulator(f32))
     walks: list[dict[int, Dim]] = [{0: tiles * channels, 1: channels}, {0: filters * channels}]

@@ -15,6 +15,7 @@ from minicc.runtime.bind import Machine
 from minicc.runtime.cuda.array import on_gpu, to_host
 from minicc.runtime.cuda.driver import LEGACY, Gpu
 from minicc.runtime.cuda.engine import DeviceRunner, Replay, Shared
+from minicc.runtime.cuda.facts import waits
 from minicc.targets.cuda import CudaTarget
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def prepare(module: CompiledModule, target: CudaTarget) -> tuple[Machine, Device
     kernels = [loaded[symbol] for symbol in code.symbols]
     limits = (options.max_bytes, options.max_loop_iterations)
     machine = Machine(module.program.kernels, np.zeros(len(kernels), np.int64), target, 1, *limits)
-    shared = Shared(device, kernels, target, device.number)
+    # Old files have kernels that do not wait for each other: one of them would let those behind it begin too early.
+    overlap = options.overlap and all(waits(code.objects[symbol]) for symbol in loaded)
+    shared = Shared(device, kernels, target, device.number, overlap)
     return machine, DeviceRunner(module.program, machine, shared, module.make_step)
 
 

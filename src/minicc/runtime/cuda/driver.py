@@ -90,8 +90,11 @@ class Device(Protocol):
         """Later work of `stream` (ours, or another library's by its handle) waits for what `leader` has been given."""
         ...
 
-    def record(self, launches: Launches, stream: Stream) -> Replay:
-        """What starts these launches (kernel, shape, words) on the stream or on another one, all at once."""
+    def record(self, launches: Launches, stream: Stream, overlap: bool = False) -> Replay:
+        """What starts these launches (kernel, shape, words) on the stream or on another one, all at once.
+
+        overlap: each but the first may start while the one before it ends, for which its kernel waits by itself.
+        """
         ...
 
     def times(self, launches: Launches, stream: Stream) -> list[float]:
@@ -200,10 +203,10 @@ class Gpu:
         self._call("cuStreamWaitEvent", handle, event, 0)
         self._call("cuEventDestroy", event)
 
-    def record(self, launches: Launches, stream: Stream) -> Replay:
+    def record(self, launches: Launches, stream: Stream, overlap: bool = False) -> Replay:
         if not launches:
             return lambda _stream=None: None
-        return self._graph(launches, stream, [])
+        return self._graph(launches, stream, [], overlap)
 
     def times(self, launches: Launches, stream: Stream) -> list[float]:
         self._enter()
@@ -217,19 +220,19 @@ class Gpu:
             for event in events:
                 self._call("cuEventDestroy", event)
 
-    def _graph(self, launches: Launches, stream: Stream, events: Sequence[Any]) -> Replay:
+    def _graph(self, launches: Launches, stream: Stream, events: Sequence[Any], overlap: bool = False) -> Replay:
         """What starts the launches; with one event before each and one behind the last, if there are any."""
         self._enter()
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # others may use the driver meanwhile
         outside = self._driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL.value
         self._call("cuStreamBeginCapture", stream.handle, mode)
         try:
-            for started, event in zip_longest(launches, events):
+            for number, (started, event) in enumerate(zip_longest(launches, events)):
                 if event is not None:
                     self._call("cuEventRecordWithFlags", event, stream.handle, outside)
                 if started is not None:
                     kernel, launch, words = started
-                    self._launch(kernel, launch, words, stream)
+                    self._launch(kernel, launch, words, stream, overlap and number > 0)
         finally:
             graph = self._call("cuStreamEndCapture", stream.handle)
         ready = self._call("cuGraphInstantiate", graph, 0)
@@ -242,10 +245,22 @@ class Gpu:
         weakref.finalize(replay, self._driver.cuGraphExecDestroy, ready)
         return replay
 
-    def _launch(self, kernel: Any, launch: Launch, words: Sequence[int], stream: Stream) -> None:
+    def _launch(self, kernel: Any, launch: Launch, words: Sequence[int], stream: Stream, early: bool) -> None:
+        """early: it may start while the launch before it ends."""
+        driver = self._driver
         if launch.shared_bytes > _STATIC_SHARED:
-            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._call("cuFuncSetAttribute", kernel, attribute, launch.shared_bytes)
         parameters = (tuple(words), (ctypes.c_int64,) * len(words))
         x, y, z = launch.grid
-        self._call("cuLaunchKernel", kernel, x, y, z, launch.block, 1, 1, launch.shared_bytes, stream.handle, parameters, 0)
+        if not early:
+            self._call("cuLaunchKernel", kernel, x, y, z, launch.block, 1, 1, launch.shared_bytes, stream.handle, parameters, 0)
+            return
+        serial, config = driver.CUlaunchAttribute(), driver.CUlaunchConfig()
+        serial.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        serial.value.programmaticStreamSerializationAllowed = 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = x, y, z
+        config.blockDimX, config.blockDimY, config.blockDimZ = launch.block, 1, 1
+        config.sharedMemBytes, config.hStream = launch.shared_bytes, stream.handle
+        config.attrs, config.numAttrs = [serial], 1
+        self._call("cuLaunchKernelEx", config, kernel, parameters, 0)

@@ -89,7 +89,7 @@ class Plan:
             if launch.grid[0]:
                 self.calls.append((shared.kernels[step.kernel], launch, own))
                 self.steps.append(step)
-        self.replay = device.record(self.calls, self.stream)
+        self.replay = device.record(self.calls, self.stream, shared.overlap)
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
@@ -100,10 +100,14 @@ def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
 
 
 class Shared:
-    """What a program and its bodies have in common on a device: loaded kernels, uploaded constants, plans."""
+    """What a program and its bodies have in common on a device: loaded kernels, uploaded constants, plans.
 
-    def __init__(self, device: Device, kernels: Sequence[Any], target: CudaTarget, number: int = 0) -> None:
-        self.device, self.kernels, self.target, self.number = device, kernels, target, number
+    overlap: whether a kernel may be launched while the one before it ends; all of them must wait then.
+    """
+
+    def __init__(self, device: Device, kernels: Sequence[Any], target: CudaTarget, number: int = 0,
+                 overlap: bool = False) -> None:  # fmt: skip
+        self.device, self.kernels, self.target, self.number, self.overlap = device, kernels, target, number, overlap
         self._lock = threading.Lock()
         self._uploaded: dict[int, tuple[Array, Memory]] = {}
         self._plans: OrderedDict[tuple[Any, ...], list[Plan]] = OrderedDict()
@@ -160,11 +164,16 @@ class Replay:
     into the inputs, call, and read the outputs before the next call, all in the order of one stream; a call does not wait.
     """
 
-    def __init__(self, inputs: dict[str, DeviceArray], outputs: list[DeviceArray], start: Callable[[], None], kept: Any) -> None:
-        self.inputs, self.outputs, self._start, self._kept = inputs, outputs, start, kept
+    def __init__(self, inputs: dict[str, DeviceArray], outputs: list[DeviceArray], start: Callable[[], None],
+                 wait: Callable[[], None], kept: Any) -> None:  # fmt: skip
+        self.inputs, self.outputs, self._start, self._wait, self._kept = inputs, outputs, start, wait, kept
 
     def __call__(self) -> None:
         self._start()
+
+    def wait(self) -> None:
+        """Return when what was started is done."""
+        self._wait()
 
 
 class DeviceRunner(Runner):
@@ -271,7 +280,7 @@ class DeviceRunner(Runner):
         device.wait(stream)  # the caller may free or change what was copied
         outputs = [DeviceArray(plan.slots[b].memory, specs[b].shape, specs[b].dtype, device, stream, number)
                    for b in program.outputs]  # fmt: skip
-        return Replay(inputs, outputs, partial(plan.replay, stream), (plan, self.shared))
+        return Replay(inputs, outputs, partial(plan.replay, stream), partial(device.wait, stream), (plan, self.shared))
 
     def _plan_of(self, arrays: Sequence[Any], check: Callable[[Sequence[Any]], None]) -> tuple[Plan, dict[int, Array]]:
         """The plan for the sizes of arrays, wherever they are, and what its outputs look like."""

@@ -9,8 +9,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _REGISTERS, _FRAME = 0x2F, 0x11
+_WAIT, _OPCODE = 0x82E, 0xFFF  # ACQBULK, in the low bits of an instruction's 16 bytes (capability 9.0)
 _SIZED = 4  # the form of attributes that have a length; the others are two bytes
 
 
@@ -40,6 +43,15 @@ def kernel_facts(cubin: bytes) -> KernelFacts | None:
         return None
     shared = sum(len(body) for name, body in sections if name.startswith(".nv.shared.") and "reserved" not in name)
     return KernelFacts(found[_REGISTERS], found[_FRAME], shared) if found[_REGISTERS] else None
+
+
+def waits(code: bytes) -> bool:
+    """Whether the kernel of a cubin waits for the one before it (codegen/cuda_wait); PTX and other files do not."""
+    try:
+        texts = [body for name, body in _sections(code) if name.startswith(".text.")]
+        return any(np.any(np.frombuffer(body[: len(body) // 16 * 16], "<u8")[::2] & _OPCODE == _WAIT) for body in texts)
+    except (struct.error, IndexError, ValueError):
+        return False
 
 
 def _sections(data: bytes) -> Iterator[tuple[str, bytes]]:
