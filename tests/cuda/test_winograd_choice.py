@@ -77,6 +77,14 @@ def test_otherwise_a_direct_sum_stays(graph: Any, options: dict[str, Any], ways:
         assert lowered(graph(), way, **options) == (ways, STEPS)
 
 
+def test_timing_comes_to_them_early() -> None:
+    """Behind the first way of the direct sum, before its others."""
+    choices = Choices()
+    lower(convolution(64, 64, (1, 56, 56)), TARGET, Options.from_env(), choices=choices)
+    first, *others = choices.open[()]
+    assert not first.startswith("winograd") and others[:2] == [FOUR, TWO] and len(others) > 2
+
+
 @pytest.mark.parametrize(
     "attrs",
     [{"strides": [2, 2]}, {"dilations": [2, 2]}, {"groups": 2}, {"kernel": (3, 2)}, {"kernel": (5, 5)}, {"kernel": (1, 3)}],

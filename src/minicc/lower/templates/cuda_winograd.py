@@ -33,17 +33,24 @@ def convolution_ways(low: Lowering, direct: Mapping[str, Direct], element: str, 
     """The ways of a convolution, by name: outputs of Winograd's tiles along an axis, and ways of the direct sum, which are given.
 
     First what is to be taken unless timed: a direct sum, unless all sizes are known and an estimate is much better than its own.
+    The other ways of the direct sum are last, for timing may not come to them.
     """
     if not low.winograd or element not in cuda_winograd.ELEMENTS or not takes_winograd(geometry, groups):
         return {**direct}
     names = {f"winograd {out}x{out}": out for out in cuda_winograd.tiles_of_elements(element)}
     height, width = geometry.output
     if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
-        return {**direct, **names}
+        return _behind_the_first(direct, names)
     assert isinstance(low.target, CudaTarget)
     times = expected_times(element, batch, (height, width), channels, filters, low.target)
     names = dict(sorted(names.items(), key=lambda way: times[way[1]]))
-    return {**names, **direct} if times[DIRECT] > cuda_winograd.CLEARLY * min(times.values()) else {**direct, **names}
+    large = times[DIRECT] > cuda_winograd.CLEARLY * min(times.values())
+    return {**names, **direct} if large else _behind_the_first(direct, names)
+
+
+def _behind_the_first(direct: Mapping[str, Direct], names: Mapping[str, int]) -> dict[str, Direct | int]:
+    (first, usual), *others = direct.items()
+    return {first: usual, **names, **dict(others)}
 
 
 def expected_times(element: str, images: int, extents: tuple[int, int], channels: int, filters: int,
