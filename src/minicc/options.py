@@ -31,8 +31,8 @@ class Options:
     strict:      an error instead of a warning when a node has no compiled kernel.
     dims:        sizes of symbolic input dimensions by name, fixed when the model is compiled: {"batch": 1}. Known sizes let
                  kernels be chosen and arrays be placed beforehand; other sizes are then refused. Text: batch=1,sequence=128.
-    winograd:    allow Winograd convolution where it measures faster; it errs by about 3e-6 of a layer's largest
-                 output, a direct sum by 1e-6.
+    winograd:    allow Winograd convolution where it measures faster (on GPUs: where it is estimated to be, by far); it errs by
+                 about 3e-6 of a layer's largest output, a direct sum by 1e-6; with tf32 by 2e-3, with 16 bits see docs/cuda.md.
     fft:         allow convolution by Fourier transforms, of large kernels at stride 1, where it measures faster; it errs by
                  less than 1e-6 of the largest output, and values that are not finite spread over a tile of up to 64 x 64.
     rounding:    allow products with weights of 2 or 4 bits to round their left operand to 8 bits, block by block, where the

@@ -53,11 +53,11 @@ X = RNG.standard_normal((1, 8, 6, 6), np.float32)
 
 
 def network() -> ModelProto:
-    """A 3x3 convolution, a product of its rows, and one of a single row."""
-    shapes = {"k": (12, 8, 3, 3), "w": (6, 20), "v": (12 * 6 * 20, 9)}
+    """A 5x5 convolution, which has no ways but tiles, a product of its rows, and one of a single row."""
+    shapes = {"k": (12, 8, 5, 5), "w": (6, 20), "v": (12 * 6 * 20, 9)}
     weights = [numpy_helper.from_array((RNG.standard_normal(s) / np.sqrt(s[0])).astype(np.float32), n) for n, s in shapes.items()]
     nodes = [
-        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[2, 2, 2, 2]),
         helper.make_node("MatMul", ["c", "w"], ["p"], "product"),
         helper.make_node("Flatten", ["p"], ["f"], "flat"),
         helper.make_node("MatMul", ["f", "v"], ["y"], "row"),

@@ -140,7 +140,7 @@ def test_blocks_cover_the_product(m, n, k, batches, threads):
         assert units >= threads
 
 
-@pytest.mark.parametrize("name", sorted(template.TEMPLATES))
+@pytest.mark.parametrize("name", sorted(name for name, one in template.TEMPLATES.items() if one.domain is not None))
 def test_template_files_declare_the_words_of_the_table(name):
     module = importlib.import_module(f"minicc.kernels.cpu.{name}")
     words = template.TEMPLATES[name].words

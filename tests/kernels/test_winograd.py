@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from minicc.kernels import domain
 from minicc.kernels.cpu import winograd
-from minicc.kernels.cpu.winograd_points import POINTS, side
 from minicc.kernels.packing import pack_winograd, winograd_filter
+from minicc.kernels.winograd_axes import POINTS, side
 from minicc.targets.cpu import parse_target
 from tests.kernels.template_harness import FLOAT_EPILOGUES, TARGETS, aligned, expected_epilogue, run_fused
 from tests.kernels.test_conv import reference

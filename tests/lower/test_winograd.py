@@ -14,8 +14,8 @@ from minicc.ir.dims import symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Builder, Graph
 from minicc.ir.types import TensorType, f16, f32
-from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.domain import WINOGRAD_INPUTS
+from minicc.kernels.winograd_axes import side
 from minicc.lower.kernel import TemplateKernel
 from minicc.lower.templates import is_anchor
 from minicc.lower.templates.winograd import convolution_work

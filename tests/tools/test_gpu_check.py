@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as arrays
 import minicc
 from minicc.targets.cuda import parse_cuda_target
 from tests.passes.models import parse
+from tools.gpu_check import build as build_module
 from tools.gpu_check import run as run_module
 from tools.gpu_check.__main__ import main
 from tools.gpu_check.build import DTYPES, build, make_periodic, pack_within, reference
@@ -345,6 +346,25 @@ def test_parts_of_a_run_and_products_with_every_tile(monkeypatch: pytest.MonkeyP
     shown = table(cases.data)
     assert "| 0.2 |" in shown and "| 1.50 |" in shown
     assert "unet/fp32: launches that overlap gave other bits" in shown and "kaldi/fp32: its launches cannot overlap" in shown
+
+
+def test_ways_of_a_layer_are_compared_and_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(LAYERS, "layer_small", Layer("conv", (1, 32, 9, 24, 3, 1, 1)))
+    monkeypatch.setattr(build_module, "WINOGRAD", ("layer_small",))
+    build(tmp_path / "bundle", "cpu", ("layer_small",), ("fp32",), None)
+    (found,) = read_manifest(tmp_path / "bundle").cases
+    direct, *tiles = found.ways
+    assert direct.startswith("direct") and set(tiles) == {"winograd 2x2", "winograd 4x4"}
+    capsys.readouterr()
+    data = run(tmp_path / "bundle", tmp_path / "r.json", 60, rivals=False)
+    check = data["cases"]["layer_small/fp32"]["check"]
+    assert check["ways"].keys() == found.ways.keys() < check["ms"].keys()
+    assert all(row["agrees"] and row["kernels"] for row in check["ways"].values())
+    assert "| layer_small/fp32 | winograd 4x4 | " in capsys.readouterr().out
+    check["ways"]["winograd 4x4"]["agrees"] = False
+    assert "WRONG |" in table(data)
 
 
 @pytest.mark.parametrize("script", ["import os; os._exit(7)", "import time; time.sleep(60)"], ids=["dies", "hangs"])

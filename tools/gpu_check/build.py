@@ -25,8 +25,13 @@ from benchmarks.compare import rule, session
 from benchmarks.cuda_kernels import build as build_tiles
 from benchmarks.inputs import cases
 from benchmarks.models import load, locate
+from minicc import walk
+from minicc.frontend.model import load_model
+from minicc.lower.context import Choices
+from minicc.module import Stages
+from minicc.targets.parse import target_of
 from tools.gpu_check.bundle import LIMIT_BYTES, MIB, Array, Case, Manifest, pack, periodic, write_arrays, write_manifest
-from tools.gpu_check.layers import LAYERS, layer_model, numbers
+from tools.gpu_check.layers import LAYERS, WINOGRAD, layer_model, numbers
 
 TILE_ELEMENTS = ("tf32", "bf16")  # of the products that are timed with every tile
 PERIODIC_BYTES = 1 * MIB  # models below keep their own weights
@@ -167,7 +172,22 @@ def compile_job(job: Job, target: str, out: Path) -> Case:
     host = tuple(f"{', '.join(row.layers)}: {row.note}" for row in rows if row.tier == "host")
     size, kernels = (out / artifact).stat().st_size, len({row.kernel for row in rows if row.kernel})
     kept = module.report.kept_in_fp32
-    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, kept, "", job.onnx)
+    ways = compile_ways(job, target, out) if job.name in WINOGRAD else {}
+    return Case(job.name, job.precision, artifact, job.data, job.inputs, seconds, size, kernels, host, kept, "", job.onnx, ways)
+
+
+def compile_ways(job: Job, target: str, out: Path) -> dict[str, str]:
+    """Artifacts of a layer by every tile of Winograd's form that is open, and by the first way of its direct sum."""
+    options, machine, choices = minicc.Options.from_env().override(precision=job.option), target_of(target), Choices()
+    walk.build(load_model(job.model, options), machine, options, Stages(None), choices)
+    found = {}
+    for layers, names in choices.open.items():
+        direct = next(name for name in names if not name.startswith("winograd"))
+        for name in (direct, *(name for name in names if name.startswith("winograd"))):
+            module = walk.build(load_model(job.model, options), machine, options, Stages(None), Choices({layers: name}))
+            found[name] = f"artifacts/{job.name}-{job.precision}-{name.replace(' ', '-')}.minicc"
+            module.save(out / found[name])
+    return found
 
 
 def describe(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import json
 import lzma
 import tarfile
 from collections.abc import Container, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Case:
     onnx:           the model's file in the bundle, for ONNX Runtime; empty where it has no such precision.
     inputs:         input names in the network's own order.
     compile_s:      seconds of `minicc.compile` with the kernel store as it was. bytes: size of the artifact.
+    ways:           artifacts in which a convolution is a direct sum or goes by a tile of Winograd's form, by the way's name.
     host_nodes:     nodes that run on the host. kept_in_fp32: nodes that a 16-bit precision leaves in float32.
     """
 
@@ -47,6 +48,7 @@ class Case:
     kept_in_fp32: tuple[str, ...]
     error: str = ""
     onnx: str = ""
+    ways: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -64,7 +64,9 @@ LAYERS = {
     "layer_conv_56_3x3": Layer("conv", (8, 64, 56, 64, 3, 1, 1)),
     "layer_conv_14_3x3": Layer("conv", (8, 256, 14, 256, 3, 1, 1)),
     "layer_conv_56_3x3_batch32": Layer("conv", (32, 64, 56, 64, 3, 1, 1)),
+    "layer_conv_28_3x3_batch32": Layer("conv", (32, 128, 28, 128, 3, 1, 1)),
     "layer_conv_14_3x3_batch32": Layer("conv", (32, 256, 14, 256, 3, 1, 1)),
+    "layer_conv_7_3x3_batch32": Layer("conv", (32, 512, 7, 512, 3, 1, 1)),
     "layer_conv_28_1x1": Layer("conv", (8, 512, 28, 128, 1, 1, 1)),
     "layer_conv_224_7x7": Layer("conv", (8, 3, 224, 64, 7, 2, 1)),
     "layer_conv_depthwise": Layer("conv", (8, 144, 56, 144, 3, 1, 144)),
@@ -88,6 +90,9 @@ LAYERS = {
     "layer_add_64": Layer("add", (64,)),
     "layer_chain_32": Layer("chain", (32, 64, 64)),
 }  # fmt: skip
+
+# Convolutions whose direct sum is timed beside Winograd's form by every tile, which has not run on a GPU.
+WINOGRAD = tuple(name for name in LAYERS if name.endswith("3x3_batch32"))
 
 
 def shapes(layer: Layer) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

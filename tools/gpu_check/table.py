@@ -26,7 +26,7 @@ def table(data: Mapping[str, Any]) -> str:
     sanitizer = data.get("sanitizer")
     if sanitizer:
         problems.append(f"compute-sanitizer: {sanitizer['state']} {sanitizer.get('error', '')}".strip())
-    return "\n".join([*lines, "", *_tiles([row for found in products.values() for row in found.get("rows", [])]), *problems])
+    return "\n".join([*lines, "", *_ways(data["cases"]), *_tiles([row for found in products.values() for row in found.get("rows", [])]), *problems])
 
 
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -39,6 +39,19 @@ def _tiles(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         theirs = row["torch_ms"] and row["torch_ms"] * 1e3
         error = f"{row['error']:.1e}{'' if row['right'] else ' WRONG'}"
         yield _line((row["case"], name, _number(row["ms"] * 1e3, ".1f"), _number(theirs, ".1f"), error))
+    yield ""
+
+
+def _ways(cases: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A table of layers that were computed in several ways."""
+    checks = {name: row.get("check", {}) for name, row in cases.items()}
+    if not any(check.get("ways") for check in checks.values()):
+        return
+    yield from (_line(("case", "way", "us", "difference")), _line(["---"] * 4))
+    for name, check in checks.items():
+        for way, found in check.get("ways", {}).items():
+            difference = f"{found['difference']:.1e}{'' if found['agrees'] else ' WRONG'}"
+            yield _line((name, way, _number(check["ms"][way] * 1e3, ".1f"), difference))
     yield ""
 
 

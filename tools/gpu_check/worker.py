@@ -86,9 +86,20 @@ def check(folder: Path, case: Case, where: str, seconds: float) -> Row:
     if replay is not None:
         calls["minicc replay"] = replay
     row |= slowest_kernels(module, given)
+    row["ways"] = {}
+    for way, artifact in case.ways.items():
+        row["ways"][way], calls[way] = _way(folder / artifact, given, expected, tolerance(case))
     calls |= _rival(case, feeds, where, row, eager=True)
     row["ms"] = medians(calls, device.synchroniser(where), seconds)
     return row
+
+
+def _way(artifact: Path, given: dict[str, Any], expected: dict[str, Array], allowed: float) -> tuple[Row, Callable[[], object]]:
+    """Another way to compute a layer, compared, and a call of it."""
+    module = minicc.load(artifact, trust=True)
+    outputs = named(module, device.to_host(module.run(None, given)))
+    row = agreement(expected, outputs, allowed) | slowest_kernels(module, given)
+    return row, device.replay_of(module, given) or (lambda: module.run(None, given))
 
 
 def slowest_kernels(module: minicc.Module, given: dict[str, Any]) -> Row:

@@ -57,7 +57,9 @@ def toolchain(cuda: bool = False) -> str:
             digest.update(f"{package} {metadata.version(package)}\n".encode())
     folder, modules = ("cuda", ("cuda.py", "cuda_wait.py")) if cuda else ("cpu", ("numba_to_llvm.py", "objects.py"))
     # Kernel texts import these modules, so their text counts as well.
-    for path in (*sorted((_PACKAGE / "kernels" / folder).glob("*.py")), *(_PACKAGE / "codegen" / m for m in modules)):
+    kernels = _PACKAGE / "kernels"
+    shared = (kernels / "winograd_axes.py",)
+    for path in (*sorted((kernels / folder).glob("*.py")), *shared, *(_PACKAGE / "codegen" / m for m in modules)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass
 
-from minicc.kernels import cuda_attention, cuda_tiles
+from minicc.kernels import cuda_attention, cuda_tiles, cuda_winograd
 from minicc.kernels import cuda_launch as launches
 from minicc.kernels.cuda_launch import Launch
 from minicc.kernels.domain import Words
@@ -47,6 +47,8 @@ CUDA_TEMPLATES: dict[str, CudaTemplate] = {
     "attention": CudaTemplate(
         cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants
     ),
+    "winograd_input": CudaTemplate(cuda_winograd.launch_winograd_input, expand=cuda_winograd.winograd_constants),
+    "winograd_output": CudaTemplate(cuda_winograd.launch_winograd_output, expand=cuda_winograd.winograd_constants),
     "conv_transpose": CudaTemplate(launches.launch_conv_transpose),
     "depthwise": CudaTemplate(launches.launch_windows),
     "pool": CudaTemplate(launches.launch_windows),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from minicc.kernels.cpu.fft_sizes import INPUTS as FFT_INPUTS
 from minicc.kernels.cpu.fft_sizes import frequencies, most_tiles
-from minicc.kernels.cpu.winograd_points import side
+from minicc.kernels.winograd_axes import side
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.cuda import CudaTarget
 

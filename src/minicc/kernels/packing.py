@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minicc.kernels.cpu.fft_sizes import frequencies
-from minicc.kernels.cpu.winograd_points import POINTS, side
+from minicc.kernels.winograd_axes import POINTS, side
 
 Array = np.ndarray[Any, Any]
 CACHE_LINE = 64  # bytes

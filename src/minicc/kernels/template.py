@@ -53,6 +53,14 @@ winograd  convolution with TAPS, 3 or 5, along two spatial axes or one of them, 
   X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW   as conv
   TILES PANELS    (bind) tiles and panels per unit
 
+winograd_input  the inputs of a 3x3 convolution at stride 1 of one group in Winograd's form, V [position][tile][C]; tiles run
+          through the lines of all images (only on CUDA, no epilogue; kernels/cuda_winograd.py). Constants: ELEMENT; OUT, the
+          outputs of a tile along an axis; LANES, channels of a thread
+  X V IMAGES C X_IMAGE X_H X_W IH IW OH OW PH PW   as conv
+
+winograd_output  its outputs from the products P [position][tile][N] of that form; indices as conv (only on CUDA)
+  P IMAGES N OH OW  as conv
+
 conv_fft  convolution at stride 1 of one group over one or two spatial axes, dilated or not; indices and words as winograd.
           Constants: SIDE_H, SIDE_W, the inputs of a tile, even, 1 along an axis without taps; OUT_H, OUT_W, its outputs:
           SIDE less (taps - 1) * dilation; FEW: 1 when C < VW, else 0. NR is VW. W is packed by `packing.pack_fft`
@@ -185,7 +193,7 @@ class Template(NamedTuple):
 
     words:     names of its words, in order.
     constants: names that `render` must be given; NR brings MR, VW and TILE with it.
-    domain:    fills the blocking words (by name) and returns the number of units.
+    domain:    fills the blocking words (by name) and returns the number of units; None where CPUs have no such template.
     fused:     whether it ends in an epilogue.
     stages:    the ranges of units that must run one after the other, in order, where there are such.
     """
@@ -193,13 +201,13 @@ class Template(NamedTuple):
     name: str
     words: tuple[str, ...]
     constants: tuple[str, ...]
-    domain: Domain
+    domain: Domain | None
     fused: bool = True
     stages: Stages | None = None
 
 
 def _template(
-    name: str, words: str, constants: str, domain: Domain, fused: bool = True, stages: Stages | None = None
+    name: str, words: str, constants: str, domain: Domain | None, fused: bool = True, stages: Stages | None = None
 ) -> Template:
     return Template(name, tuple(words.split()), tuple(constants.split()), domain, fused, stages)
 
@@ -249,6 +257,8 @@ TEMPLATES: dict[str, Template] = {
             "NR OUT_H OUT_W STRIDE TAPS",
             domain.winograd_domain,
         ),
+        _template("winograd_input", "X V IMAGES C X_IMAGE X_H X_W IH IW OH OW PH PW", "ELEMENT OUT LANES", None, fused=False),
+        _template("winograd_output", "P IMAGES N OH OW", "OUT", None),
         _template(
             "conv_fft",
             "X W IMAGES N C X_IMAGE X_H X_W IH IW OH OW PH PW TILES PANELS",
@@ -367,8 +377,10 @@ def bind(
     target: CpuTarget,
     threads: int,
 ) -> int:
-    """Fill a call's blocking words in place, its sizes being known; returns the number of units."""
+    """Fill a call's blocking words in place, its sizes being known; returns the number of units. KeyError without a CPU form."""
     template = TEMPLATES[name]
+    if template.domain is None:
+        raise KeyError(f"template {name} has no form for CPUs")
     named = dict(zip(template.words, words))
     numbers = {key: value for key, value in constants.items() if isinstance(value, int)}
     units = template.domain(named, numbers, target, threads)

@@ -29,8 +29,8 @@ from minicc.kernels.cpu.intrinsics import (
     stack_i64,
 )
 from minicc.kernels.cpu.tiles import tile_height
-from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.cpu.winograd_tiles import position_tile, winograd_input, winograd_output
+from minicc.kernels.winograd_axes import side
 
 # Constants: product tile of MR rows by NR columns, vector width; then the tile of outputs, how far apart they are, and the
 # taps of an axis that has some.

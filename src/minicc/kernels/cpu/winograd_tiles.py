@@ -1,12 +1,8 @@
 """Winograd's transforms as intrinsics, vectorised over channels.
 
-Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), with other interpolation points (see
-winograd_points).
-
 A tile of OUT outputs along an axis with TAPS taps reads SIDE = (OUT - 1) * STRIDE + TAPS inputs, and becomes as many products
 over the channels; of two such axes, every input of one with every input of the other. What is here goes into and
-comes out of that form; the weights go into it in packing. A transform along one axis is a function from a list of
-vectors to a list of vectors, and is applied to the columns of a tile and then to its rows.
+comes out of that form, by the sums of kernels/winograd_axes.py; the weights go into it in packing.
 
 Nothing here knows shapes, padding or caches; the kernel that calls these words does.
 """
@@ -33,7 +29,7 @@ from minicc.kernels.cpu.intrinsics import (
     vector,
 )
 from minicc.kernels.cpu.tiles import UNROLL, heights
-from minicc.kernels.cpu.winograd_points import POINTS, side
+from minicc.kernels.winograd_axes import into_form, out_of_form, positions
 
 _WORDS = types.CPointer(types.int64)
 _FLOATS = types.CPointer(types.float32)
@@ -62,86 +58,6 @@ class Arithmetic:
         return fma(self.builder, constant(self.type, factor), x, y)
 
 
-def _input_4(on, d):
-    """Of 4 inputs, as F(2,3) with the points 0, 1, -1 and infinity: row p is the product of (x - q) over the others q."""
-    return [on.sub(d[2], d[0]), on.add(d[2], d[1]), on.sub(d[2], d[1]), on.sub(d[3], d[1])]
-
-
-def _output_2_of_4(on, m):
-    """To 2 outputs: row k is the power k of the points; infinity counts for the last."""
-    return [on.add(m[0], on.add(m[1], m[2])), on.add(m[3], on.sub(m[1], m[2]))]
-
-
-def _input_6(on, d):
-    """Of 6 inputs, as F(4,3) and F(2,5) with the points 0, a, -a, b, -b and infinity."""
-    _, a, _, b, _ = POINTS[6]
-    even_a, odd_a = on.scale_add(-b * b, d[2], d[4]), on.scale_add(-b * b, d[1], d[3])
-    even_b, odd_b = on.scale_add(-a * a, d[2], d[4]), on.scale_add(-a * a, d[1], d[3])
-    return [
-        on.scale_add(a * a * b * b, d[0], on.scale_add(-a * a - b * b, d[2], d[4])),
-        on.scale_add(a, odd_a, even_a),
-        on.scale_add(-a, odd_a, even_a),
-        on.scale_add(b, odd_b, even_b),
-        on.scale_add(-b, odd_b, even_b),
-        on.scale_add(a * a * b * b, d[1], on.scale_add(-a * a - b * b, d[3], d[5])),
-    ]
-
-
-def _output_2_of_6(on, m):
-    """To 2 outputs."""
-    _, a, _, b, _ = POINTS[6]
-    even_a, odd_a = on.add(m[1], m[2]), on.sub(m[1], m[2])
-    even_b, odd_b = on.add(m[3], m[4]), on.sub(m[3], m[4])
-    return [on.add(m[0], on.add(even_a, even_b)), on.scale_add(a, odd_a, on.scale_add(b, odd_b, m[5]))]
-
-
-def _output_4_of_6(on, m):
-    """To 4 outputs."""
-    _, a, _, b, _ = POINTS[6]
-    even_a, odd_a = on.add(m[1], m[2]), on.sub(m[1], m[2])
-    even_b, odd_b = on.add(m[3], m[4]), on.sub(m[3], m[4])
-    return [
-        on.add(m[0], on.add(even_a, even_b)),
-        on.scale_add(a, odd_a, on.scale(b, odd_b)),
-        on.scale_add(a * a, even_a, on.scale(b * b, even_b)),
-        on.scale_add(a**3, odd_a, on.scale_add(b**3, odd_b, m[5])),
-    ]
-
-
-def _input_2_apart(on, d):
-    """Of 5 inputs, for outputs two inputs apart: F(2,2) with 0, 1 and infinity of every other one, and the rest."""
-    return [on.sub(d[0], d[2]), d[2], on.sub(d[4], d[2]), d[1], d[3]]
-
-
-def _output_2_apart(on, m):
-    """To 2 outputs that are two inputs apart."""
-    return [on.add(on.add(m[0], m[1]), m[3]), on.add(on.add(m[1], m[2]), m[4])]
-
-
-def _same(on, values):
-    """Along an axis without taps."""
-    return values
-
-
-# By outputs, stride and positions.
-_INPUT = {(1, 1, 1): _same, (2, 1, 4): _input_4, (4, 1, 6): _input_6, (2, 1, 6): _input_6, (2, 2, 5): _input_2_apart}
-_OUTPUT = {(1, 1, 1): _same, (2, 1, 4): _output_2_of_4, (4, 1, 6): _output_4_of_6, (2, 1, 6): _output_2_of_6,
-           (2, 2, 5): _output_2_apart}  # fmt: skip
-
-
-def _along_both(transforms, shape, on, values):
-    """The transforms of the columns of a tile, given row after row, and then of its rows; row after row."""
-    down, across, stride, taps = shape
-    height, width = side(down, stride, taps), side(across, stride, taps)
-    columns = [transforms[down, stride, height](on, values[at::width]) for at in range(width)]
-    return [value for row in zip(*columns) for value in transforms[across, stride, width](on, list(row))]
-
-
-def _positions(shape):
-    down, across, stride, taps = shape
-    return side(down, stride, taps) * side(across, stride, taps)
-
-
 @intrinsic
 def winograd_input(typing_context, out_h, out_w, stride, taps, width, addresses, channels, result, step):
     """Into Winograd's form: result[position * step + c] for the SIDE_H * SIDE_W positions and c < channels.
@@ -162,12 +78,12 @@ def winograd_input(typing_context, out_h, out_w, stride, taps, width, addresses,
             # What is left of the channels is done with a vector that overlaps the one before.
             c = builder.select(builder.icmp_signed("<", start, last), start, last)
             pixels = []
-            for number in range(_positions(shape)):
+            for number in range(positions(shape)):
                 address = set_memory_kind(builder, builder.load(builder.gep(table, [I64(number)])), "scratch")
                 pixel = builder.gep(builder.inttoptr(address, F32.as_pointer()), [c])
                 pixels.append(load_vector(builder, pixel, vw, "input"))
             at = builder.gep(result, [c])
-            for value in _along_both(_INPUT, shape, on, pixels):
+            for value in into_form(on, shape, pixels):
                 store_vector(builder, value, at, "scratch")
                 at = builder.gep(at, [step])
         return context.get_dummy_value()
@@ -193,11 +109,11 @@ def winograd_output(typing_context, out_h, out_w, stride, taps, columns, width, 
         with counted_loop(builder, I64(0), I64(nr), vw) as j:
             at = builder.gep(products, [j])
             sums = []
-            for _ in range(_positions(shape)):
+            for _ in range(positions(shape)):
                 sums.append(load_vector(builder, at, vw, "scratch", 4 * vw))
                 at = builder.gep(at, [step])
             at = builder.gep(result, [j])
-            for value in _along_both(_OUTPUT, shape, on, sums):
+            for value in out_of_form(on, shape, sums):
                 store_vector(builder, value, at, "scratch", 4 * vw)
                 at = builder.gep(at, [I64(nr)])
         return context.get_dummy_value()

@@ -26,6 +26,7 @@ from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.lower.templates.conv import bias_adder, image_index, lower_depthwise, spatial_words
+from minicc.lower.templates.cuda_winograd import convolution_ways, emit_cuda_winograd
 from minicc.ops.spatial import channel_axis, spatial_axes, window
 from minicc.targets.cuda import CudaTarget
 
@@ -150,21 +151,27 @@ def lower_cuda_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [pixel], axes, image_index(layout, rank, per_group), finish, sums)
     if isinstance(space, str):
         return space
-    weights = _packed(low, w, data, groups, element)
+    results = node.outputs if lead is not None else (anchor.output,)
     constants: dict[str, int | str] = {"ELEMENT": element, "PIECE": piece(size, offset, *strides[:-1], padded)}
     axes_of = [*zip(kernel, geometry.strides, geometry.dilations, geometry.begin, geometry.end)]
     assert isinstance(low.target, CudaTarget)
     maps = groups == 1 and all(isinstance(pad, int) for axis in axes_of for pad in axis[3:]) and all(map(_forward, strides))
     maps = maps and cuda_tiles.takes_windows(constants, low.target, padded, axes_of)
-    ways = partial(cuda_tiles.tile_ways, maps=maps)
     rows, depth = out[0] * product(pixels), padded * product(kernel)
-    constants |= low.choose(node, _tiles(low, ways, element, rows, per_group, depth, groups))
+    direct = _tiles(low, partial(cuda_tiles.tile_ways, maps=maps), element, rows, per_group, depth, groups)
+    way = low.choose(node, convolution_ways(low, direct, element, geometry, groups, out[0], filters, padded))
+    if isinstance(way, int):
+        aligned, place = piece(size, offset, *strides[:-1]), (buffer, offset, strides)
+        tiles_of = partial(_tiles, low, cuda_tiles.tile_ways, element)
+        emit_cuda_winograd(low, node, space, place, aligned, w, way, element, out[0], spatial, geometry, results, tiles_of)
+        return ""
+    weights = _packed(low, w, data, groups, element)
+    constants |= way
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
         "N": per_group, "C": padded, "X_IMAGE": strides[0],
         **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
     }  # fmt: skip
-    results = node.outputs if lead is not None else (anchor.output,)
     common.emit(low, node, "conv", constants, values, space, (buffer, weights), flops, results=results, name="conv")
     return ""
 

@@ -16,8 +16,8 @@ import numpy as np
 from minicc.ir.dims import Dim, ceil_divide, product
 from minicc.ir.graph import Node, Value
 from minicc.kernels import packing
-from minicc.kernels.cpu.winograd_points import side
 from minicc.kernels.domain import WINOGRAD_INPUTS, panel_columns, tile_rows
+from minicc.kernels.winograd_axes import side
 from minicc.lower.body import Space
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
