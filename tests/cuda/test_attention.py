@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -19,12 +21,13 @@ pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed
 import minicc
 from benchmarks.cuda_build import machine_text
 from minicc.codegen.cuda import compile_cubin, compile_ptx, find_tool
-from minicc.kernels.cuda_attention import CONSTANTS
+from minicc.kernels import cuda_attention
+from minicc.kernels.cuda_attention import CONSTANTS, join_constants, partial_size
 from minicc.kernels.cuda_template import bind, render
 from minicc.kernels.cuda_tiles import piece_of
 from minicc.kernels.template import TEMPLATES
 from minicc.targets.cuda import CudaTarget, parse_cuda_target
-from tests.cuda.modules import reference, run_module
+from tests.cuda.modules import node_model, reference, run_module
 from tests.cuda.ptx_interpreter import Memory, PtxError, run
 from tests.cuda.ptx_values import to_bf16
 from tests.kernels.test_attention import exact
@@ -37,9 +40,10 @@ LIMITS = {"f16": 2e-3, "bf16": 1.5e-2}
 
 
 def constants(
-    element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1
-) -> dict[str, Any]:
-    return dict(zip(CONSTANTS, (element, warps, depth, width, piece, piece, piece, mask, pairs), strict=True))
+    element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1, sharers: int = 1,
+    cut: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    return dict(zip(CONSTANTS, (element, warps, sharers, depth, width, piece, piece, piece, mask, pairs, cut, 0), strict=True))
 
 
 @lru_cache(maxsize=64)
@@ -67,13 +71,13 @@ def meant(element: str, bits: Array) -> Array:
 
 def attend(
     sizes: tuple[int, int, int, int, int, int, int], element: str = "f16", *, rows_first: bool = False, gap: int = 0,
-    mask_axes: str = "", mask_type: str = "f32", causal: bool = False, warps: int = 4, seed: int = 0, spread: float = 1.0,
-    change: Any = None, schedule: str = "together",
+    mask_axes: str = "", mask_type: str = "f32", causal: bool = False, warps: int = 4, sharers: int = 1, cut: int = 0,
+    seed: int = 0, spread: float = 1.0, change: Any = None, change_join: Any = None, schedule: str = "together",
 ) -> float:  # fmt: skip
     """Largest difference from the definition, relative to the largest value. sizes: (batch, groups, group, s, t, d, dv).
 
     rows_first: heads lie [B, S, H, D]; gap: elements behind each row. mask_axes: those of "bhsk" along which a mask varies.
-    change: of the text that is run.
+    cut: the most blocks where these may share out keys. change, change_join: of the texts that are run.
     """
     batch, groups, group, s, t, d, dv = sizes
     heads, rng, memory = groups * group, np.random.default_rng(seed), Memory()
@@ -104,15 +108,19 @@ def attend(
         strides = np.broadcast_to(bits, (batch, heads, s, t)).strides
         words |= {f"M_{a}": step // bits.itemsize for a, step in zip(("B", "H", "ROW", "KEY"), strides)}
     piece = piece_of(2 * (d + gap), 2 * (dv + gap))
-    chosen = constants(element, d, dv, warps, piece, mask_type if mask_axes else "", int((dv + gap) % 2 == 0 and dv % 2 == 0))
-    filled = [words[name] for name in LAYOUT]
-    launch = bind("attention", chosen, filled, HOPPER)
-    text = ptx(chosen)
-    if change is not None:
-        changed = change(text)
-        assert changed != text
-        text = changed
-    run(text, "kernel", launch.grid, launch.block, launch.shared_bytes, filled, memory, schedule, threads=4096)
+    chosen = constants(element, d, dv, warps, piece, mask_type if mask_axes else "", int((dv + gap) % 2 == 0 and dv % 2 == 0),
+                       sharers, cut)  # fmt: skip
+    if cut:
+        words["PARTIALS"] = memory.place(np.full(partial_size(cut, chosen), np.nan, np.float32))
+    for given_, changed in ((chosen, change), (join_constants(chosen), change_join)):
+        filled = [words[name] for name in LAYOUT]
+        launch = bind("attention", given_, filled, HOPPER)
+        if launch.grid[0]:
+            text = ptx(given_)
+            if changed is not None:
+                assert changed(text) != text
+                text = changed(text)
+            run(text, "kernel", launch.grid, launch.block, launch.shared_bytes, filled, memory, schedule, threads=4096)
     found = memory.read(*result, np.uint16)
     found = found.transpose(0, 2, 1, 3) if rows_first else found
     assert (found[..., dv:] == 0x7E7F).all(), "wrote outside the result"
@@ -141,6 +149,51 @@ def test_ragged_shapes(element, groups, s, t, heads, rows_first, mask, causal, s
     close((2, *groups, s, t, d, dv), element, rows_first=rows_first, gap=gap, mask_axes=mask, causal=causal, seed=seed)
 
 
+@pytest.fixture
+def short_parts() -> Iterator[None]:
+    """Parts of one tile of keys, so that few keys make several."""
+    with patch.object(cuda_attention, "LEAST", 64):
+        yield
+
+
+@pytest.mark.parametrize("element", LIMITS)
+@given(
+    groups=st.sampled_from([(1, 1, 1), (2, 1, 16), (1, 3, 5), (2, 2, 7), (1, 16, 1)]), t=st.integers(1, 300), heads=HEADS,
+    rows_first=st.booleans(), mask=st.sampled_from(["", "", "bhsk", "k", "sk"]), causal=st.booleans(),
+    cut=st.sampled_from([0, 3, 20]), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=5, deadline=None)
+def test_few_queries(element, groups, t, heads, rows_first, mask, causal, cut, seed):
+    """All warps of a block make the same rows, of queries and of heads, and blocks share out the keys."""
+    d, dv, gap = heads
+    with patch.object(cuda_attention, "LEAST", 64):
+        close((2, *groups, t, d, dv), element, rows_first=rows_first, gap=gap, mask_axes=mask, causal=causal, sharers=4, cut=cut,
+              seed=seed)  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 3, 30, 170, 64, 64), (1, 1, 1, 100, 140, 40, 24), (1, 1, 1, 130, 70, 64, 64)])
+def test_blocks_share_out_keys(sizes: tuple[int, int, int, int, int, int, int], short_parts: None) -> None:
+    """Causal: of some rows whole parts may not be attended, and of some nothing."""
+    close(sizes, causal=True, cut=12)
+
+
+def test_blocks_share_out_masked_keys(short_parts: None) -> None:
+    close((1, 2, 3, 10, 170, 64, 64), cut=12, mask_axes="hk", schedule="warps")
+
+
+@pytest.mark.parametrize("t", [600, 1024])
+def test_parts_have_a_least_length(t: int) -> None:
+    close((1, 1, 4, 1, t, 64, 64), sharers=4, cut=264)
+
+
+@given(tiles=st.integers(1, 500), keys=st.integers(0, 100_000), most=st.integers(0, 300))
+def test_parts_fit_the_grid(tiles: int, keys: int, most: int) -> None:
+    each = cuda_attention.part_keys(tiles, keys, most)
+    parts = -(-keys // each)
+    assert each % cuda_attention.KEYS == 0
+    assert parts <= 1 or (tiles * parts <= most and each >= cuda_attention.LEAST)
+
+
 @pytest.mark.parametrize("mask_type", LIMITS)
 def test_blocks_of_eight_warps_and_masks_of_16_bits(mask_type: str) -> None:
     close((1, 1, 2, 150, 70, 64, 64), mask_type, warps=8, mask_axes="bk", mask_type=mask_type, causal=True)
@@ -166,6 +219,12 @@ def _without(start: str, which: int) -> Any:
     return change
 
 
+def _behind(text: str, start: str, pattern: str, instead: str) -> str:
+    """The text with a pattern replaced behind the last `start`."""
+    before, found, after = text.rpartition(start)
+    return before + found + re.sub(pattern, instead, after)
+
+
 FAULTS = {
     "no wait for the first tile": _without("cp.async.wait_group", 0),
     "no wait for the next tile": _without("cp.async.wait_group", 1),
@@ -181,6 +240,20 @@ FAULTS = {
 
 
 FAULTY = (1, 1, 1, 60, 200, 64, 64)  # more tiles than stages
+POWER, ONES = r"ex2\.approx\.ftz\.f32 (%f\d+), [^;]*;", "mov.f32 \\1, 0f3F800000;"
+# Of blocks whose warps make the same rows and which share out the keys, and of the kernel that joins them.
+PART_FAULTS = {
+    "no barrier between the warps' results": _without("bar.sync", -1),
+    "totals are not stored": lambda text: re.sub(r"st\.global\.f32[^;]*;", "", text),
+    "warps' results are added as they are": lambda text: _behind(text, "bar.sync", POWER, ONES),
+}
+JOIN_FAULTS = {
+    "no barrier": _without("bar.sync", 0),
+    "parts are added as they are": lambda text: re.sub(POWER, ONES, text),
+    "largest scores of a lane's own parts": lambda text: re.sub(
+        r"shfl\.sync\.bfly\.b32 (%f\d+), (%f\d+)[^;]*;", r"mov.f32 \1, \2;", text
+    ),
+}
 
 
 def test_warps_one_after_another() -> None:
@@ -199,17 +272,33 @@ def test_faults_are_noticed(fault: str) -> None:
     assert not found <= LIMITS["f16"]
 
 
+@pytest.mark.parametrize("fault", [*PART_FAULTS, *JOIN_FAULTS])
+def test_faults_of_parts_are_noticed(fault: str, short_parts: None) -> None:
+    options: dict[str, Any] = {"sharers": 4, "cut": 9, "schedule": "warps", "spread": 3.0}
+    sizes = (1, 1, 4, 2, 500, 64, 64)
+    close(sizes, **options)
+    try:
+        found = attend(sizes, change=PART_FAULTS.get(fault), change_join=JOIN_FAULTS.get(fault), **options)
+    except PtxError:
+        return
+    assert not found <= LIMITS["f16"]
+
+
+SLOW = [(d, w, "f16", sharers) for d in (32, 80, 128) for w, sharers in ((4, 1), (4, 4), (8, 1))]
+
+
 @pytest.mark.parametrize("target", [AMPERE, HOPPER], ids=lambda target: target.arch)
 @pytest.mark.parametrize(
-    ("size", "warps", "mask"),
-    [(64, 4, ""), (128, 8, "f32"), *(pytest.param(d, w, "f16", marks=pytest.mark.slow) for d in (32, 80, 128) for w in (4, 8))],
+    ("size", "warps", "mask", "sharers"),
+    [(64, 4, "", 1), (128, 8, "f32", 1), (128, 4, "f32", 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_machine_code(target: CudaTarget, size: int, warps: int, mask: str) -> None:
+def test_machine_code(target: CudaTarget, size: int, warps: int, mask: str, sharers: int) -> None:
     if find_tool("ptxas") is None or find_tool("cuobjdump") is None:
         pytest.skip("ptxas or cuobjdump is not installed")
-    text = render("attention", constants("f16", size, size, warps, mask=mask), "", len(LAYOUT))
-    built = compile_cubin(text, "kernel", target)
+    chosen = constants("f16", size, size, warps, mask=mask, sharers=sharers, cut=264)
+    built = compile_cubin(render("attention", chosen, "", len(LAYOUT)), "kernel", target)
     assert built.spills == 0
+    assert compile_cubin(render("attention", join_constants(chosen), "", len(LAYOUT)), "kernel", target).registers <= 64
     code = machine_text(built.data)
     for instruction in ("HMMA.16816.F32 ", "LDGSTS", "LDSM.16.M88.4", "LDSM.16.MT88.4", "MUFU.EX2"):
         assert instruction in code, instruction
@@ -270,3 +359,36 @@ def test_a_transformer_block_in_fp16() -> None:
     (want,) = reference(proto, feeds)
     (found,) = run_module(module, feeds)
     assert np.abs(found - want).max() <= 4e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("queries", [1, "s"])
+@pytest.mark.parametrize("keys", [530, "t"])
+def test_one_query_beside_a_long_cache(queries: Any, keys: Any) -> None:
+    """Sizes known or not: a second kernel joins what the blocks found, but not for few keys."""
+    rng = np.random.default_rng(6)
+
+    def feeds(s: int, t: int) -> dict[str, Array]:
+        shapes = {"q": (1, 4, s, 64), "k": (1, 2, t, 64), "v": (1, 2, t, 64)}
+        return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+
+    proto = node_model("Attention", feeds(1, 530), ["y"], opset=23, scale=0.125)
+    for number, size in ((0, queries), (1, keys), (2, keys)):
+        if isinstance(size, str):
+            proto.graph.input[number].type.tensor_type.shape.dim[2].dim_param = size
+    module = minicc.compile(proto, target="cuda:sm_90", strict=True)
+    (first, join) = [module.program.kernels[step.kernel] for step in module.program.steps]
+    assert (first.name, join.name) == ("attention", "attention_join")
+    assert dict(first.constants)["SHARERS"] == (4 if queries == 1 else 1)
+    for s, t in ((1, 530), *([(3, 530)] if queries == "s" else []), *([(1, 100)] if keys == "t" else [])):
+        given_ = feeds(s, t)
+        (found,) = run_module(module, given_)
+        want = exact(*(given_[name].astype(np.float32) for name in "qkv"), None, 0.125, False)
+        assert np.abs(found - want).max() <= LIMITS["f16"] * 3
+
+
+def test_keys_are_not_shared_out_where_blocks_suffice() -> None:
+    shapes = {"q": (64, 8, 1, 64), "k": (64, 8, 4096, 64), "v": (64, 8, 4096, 64)}
+    proto = node_model("Attention", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, ["y"], opset=23)
+    module = minicc.compile(proto, target="cuda:sm_90", strict=True)
+    (only,) = [module.program.kernels[step.kernel] for step in module.program.steps]
+    assert dict(only.constants)["CUT"] == 0

@@ -43,7 +43,8 @@ CUDA_TEMPLATES: dict[str, CudaTemplate] = {
     ),
     "conv": CudaTemplate(cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants),
     "attention": CudaTemplate(
-        cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants
+        cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants,
+        cuda_attention.attention_file,
     ),
     "conv_transpose": CudaTemplate(launches.launch_conv_transpose),
     "depthwise": CudaTemplate(launches.launch_windows),

@@ -1,9 +1,9 @@
 """Tiles of attention on CUDA: scores of a warp's queries, their softmax step by step, and weighted sums of values.
 
-A warp has 16 queries. Tiles in shared memory are those of kernels/cuda/tiles.py: rows of 128 bytes of 64 elements, swizzled;
-heads of more than 64 lie in several such panels, one behind the other. Fragments are those of tiles.py with WM = 16: a thread
-has elements of the rows lane / 4 and lane / 4 + 8, called the first and the second half. As two neighbouring tiles of 8
-keys they are, once rounded to 16 bits, the left operand of the next product, so weights never leave the registers.
+A warp has 16 queries. Tiles in shared memory are those of kernels/cuda/tiles.py: rows of 128 bytes, swizzled; longer heads
+lie in several such panels, one behind the other. Fragments are those of tiles.py with WM = 16: a thread has elements of
+the rows lane / 4 and lane / 4 + 8, called the first and the second half. As two neighbouring tiles of 8 keys they are,
+once rounded to 16 bits, the left operand of the next product, so weights never leave the registers.
 """
 
 # ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
@@ -20,6 +20,7 @@ from minicc.kernels.cuda.tiles import (
     I32,
     I64,
     ROW,
+    SHARED,
     assembly,
     each_row,
     hops,
@@ -29,7 +30,7 @@ from minicc.kernels.cuda.tiles import (
 )
 
 _LOG2_E = 1.4426950408889634
-_PANEL_STEPS = ROW // 32  # steps of 16 elements in a panel
+_PANEL_STEPS = ROW // 32  # steps of 32 bytes, a product each, in a panel
 _MATRICES = ir.LiteralStructType([I32] * 4)
 _LOAD = "ldmatrix.sync.aligned.m8n8.x4{}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
 _MULTIPLY = "mma.sync.aligned.{} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
@@ -108,42 +109,75 @@ def clear_rows(typing_context, rows, threads, shared, sources, tid):
 
 
 @intrinsic
-def query_fragments(typing_context, depth, panel, shared, row, lane):
-    """The 16 queries from `row` on, as left operands: 4 int32 for each 16 of `depth`. panel: bytes of one (both are literals)."""
-    if not known(depth, panel):
+def query_rows(typing_context, rows, threads, address, by_query, by_head, group, first, left, tid):
+    """As `tile_rows`, for queries of `group` heads that share keys: row i is query i / group of head i % group.
+
+    by_query, by_head: bytes from a query, and from a head, to the next.
+    """
+    if not known(rows, threads):
         return None
-    steps, apart = depth.literal_value // 16, panel.literal_value
-    tuple_ = types.UniTuple(types.int32, 4 * steps)
+    count, width = rows.literal_value, threads.literal_value
+    tuple_ = types.UniTuple(types.int64, len(hops(count, width)))
+
+    def emit(context, builder, signature, values):
+        address, by_query, by_head, group, first, left, tid = values[2:]
+        row = builder.add(first, builder.lshr(tid, I32(3)))
+        found = []
+        for hop in hops(count, width):
+            here = builder.add(row, I32(hop))
+            query = builder.udiv(here, group)
+            head = builder.sub(here, builder.mul(query, group))
+            place = builder.add(address, builder.mul(builder.sext(query, I64), by_query))
+            place = builder.add(place, builder.mul(builder.sext(head, I64), by_head))
+            found.append(builder.select(builder.icmp_signed("<", here, left), place, I64(0)))
+        return context.make_tuple(builder, tuple_, found)
+
+    return tuple_(*_literals(count, width), *[types.int64] * 3, *[types.int32] * 4), emit
+
+
+@intrinsic
+def query_fragments(typing_context, steps, panel, shared, row, lane):
+    """The 16 queries from `row` on, as left operands: 4 int32 for each of `steps` of 32 bytes.
+
+    steps, panel: literals; panel: bytes of one.
+    """
+    if not known(steps, panel):
+        return None
+    count, apart = steps.literal_value, panel.literal_value
+    tuple_ = types.UniTuple(types.int32, 4 * count)
 
     def emit(context, builder, signature, values):
         base, row, lane = values[2:]
         row = builder.add(row, builder.and_(lane, I32(15)))
         found = []
-        for step in range(steps):
+        for step in range(count):
             chunk = builder.add(builder.lshr(lane, I32(4)), I32(2 * (step % _PANEL_STEPS)))
             start = builder.add(base, I32(step // _PANEL_STEPS * apart))
             found += _load_matrices(builder, start, row, chunk)
         return context.make_tuple(builder, tuple_, found)
 
-    return tuple_(*_literals(16 * steps, apart), *[types.int32] * 3), emit
+    return tuple_(*_literals(count, apart), *[types.int32] * 3), emit
 
 
 @intrinsic
-def scores(typing_context, element, depth, keys, scale, queries, tile, lane):
-    """Products of a warp's queries with `keys` keys in shared memory, times `scale`; element, depth, keys: literals."""
-    if not known(element, depth, keys):
+def scores(typing_context, element, keys, panel, scale, queries, tile, lane):
+    """Products of a warp's queries with `keys` keys in shared memory, times `scale`.
+
+    element, keys, panel: literals; panel: bytes of one of the tile's. queries: `query_fragments`.
+    """
+    if not known(element, keys, panel):
         return None
-    name, steps, count = element.literal_value, depth.literal_value // 16, keys.literal_value
+    name, count, apart = (v.literal_value for v in (element, keys, panel))
     tuple_ = _fragments(count)
 
     def emit(context, builder, signature, values):
-        scale, queries, tile, lane = values[3:]
-        left = _elements(builder, queries, 4 * steps)
+        scale, given, tile, lane = values[3:]
+        left = _elements(builder, given, queries.count)
         sums = [ir.Constant(F32, 0.0)] * (count // 2)
         row = builder.add(builder.and_(lane, I32(7)), builder.shl(builder.lshr(lane, I32(4)), I32(3)))
         chunk = builder.and_(builder.lshr(lane, I32(3)), I32(1))
-        for step in range(steps):
-            start = builder.add(tile, I32(step // _PANEL_STEPS * ROW * count))
+        for step in range(queries.count // 4):
+            start = builder.add(tile, I32(step // _PANEL_STEPS * apart))
             place = builder.add(chunk, I32(2 * (step % _PANEL_STEPS)))
             for pair in range(count // 16):
                 base = builder.add(start, I32(16 * pair * ROW))
@@ -155,8 +189,7 @@ def scores(typing_context, element, depth, keys, scale, queries, tile, lane):
                     sums[first : first + 4] = _multiply(builder, name, fragment, operand, sums[first : first + 4])
         return context.make_tuple(builder, tuple_, [builder.fmul(x, scale) for x in sums])
 
-    queries_type = types.UniTuple(types.int32, 4 * steps)
-    return tuple_(*_literals(name, 16 * steps, count), types.float32, queries_type, types.int32, types.int32), emit
+    return tuple_(*_literals(name, count, apart), types.float32, queries, types.int32, types.int32), emit
 
 
 def _each_key(builder, keys, lane):
@@ -239,6 +272,19 @@ def row_top(typing_context, keys, half, found, top):
 
 
 @intrinsic
+def warp_top(typing_context, value):
+    """The largest of the values of a warp's threads."""
+
+    def emit(context, builder, signature, values):
+        top = values[0]
+        for distance in (1, 2, 4, 8, 16):
+            top = _larger(builder, top, _from_lane(builder, top, distance))
+        return top
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
 def power(typing_context, value):
     """e to the power of a float32 that is not positive."""
 
@@ -313,15 +359,68 @@ def rescale(typing_context, width, sums, first, second):
 
 
 @intrinsic
-def weighted_sums(typing_context, element, keys, width, sums, weights, tile, lane):
-    """sums + weights, rounded to the element type, times `keys` rows of values in shared memory; the first three are literals."""
-    if not known(element, keys, width):
+def merge(typing_context, sums, first, second, others, other_first, other_second):
+    """Two tuples of sums, each times a factor for each half, added."""
+    if not isinstance(sums, types.UniTuple) or sums != others:
         return None
-    name, count, columns = element.literal_value, keys.literal_value, width.literal_value
+
+    def emit(context, builder, signature, values):
+        result = []
+        for number in range(sums.count):
+            half = number % 4 // 2
+            own = builder.fmul(builder.extract_value(values[0], number), values[1 + half])
+            other = builder.fmul(builder.extract_value(values[3], number), values[4 + half])
+            result.append(builder.fadd(own, other))
+        return context.make_tuple(builder, sums, result)
+
+    return sums(sums, types.float32, types.float32, sums, types.float32, types.float32), emit
+
+
+@intrinsic
+def put_numbers(typing_context, shared, lane, numbers):
+    """Stores a tuple of float32 to shared memory, those of a warp's lanes side by side."""
+    if not isinstance(numbers, types.UniTuple):
+        return None
+
+    def emit(context, builder, signature, values):
+        base = builder.add(values[0], builder.shl(values[1], I32(2)))
+        for number, value in enumerate(_elements(builder, values[2], numbers.count)):
+            where = builder.add(base, I32(ROW * number))
+            builder.store(value, builder.inttoptr(where, F32.as_pointer(SHARED)))
+        return context.get_dummy_value()
+
+    return types.void(types.int32, types.int32, numbers), emit
+
+
+@intrinsic
+def get_numbers(typing_context, count, shared, lane):
+    """`count` (a literal) numbers that `put_numbers` of this lane has stored there, in whichever warp."""
+    if not known(count):
+        return None
+    tuple_ = types.UniTuple(types.float32, count.literal_value)
+
+    def emit(context, builder, signature, values):
+        base = builder.add(values[1], builder.shl(values[2], I32(2)))
+        places = [builder.add(base, I32(ROW * number)) for number in range(tuple_.count)]
+        found = [builder.load(builder.inttoptr(where, F32.as_pointer(SHARED))) for where in places]
+        return context.make_tuple(builder, tuple_, found)
+
+    return tuple_(*_literals(tuple_.count), types.int32, types.int32), emit
+
+
+@intrinsic
+def weighted_sums(typing_context, element, keys, width, panel, sums, weights, tile, lane):
+    """sums + weights, rounded to the element type, times `keys` rows of values in shared memory.
+
+    The first four are literals; panel: bytes of one of the tile's.
+    """
+    if not known(element, keys, width, panel):
+        return None
+    name, count, columns, apart = (v.literal_value for v in (element, keys, width, panel))
     tuple_ = _fragments(columns)
 
     def emit(context, builder, signature, values):
-        sums, weights, tile, lane = values[3:]
+        sums, weights, tile, lane = values[4:]
         sums = _elements(builder, sums, columns // 2)
         row, chunk = builder.and_(lane, I32(15)), builder.lshr(lane, I32(4))
         pack = f"cvt.rn.{name}x2.f32 $0, $1, $2;"
@@ -331,8 +430,8 @@ def weighted_sums(typing_context, element, keys, width, sums, weights, tile, lan
                 assembly(builder, pack, "=r,f,f", I32, [own[2 * n + 1], own[2 * n]], effects=False) for n in range(4)
             ]
             for pair in range(columns // 16):
-                panel, place = divmod(pair, _PANEL_STEPS)
-                base = builder.add(tile, I32(panel * ROW * count + 16 * step * ROW))
+                number, place = divmod(pair, _PANEL_STEPS)
+                base = builder.add(tile, I32(number * apart + 16 * step * ROW))
                 right = _load_matrices(builder, base, row, builder.add(chunk, I32(2 * place)), transposed=True)
                 for half in range(2):
                     first = 8 * pair + 4 * half
@@ -340,20 +439,22 @@ def weighted_sums(typing_context, element, keys, width, sums, weights, tile, lan
                     sums[first : first + 4] = _multiply(builder, name, left, operand, sums[first : first + 4])
         return context.make_tuple(builder, tuple_, sums)
 
-    return tuple_(*_literals(name, count, columns), tuple_, _fragments(count), types.int32, types.int32), emit
+    literals = _literals(name, count, columns, apart)
+    return tuple_(*literals, tuple_, _fragments(count), types.int32, types.int32), emit
 
 
 @intrinsic
 def store_rows(typing_context, element, width, pairs, sums, first, second, end, lane):
-    """Sums as rows of 16-bit elements in global memory.
+    """Sums as rows of elements in global memory.
 
-    element, width, pairs: literals; pairs: whether two neighbours may be stored at once. first, second: addresses of the rows
-    of both halves, 0 for one that there is not; end: columns that there are.
+    element ("f32", "f16", "bf16"), width, pairs: literals; pairs: whether two neighbours may be stored at once. first, second:
+    addresses of the rows of both halves, 0 for one that there is not; end: columns that there are.
     """
     if not known(element, width, pairs):
         return None
     name, columns, whole = (v.literal_value for v in (element, width, pairs))
-    round_ = {"f16": float_to_half, "bf16": float_to_bfloat}[name]
+    round_ = {"f16": float_to_half, "bf16": float_to_bfloat}.get(name, lambda _, value: value)
+    size = 4 if name == "f32" else 2
 
     def emit(context, builder, signature, values):
         sums, first, second, end, lane = values[3:]
@@ -362,21 +463,27 @@ def store_rows(typing_context, element, width, pairs, sums, first, second, end, 
             with builder.if_then(builder.icmp_unsigned("!=", address, I64(0))):
                 for tile in range(columns // 8):
                     column = builder.add(own, I32(8 * tile))
-                    where = builder.add(address, builder.shl(builder.sext(column, I64), I64(1)))
+                    where = builder.add(address, builder.mul(builder.sext(column, I64), I64(size)))
                     found = [round_(builder, builder.extract_value(sums, 4 * tile + 2 * half + q)) for q in range(2)]
                     if whole:
-                        low, high = (builder.zext(x, I32) for x in found)
-                        both = builder.or_(low, builder.shl(high, I32(16)))
                         with builder.if_then(builder.icmp_signed("<", column, end)):
-                            builder.store(both, builder.inttoptr(where, I32.as_pointer(1)))
+                            _store_pair(builder, where, found, size)
                         continue
                     for q in range(2):
                         with builder.if_then(builder.icmp_signed("<", builder.add(column, I32(q)), end)):
-                            place = builder.add(where, I64(2 * q))
-                            builder.store(found[q], builder.inttoptr(place, I16.as_pointer(1)))
+                            place = builder.add(where, I64(size * q))
+                            builder.store(found[q], builder.inttoptr(place, found[q].type.as_pointer(1)))
         return context.get_dummy_value()
 
     rest = [_fragments(columns), types.int64, types.int64, types.int32, types.int32]
     return types.void(*_literals(name, columns, whole), *rest), emit
 
 
+def _store_pair(builder, address, pair, size):
+    """Two neighbouring elements of `size` bytes, by one access."""
+    type_ = ir.IntType(8 * size)
+    vector = ir.VectorType(type_, 2)
+    both = ir.Constant(vector, ir.Undefined)
+    for q, value in enumerate(pair):
+        both = builder.insert_element(both, builder.bitcast(value, type_), I32(q))
+    builder.store(both, builder.inttoptr(address, vector.as_pointer(1)), align=2 * size)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicc.ir.dims import Dim, product
+from minicc.ir.dims import Dim, exact_quotient, product
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import TensorType, bf16, f16, f32
-from minicc.kernels.cuda_attention import MOST, WARPS, choose_warps
+from minicc.kernels.cuda_attention import MOST, QUERIES, choose_warps, join_constants, most_blocks, partial_size
 from minicc.kernels.domain import attention_size, panel_columns
 from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
@@ -76,33 +76,41 @@ def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
         constants = _cuda_constants(low, node, sources, (y_batch, y_head, y_row))
     else:
         constants = {"NR": panel_columns(low.cpu, None)}
-    elements = product((batch, heads, length, keys))
-    common.emit(
-        low, node, "attention", constants,
-        {**words, "Y": Word(0, target), "B": batch, "GROUPS": groups, "GROUP": heads // groups, "S": length, "T": keys,
-         "D": size, "DV": width, "SCALE": int(np.float32(node.attrs["scale"]).view(np.int32)),
-         "CAUSAL": int(node.attrs["causal"]), "Y_B": y_batch, "Y_H": y_head, "Y_ROW": y_row},
-        None, tuple(reads), elements * (size + width) * 2, writes=(target,), name="attention",
-    )  # fmt: skip
+    shared: dict[str, Word | Dim] = {
+        "Y": Word(0, target), "B": batch, "GROUPS": groups, "GROUP": heads // groups, "S": length, "T": keys, "D": size,
+        "DV": width, "SCALE": int(np.float32(node.attrs["scale"]).view(np.int32)), "CAUSAL": int(node.attrs["causal"]),
+        "Y_B": y_batch, "Y_H": y_head, "Y_ROW": y_row,
+    }  # fmt: skip
+    flops = product((batch, heads, length, keys)) * (size + width) * 2
+    partials: tuple[int, ...] = ()
+    if constants.get("CUT"):
+        partials = (low.temporary("attention_parts", f32, (partial_size(int(constants["CUT"]), constants),)),)
+        shared["PARTIALS"] = Word(0, partials[0])
+    common.emit(low, node, "attention", constants, {**words, **shared}, None, tuple(reads), flops,
+                writes=(target, *partials), name="attention")  # fmt: skip
+    if partials:
+        common.emit(low, node, "attention", join_constants(constants), shared, None, partials, 0,
+                    writes=(target,), name="attention_join")  # fmt: skip
     return ""
 
 
 def _cuda_constants(low: Lowering, node: Node, sources: list[View], result: tuple[Dim, ...]) -> common.Constants:
     """Constants of the CUDA form. result: strides of the result's rows."""
     assert isinstance(low.target, CudaTarget)
-    q, _, v, mask = (*node.inputs, None)[:4]
-    assert q is not None and v is not None
-    batch, heads, length, size = q.shape
-    width, tiles = v.shape[3], product((batch, heads))
+    q, k, v, mask = (*node.inputs, None)[:4]
+    assert q is not None and k is not None and v is not None
+    groups, width, size = k.shape[1], v.shape[3], q.shape[3]
     assert isinstance(size, int) and isinstance(width, int)
-    both = isinstance(tiles, int) and isinstance(length, int)
-    warps = choose_warps(tiles, length, low.target) if both else WARPS[0]  # type: ignore[arg-type]
+    sizes = product(k.shape[:2]), exact_quotient(product(q.shape[1:3]), groups), k.shape[2]
+    heads, rows, keys = (n if isinstance(n, int) else None for n in sizes)
+    warps, sharers = choose_warps(heads or 1, rows or QUERIES + 1, low.target)
     pieces = {f"{name}_PIECE": piece(2, offset, *strides[:3]) for name, (_, offset, strides) in zip("QKV", sources)}
-    return {
-        "ELEMENT": ELEMENTS[q.tensor.dtype], "WARPS": warps, "DEPTH": size, "WIDTH": width, **pieces,
+    constants: dict[str, int | float | str] = {
+        "ELEMENT": ELEMENTS[q.tensor.dtype], "WARPS": warps, "SHARERS": sharers, "DEPTH": size, "WIDTH": width, **pieces,
         "MASK_TYPE": "" if mask is None else ELEMENTS[mask.tensor.dtype],
-        "PAIRS": int(piece(2, width, *result) >= 4),
+        "PAIRS": int(piece(2, width, *result) >= 4), "JOIN": 0,
     }  # fmt: skip
+    return {**constants, "CUT": most_blocks(heads, rows, keys, constants, low.target)}
 
 
 def _result(low: Lowering, node: Node) -> tuple[Value, tuple[Dim, Dim, Dim]]:
