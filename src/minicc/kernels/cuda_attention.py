@@ -15,12 +15,13 @@ from minicc.targets.cuda import CudaTarget
 
 Constants = Mapping[str, int | float | str]
 
-ELEMENTS = ("f16", "bf16")
+# How the results of products of an element are stored.
+RESULTS = {"f16": "f16", "bf16": "bf16", "tf32": "f32", "f32": "f32"}
 MASKS = {"": 0, "f16": 2, "bf16": 2, "f32": 4}  # bytes of an element
 # The largest heads: with more, a thread's registers do not hold its queries and sums.
 MOST = 128
 QUERIES = 16  # of a warp
-KEYS = 64  # of a tile
+KEYS = 64  # of a tile; half as many where elements have 32 bits and warps do not share them out
 WARPS = (4, 8)
 # Blocks of a multiprocessor that keep its memory busy, and the fewest keys of a part: estimates, from 30 KB that should be on
 # their way and 2 microseconds of a further launch.
@@ -48,6 +49,18 @@ def choose_warps(heads: int, rows: int, target: CudaTarget) -> tuple[int, int]:
 def rows_of(given: Constants) -> int:
     """Rows of queries that a block makes."""
     return QUERIES * int(given["WARPS"]) // int(given["SHARERS"])
+
+
+def tile_keys(given: Constants) -> int:
+    """Keys of a tile: half as many where elements are long, unless warps share them out."""
+    return KEYS if SIZES[str(given["ELEMENT"])] == 2 or int(given["SHARERS"]) > 1 else KEYS // 2
+
+
+def shared_bytes(given: Constants) -> int:
+    """Shared memory of a block: its queries, and two stages of keys and values."""
+    size = SIZES[str(given["ELEMENT"])]
+    d_panels, v_panels = (ceil_divide(int(given[name]) * size, ROW) for name in ("DEPTH", "WIDTH"))
+    return ROW * (d_panels * rows_of(given) + 2 * (d_panels + v_panels) * tile_keys(given))
 
 
 def part_keys(tiles: int, keys: int, most: int) -> int:
@@ -88,23 +101,26 @@ def attention_constants(given: Constants) -> dict[str, object]:
     """Constants in the text, from those of a kernel; LookupError for wrong ones."""
     element, mask, warps, sharers = str(given["ELEMENT"]), str(given["MASK_TYPE"]), int(given["WARPS"]), int(given["SHARERS"])
     depth, width = int(given["DEPTH"]), int(given["WIDTH"])
-    if element not in ELEMENTS or warps not in WARPS or not (0 < depth <= MOST and 0 < width <= MOST):
+    if element not in RESULTS or warps not in WARPS or not (0 < depth <= MOST and 0 < width <= MOST):
         raise LookupError(f"attention of {element}, {warps} warps, heads of {depth} and {width}")
     if sharers not in (1, warps):
         raise LookupError(f"{sharers} of {warps} warps")
     pieces = {name: int(value) for name, value in given.items() if name.endswith("_PIECE")}
-    if not set(pieces.values()) <= {2, 4, 8, 16}:
+    if not set(pieces.values()) <= {2, 4, 8, 16} or min(pieces.values()) < SIZES[element]:
         raise LookupError(f"pieces {pieces}")
     size, rows, wide = SIZES[element], rows_of(given), ceil_divide(width, 16) * 16
     shared = {"SIZE": size, "BM": rows, "WIDTH": wide, "PITCH": _pitch(width)}
     if int(given["JOIN"]):
-        return {**shared, "THREADS": ELEMENT_THREADS, "STORE": f"st_{element}", "POINTER": f"ptr_{element}"}
+        store = "st" if size == 4 else f"st_{element}"
+        return {**shared, "THREADS": ELEMENT_THREADS, "STORE": store, "POINTER": f"ptr_{RESULTS[element]}"}
     d_panels, v_panels = (ceil_divide(elements * size, ROW) for elements in (depth, width))
+    keys = tile_keys(given)
     return {
-        **shared, "ELEMENT": f'"{element}"', "RESULT": f'"{element}"', "THREADS": WARP * warps, "SHARERS": sharers,
-        "BN": KEYS, "OWN": KEYS // sharers, "PER": ROW // size, "STEPS": ceil_divide(depth * size, 32),
-        "D_PANELS": d_panels, "V_PANELS": v_panels, "Q_PANEL": ROW * rows, "K_PANEL": ROW * KEYS,
-        "Q_BYTES": d_panels * ROW * rows, "K_BYTES": d_panels * ROW * KEYS, "STAGE_BYTES": (d_panels + v_panels) * ROW * KEYS,
+        **shared, "ELEMENT": f'"{element}"', "RESULT": f'"{RESULTS[element]}"', "THREADS": WARP * warps, "SHARERS": sharers,
+        "BN": keys, "OWN": keys // sharers, "PER": ROW // size, "HELD": int(size == 2 or (element == "tf32" and sharers == 1)),
+        "STEPS": ceil_divide(depth * size, 32),
+        "D_PANELS": d_panels, "V_PANELS": v_panels, "Q_PANEL": ROW * rows, "K_PANEL": ROW * keys,
+        "Q_BYTES": d_panels * ROW * rows, "K_BYTES": d_panels * ROW * keys, "STAGE_BYTES": (d_panels + v_panels) * ROW * keys,
         **pieces, "MASK_TYPE": f'"{mask or "f32"}"', "MASK_SIZE": MASKS[mask], "PAIRS": int(bool(given["PAIRS"])),
         "CUT": int(bool(given["CUT"])), "KEPT": 64 * wide + 512, "SUMS": wide // 2,
     }  # fmt: skip
@@ -122,7 +138,4 @@ def launch_attention(words: Words, given: Constants, target: CudaTarget) -> Laun
     parts = max(1, ceil_divide(words["T"], words["KEYS"]))
     if int(given["JOIN"]):
         return Launch((heads * rows if parts > 1 else 0, 1, 1), ELEMENT_THREADS, 640 * ELEMENT_THREADS // WARP)
-    size = SIZES[str(given["ELEMENT"])]
-    d_panels, v_panels = (ceil_divide(int(given[name]) * size, ROW) for name in ("DEPTH", "WIDTH"))
-    shared = ROW * (d_panels * rows_of(given) + 2 * (d_panels + v_panels) * KEYS)
-    return Launch((tiles * parts, 1, 1), WARP * int(given["WARPS"]), shared)
+    return Launch((tiles * parts, 1, 1), WARP * int(given["WARPS"]), shared_bytes(given))

@@ -16,6 +16,7 @@ that do not exist are zeros too: their weights are 0, and 0 times what lies in m
 
 import numpy as np
 
+from minicc.kernels.cuda.attention_products import query_fragments, query_rows, scores, weighted_sums
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
 from minicc.kernels.cuda.softmax_tiles import (
     add_mask,
@@ -27,15 +28,12 @@ from minicc.kernels.cuda.softmax_tiles import (
     power,
     powers,
     put_numbers,
-    query_fragments,
-    query_rows,
+    quotient,
     rescale,
     row_sum,
     row_top,
-    scores,
     store_rows,
     sum_of_four,
-    weighted_sums,
 )
 from minicc.kernels.cuda.tiles import (
     barrier,
@@ -44,6 +42,7 @@ from minicc.kernels.cuda.tiles import (
     copies_wait,
     copy_tile,
     int32,
+    round_tile,
     shared_memory,
     thread,
     tile_rows,
@@ -60,6 +59,7 @@ BM = 64  # THREADS / 2 / SHARERS
 BN = 64
 OWN = 64  # BN / SHARERS
 PER = 64  # elements of a panel's row
+HELD = 1  # whether queries stay in registers
 STEPS = 4  # of 32 bytes that a key has
 WIDTH = 64
 SUMS = 32  # of a thread, WIDTH / 2
@@ -137,6 +137,13 @@ def copy_keys(args, k, v, start, tile, tid):
 
 
 @helper
+def round_keys(tile, tid):
+    """Rounds what this thread has copied of a tile's keys and values, where they have more bits than are multiplied."""
+    for panel in range(D_PANELS + V_PANELS):
+        round_tile(ELEMENT, BN, THREADS, tile + panel * K_PANEL, tid)
+
+
+@helper
 def shift_of(top):
     """What scores are lowered by: a row without any keeps them all -inf."""
     return ZERO if top == LOWEST else top
@@ -150,7 +157,7 @@ def share_of(total):
 @helper
 def place_of(row, group, by_query, by_head):
     """The distance of a row from the first one."""
-    query = row // group
+    query = quotient(row, group)
     return query * by_query + (row - query * group) * by_head
 
 
@@ -167,14 +174,14 @@ def kernel(args):
     parts = int32(1)
     if CUT:
         keys = int32(arg(args, KEYS))
-        parts = int32(max(int32(1), (t + keys - int32(1)) // keys))
-    tile_number = int32(block() // parts)
+        parts = int32(max(int32(1), quotient(t + keys - int32(1), keys)))
+    tile_number = quotient(block(), parts)
     begin = int32((block() - tile_number * parts) * keys)
     tiles = int32(arg(args, PANELS))
-    unit = tile_number // tiles
+    unit = quotient(tile_number, tiles)
     # The last queries first: where attention is causal they take longest.
     i0 = int32((tiles - int32(1) - (tile_number - unit * tiles)) * int32(BM))
-    b = unit // arg(args, GROUPS)
+    b = quotient(unit, arg(args, GROUPS))
     g = unit - b * arg(args, GROUPS)
     h = g * group
     q = arg(args, Q) + SIZE * (b * arg(args, Q_B) + h * arg(args, Q_H))
@@ -194,11 +201,11 @@ def kernel(args):
     second = t
     if arg(args, CAUSAL) != 0:
         beyond = t - s + int32(1)
-        end = int32(min(t, (i0 + int32(BM - 1)) // group + beyond))
-        least = int32(min(t, (i0 + own) // group + beyond))
-        most = int32(min(t, (i0 + own + int32(15)) // group + beyond))
-        first = int32(min(t, row // group + beyond))
-        second = int32(min(t, (row + int32(8)) // group + beyond))
+        end = int32(min(t, quotient(i0 + int32(BM - 1), group) + beyond))
+        least = int32(min(t, quotient(i0 + own, group) + beyond))
+        most = int32(min(t, quotient(i0 + own + int32(15), group) + beyond))
+        first = int32(min(t, quotient(row, group) + beyond))
+        second = int32(min(t, quotient(row + int32(8), group) + beyond))
     if CUT:
         end = int32(min(end, begin + keys))
     if i0 + own >= count:
@@ -210,8 +217,11 @@ def kernel(args):
     copy_keys(args, k, v, begin, ring, tid)
     copies_commit()
     copies_wait(0)
+    for panel in range(D_PANELS):
+        round_tile(ELEMENT, BM, THREADS, shared + panel * Q_PANEL, tid)
+    round_keys(ring, tid)
     barrier()
-    queries = query_fragments(STEPS, Q_PANEL, shared, own, lane)
+    queries = query_fragments(HELD, STEPS, Q_PANEL, shared, own, lane)
     mask = arg(args, MASK) + MASK_SIZE * (b * arg(args, M_B) + h * arg(args, M_H))
     last = count - int32(1)
     mask_first = mask + MASK_SIZE * place_of(min(row, last), group, arg(args, M_ROW), arg(args, M_H))
@@ -233,7 +243,7 @@ def kernel(args):
         here = int32(start + share * int32(OWN))
         if here < most:
             tile = int32(tile + share * int32(128 * OWN))
-            found = scores(ELEMENT, OWN, K_PANEL, scale, queries, tile, lane)
+            found = scores(ELEMENT, HELD, OWN, K_PANEL, scale, queries, tile, lane)
             if MASK_SIZE:
                 step = MASK_SIZE * arg(args, M_KEY)
                 found = add_mask(MASK_TYPE, OWN, found, mask_first, mask_second, step, here, t - int32(1), lane)
@@ -253,6 +263,8 @@ def kernel(args):
             sums = rescale(WIDTH, sums, factor_first, factor_second)
             sums = weighted_sums(ELEMENT, OWN, WIDTH, K_PANEL, sums, found, tile + int32(K_BYTES), lane)
         copies_wait(0)
+        if ahead < end:
+            round_keys(int32(ring + reading), tid)
         barrier()
         start = ahead
 

@@ -10,7 +10,7 @@ nothing; where all are such, the row is zeros.
 import numpy as np
 
 from minicc.kernels.cuda.intrinsics import arg, ld, ld_vector, ptr_bf16, ptr_f16, ptr_f32, st, st_bf16, st_f16
-from minicc.kernels.cuda.softmax_tiles import get_numbers, power, put_numbers, warp_top
+from minicc.kernels.cuda.softmax_tiles import get_numbers, power, put_numbers, quotient, warp_top
 from minicc.kernels.cuda.tiles import barrier, block, int32, shared_memory, thread
 
 # Constants, as in kernels/cuda/attention.py. STORE, POINTER: words that store the result.
@@ -49,12 +49,12 @@ def kernel(args):
     group = int32(arg(args, GROUP))
     count = int32(arg(args, S)) * group
     keys = int32(arg(args, KEYS))
-    parts = (t + keys - int32(1)) // keys
+    parts = quotient(t + keys - int32(1), keys)
     tid = thread()
     lane = tid & int32(31)
-    unit = block() // count
+    unit = quotient(block(), count)
     row = block() - unit * count
-    tile = row // int32(BM)
+    tile = quotient(row, int32(BM))
     tiles = arg(args, PANELS)
     # Where the parts of this row begin: tiles are in the order of the blocks that made them, the last queries first.
     first = ((unit + 1) * tiles - 1 - tile) * parts
@@ -96,9 +96,9 @@ def kernel(args):
             result += get_numbers(1, int32(place + warp * int32(KEPT)), tid >> int32(2))[0]
             total += get_numbers(1, int32(shared + warp * int32(KEPT) + int32(512)), lane)[0]
             warp = int32(warp + int32(1))
-        b = unit // arg(args, GROUPS)
+        b = quotient(unit, arg(args, GROUPS))
         g = unit - b * arg(args, GROUPS)
-        query = row // group
+        query = quotient(row, group)
         head = g * group + (row - query * group)
         y = arg(args, Y) + SIZE * (b * arg(args, Y_B) + head * arg(args, Y_H) + query * arg(args, Y_ROW))
         STORE(POINTER(y), tid, result / (ONE if total == ZERO else total))

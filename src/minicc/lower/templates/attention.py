@@ -1,6 +1,6 @@
 """minicc's Attention onto the template of the same name: operands in place, the result as its reader wants it.
 
-A CPU takes float32 and any axis of queries; CUDA 16-bit floats, whose rows of queries, too, must be contiguous.
+A CPU takes float32 and any axis of queries; CUDA 16-bit floats too, but rows of queries that are contiguous.
 """
 
 from __future__ import annotations
@@ -9,8 +9,17 @@ import numpy as np
 
 from minicc.ir.dims import Dim, exact_quotient, product
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import TensorType, bf16, f16, f32
-from minicc.kernels.cuda_attention import MOST, QUERIES, choose_warps, join_constants, most_blocks, partial_size
+from minicc.ir.types import TensorType, f32
+from minicc.kernels.cuda_attention import (
+    MOST,
+    QUERIES,
+    WARPS,
+    choose_warps,
+    join_constants,
+    most_blocks,
+    partial_size,
+    shared_bytes,
+)
 from minicc.kernels.domain import attention_size, panel_columns
 from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
@@ -30,10 +39,8 @@ def takes_attention(node: Node, target: Target) -> bool:
         return False
     q, k, v = values[:3]
     cuda = isinstance(target, CudaTarget)
-    masks = common.FLOATS if cuda else (f32,)
-    if q.tensor.dtype not in ((f16, bf16) if cuda else (f32,)) or any(
-        x is not None and x.tensor.dtype not in masks for x in node.inputs[3:]
-    ):
+    floats = common.FLOATS if cuda else (f32,)
+    if any(x is not None and x.tensor.dtype not in floats for x in (q, *node.inputs[3:])):
         return False
     if any(x.tensor.dtype != q.tensor.dtype for x in (k, v, node.output)):
         return False
@@ -104,12 +111,17 @@ def _cuda_constants(low: Lowering, node: Node, sources: list[View], result: tupl
     sizes = product(k.shape[:2]), exact_quotient(product(q.shape[1:3]), groups), k.shape[2]
     heads, rows, keys = (n if isinstance(n, int) else None for n in sizes)
     warps, sharers = choose_warps(heads or 1, rows or QUERIES + 1, low.target)
-    pieces = {f"{name}_PIECE": piece(2, offset, *strides[:3]) for name, (_, offset, strides) in zip("QKV", sources)}
+    bytes_ = q.tensor.dtype.bytes
+    pieces = {f"{name}_PIECE": piece(bytes_, offset, *strides[:3]) for name, (_, offset, strides) in zip("QKV", sources)}
+    element = ELEMENTS[q.tensor.dtype]
+    element = "tf32" if element == "f32" and low.precision == "tf32" else element
     constants: dict[str, int | float | str] = {
-        "ELEMENT": ELEMENTS[q.tensor.dtype], "WARPS": warps, "SHARERS": sharers, "DEPTH": size, "WIDTH": width, **pieces,
+        "ELEMENT": element, "WARPS": warps, "SHARERS": sharers, "DEPTH": size, "WIDTH": width, **pieces,
         "MASK_TYPE": "" if mask is None else ELEMENTS[mask.tensor.dtype],
-        "PAIRS": int(piece(2, width, *result) >= 4), "JOIN": 0,
+        "PAIRS": int(piece(bytes_, width, *result) >= 2 * bytes_), "JOIN": 0,
     }  # fmt: skip
+    if shared_bytes(constants) > low.target.shared_bytes:
+        constants |= {"WARPS": WARPS[0], "SHARERS": 1}
     return {**constants, "CUT": most_blocks(heads, rows, keys, constants, low.target)}
 
 
