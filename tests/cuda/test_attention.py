@@ -46,7 +46,7 @@ def constants(
     element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1, sharers: int = 1,
     cut: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    return dict(zip(CONSTANTS, (element, warps, sharers, depth, width, piece, piece, piece, mask, pairs, cut, 0), strict=True))
+    return dict(zip(CONSTANTS, (element, warps, sharers, depth, width, piece, piece, piece, mask, pairs, cut, 0, 0), strict=True))
 
 
 @lru_cache(maxsize=64)
@@ -204,6 +204,20 @@ def test_parts_fit_the_grid(tiles: int, keys: int, most: int) -> None:
     parts = -(-keys // each)
     assert each % cuda_attention.KEYS == 0
     assert parts <= 1 or (tiles * parts <= most and each >= cuda_attention.LEAST)
+
+
+@given(group=st.integers(1, 20), s=st.integers(1, 40), t=st.integers(0, 5000), b=st.integers(1, 9))
+def test_one_of_two_forms_is_launched(group: int, s: int, t: int, b: int) -> None:
+    """Where the number of queries is known only now, and the joining kernel where there are parts to join."""
+    words = dict.fromkeys(LAYOUT, 0) | {"B": b, "GROUPS": 2, "GROUP": group, "S": s, "T": t}
+    rows = constants("f16", 64, 64, cut=264) | {"FEW": 1}
+    few = {**rows, "SHARERS": 4, "FEW": 0}
+    filled = [[words[name] for name in LAYOUT] for _ in range(3)]
+    grids = [bind("attention", c, w, HOPPER).grid[0] for c, w in zip((rows, few, join_constants(rows)), filled)]
+    keys = [w[LAYOUT.index("KEYS")] for w in filled]
+    taken = int(group * s <= 16)
+    assert grids[taken] and not grids[1 - taken] and keys[taken] == keys[2]
+    assert grids[2] == (2 * b * group * s if t > keys[2] else 0)
 
 
 @pytest.mark.parametrize("mask_type", ["f16", "bf16"])
@@ -437,10 +451,10 @@ def test_one_query_beside_a_long_cache(queries: Any, keys: Any) -> None:
         if isinstance(size, str):
             proto.graph.input[number].type.tensor_type.shape.dim[2].dim_param = size
     module = minicc.compile(proto, target="cuda:sm_90", strict=True)
-    (first, join) = [module.program.kernels[step.kernel] for step in module.program.steps]
-    assert (first.name, join.name) == ("attention", "attention_join")
-    assert dict(first.constants)["SHARERS"] == (4 if queries == 1 else 1)
-    for s, t in ((1, 530), *([(3, 530)] if queries == "s" else []), *([(1, 100)] if keys == "t" else [])):
+    *kernels, join = [module.program.kernels[step.kernel] for step in module.program.steps]
+    assert join.name == "attention_join"
+    assert [dict(kernel.constants)["SHARERS"] for kernel in kernels] == ([4] if queries == 1 else [1, 4])
+    for s, t in ((1, 530), *([(9, 530)] if queries == "s" else []), *([(1, 100)] if keys == "t" else [])):
         given_ = feeds(s, t)
         (found,) = run_module(module, given_)
         want = exact(*(given_[name].astype(np.float32) for name in "qkv"), None, 0.125, False)

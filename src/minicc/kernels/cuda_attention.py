@@ -29,9 +29,10 @@ AT_ONCE = 2
 LEAST = 4 * KEYS
 # SHARERS: warps that make the same rows, 1 or all. DEPTH, WIDTH: elements of a key and of a value. *_PIECE: as of a product, see
 # `cuda_tiles.piece_of`. MASK_TYPE: of MASKS. PAIRS: 1 where addresses and strides of the result, and WIDTH, are even.
-# CUT: the most blocks of the grid where they may share out keys, else 0. JOIN: 1 for the kernel that joins them.
+# CUT: the most blocks of the grid where they may share out keys, else 0. JOIN: 1 for the kernel that joins them. FEW: 1 where
+# another kernel, whose warps share rows, is launched in place of this one when rows turn out to be few.
 CONSTANTS = (
-    "ELEMENT", "WARPS", "SHARERS", "DEPTH", "WIDTH", "Q_PIECE", "K_PIECE", "V_PIECE", "MASK_TYPE", "PAIRS", "CUT", "JOIN",
+    "ELEMENT", "WARPS", "SHARERS", "DEPTH", "WIDTH", "Q_PIECE", "K_PIECE", "V_PIECE", "MASK_TYPE", "PAIRS", "CUT", "JOIN", "FEW",
 )  # fmt: skip
 
 
@@ -79,12 +80,13 @@ def most_blocks(heads: int | None, rows: int | None, keys: int | None, given: Co
 
 def join_constants(given: Constants) -> dict[str, int | float | str]:
     """Constants of the joining kernel; what it does not depend on has one value, so that kernels are shared."""
-    return {**given, "DEPTH": 1, "Q_PIECE": 16, "K_PIECE": 16, "V_PIECE": 16, "MASK_TYPE": "", "PAIRS": 1, "JOIN": 1}
+    fixed: dict[str, int | str] = {"DEPTH": 1, "Q_PIECE": 16, "K_PIECE": 16, "V_PIECE": 16, "MASK_TYPE": "", "PAIRS": 1}
+    return {**given, **fixed, "SHARERS": 1, "FEW": 0, "JOIN": 1}
 
 
 def partial_size(blocks: int, given: Constants) -> int:
     """Elements of memory for what so many blocks find."""
-    return blocks * rows_of(given) * _pitch(int(given["WIDTH"])) // 4
+    return blocks * QUERIES * int(given["WARPS"]) * _pitch(int(given["WIDTH"])) // 4
 
 
 def _pitch(width: int) -> int:
@@ -109,7 +111,7 @@ def attention_constants(given: Constants) -> dict[str, object]:
     if not set(pieces.values()) <= {2, 4, 8, 16} or min(pieces.values()) < SIZES[element]:
         raise LookupError(f"pieces {pieces}")
     size, rows, wide = SIZES[element], rows_of(given), ceil_divide(width, 16) * 16
-    shared = {"SIZE": size, "BM": rows, "WIDTH": wide, "PITCH": _pitch(width)}
+    shared = {"SIZE": size, "WIDTH": wide, "PITCH": _pitch(width), "SLOT": QUERIES * warps}
     if int(given["JOIN"]):
         store = "st" if size == 4 else f"st_{element}"
         return {**shared, "THREADS": ELEMENT_THREADS, "STORE": store, "POINTER": f"ptr_{RESULTS[element]}"}
@@ -117,7 +119,8 @@ def attention_constants(given: Constants) -> dict[str, object]:
     keys = tile_keys(given)
     return {
         **shared, "ELEMENT": f'"{element}"', "RESULT": f'"{RESULTS[element]}"', "THREADS": WARP * warps, "SHARERS": sharers,
-        "BN": keys, "OWN": keys // sharers, "PER": ROW // size, "HELD": int(size == 2 or (element == "tf32" and sharers == 1)),
+        "BN": keys, "OWN": keys // sharers, "BM": rows, "PER": ROW // size,
+        "HELD": int(size == 2 or (element == "tf32" and sharers == 1)),
         "STEPS": ceil_divide(depth * size, 32),
         "D_PANELS": d_panels, "V_PANELS": v_panels, "Q_PANEL": ROW * rows, "K_PANEL": ROW * keys,
         "Q_BYTES": d_panels * ROW * rows, "K_BYTES": d_panels * ROW * keys, "STAGE_BYTES": (d_panels + v_panels) * ROW * keys,
@@ -129,7 +132,8 @@ def attention_constants(given: Constants) -> dict[str, object]:
 def launch_attention(words: Words, given: Constants, target: CudaTarget) -> Launch:  # noqa: ARG001
     """Fills PANELS, the tiles of rows of a head of keys, and KEYS, those of a block.
 
-    A block per such tile and part of the keys; of the joining kernel one per row, none where keys are not shared out.
+    A block per such tile and part of the keys, none where another kernel has these rows; of the joining kernel one per row,
+    none where keys are not shared out.
     """
     heads, rows = words["B"] * words["GROUPS"], words["S"] * words["GROUP"]
     words["PANELS"] = ceil_divide(rows, rows_of(given))
@@ -138,4 +142,5 @@ def launch_attention(words: Words, given: Constants, target: CudaTarget) -> Laun
     parts = max(1, ceil_divide(words["T"], words["KEYS"]))
     if int(given["JOIN"]):
         return Launch((heads * rows if parts > 1 else 0, 1, 1), ELEMENT_THREADS, 640 * ELEMENT_THREADS // WARP)
-    return Launch((tiles * parts, 1, 1), WARP * int(given["WARPS"]), shared_bytes(given))
+    other = int(given["FEW"]) if rows <= QUERIES else int(given["SHARERS"]) > 1
+    return Launch((0 if other else tiles * parts, 1, 1), WARP * int(given["WARPS"]), shared_bytes(given))

@@ -79,6 +79,7 @@ PAIRS = 1  # whether two neighbours of the result may be stored at once
 CUT = 1  # whether blocks may share out the keys
 KEPT = 4608  # bytes of what a warp has found, 64 * WIDTH + 512
 PITCH = 272  # bytes of a row of partial results, 4 * (WIDTH + 4)
+SLOT = 64  # rows that each block has there
 
 # Words. Strides count elements; the last axes of Q, K, V and Y are contiguous.
 Q = 0
@@ -299,7 +300,7 @@ def kernel(args):
     total_first = sum_of_four(total_first)
     total_second = sum_of_four(total_second)
     if parts > int32(1):
-        partial = arg(args, PARTIALS) + PITCH * (block() * int32(BM) + (row - i0))
+        partial = arg(args, PARTIALS) + PITCH * (block() * int32(SLOT) + (row - i0))
         first_row = partial if row < count else 0
         second_row = partial + 8 * PITCH if row + int32(8) < count else 0
         store_rows("f32", WIDTH, 1, sums, first_row, second_row, WIDTH, lane)

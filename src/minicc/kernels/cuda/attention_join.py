@@ -18,9 +18,9 @@ STORE = st_f16
 POINTER = ptr_f16
 SIZE = 2
 THREADS = 256
-BM = 64
 WIDTH = 64
 PITCH = 272
+SLOT = 64  # also the most rows of a block
 KEPT = 640  # bytes of what a warp found, five numbers of each lane
 
 # Words: those of kernels/cuda/attention.py.
@@ -54,16 +54,16 @@ def kernel(args):
     lane = tid & int32(31)
     unit = quotient(block(), count)
     row = block() - unit * count
-    tile = quotient(row, int32(BM))
+    tile = quotient(row, int32(SLOT))
     tiles = arg(args, PANELS)
     # Where the parts of this row begin: tiles are in the order of the blocks that made them, the last queries first.
     first = ((unit + 1) * tiles - 1 - tile) * parts
-    partial = arg(args, PARTIALS) + PITCH * (first * BM + (row - tile * int32(BM)))
+    partial = arg(args, PARTIALS) + PITCH * (first * SLOT + (row - tile * int32(SLOT)))
 
     top = LOWEST
     part = lane
     while part < parts:
-        top = max(top, ld(ptr_f32(partial + PITCH * BM * part), WIDTH))
+        top = max(top, ld(ptr_f32(partial + PITCH * SLOT * part), WIDTH))
         part = int32(part + int32(32))
     top = warp_top(top)
     shift = ZERO if top == LOWEST else top
@@ -72,7 +72,7 @@ def kernel(args):
     column = int32(lane * int32(4))
     part = tid >> int32(5)
     while part < parts:
-        found = ptr_f32(partial + PITCH * BM * part)
+        found = ptr_f32(partial + PITCH * SLOT * part)
         factor = power(ld(found, WIDTH) - shift)
         total += factor * ld(found, WIDTH + 1)
         if column < int32(WIDTH):

@@ -79,22 +79,25 @@ def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
         reads.append(buffer)
     result, (y_batch, y_head, y_row) = _result(low, node)
     target = low.allocate(result)
-    if cuda:
-        constants = _cuda_constants(low, node, sources, (y_batch, y_head, y_row))
-    else:
-        constants = {"NR": panel_columns(low.cpu, None)}
     shared: dict[str, Word | Dim] = {
         "Y": Word(0, target), "B": batch, "GROUPS": groups, "GROUP": heads // groups, "S": length, "T": keys, "D": size,
         "DV": width, "SCALE": int(np.float32(node.attrs["scale"]).view(np.int32)), "CAUSAL": int(node.attrs["causal"]),
         "Y_B": y_batch, "Y_H": y_head, "Y_ROW": y_row,
     }  # fmt: skip
     flops = product((batch, heads, length, keys)) * (size + width) * 2
+    if not cuda:
+        common.emit(low, node, "attention", {"NR": panel_columns(low.cpu, None)}, {**words, **shared}, None, tuple(reads), flops,
+                    writes=(target,), name="attention")  # fmt: skip
+        return ""
+    constants = _cuda_constants(low, node, sources, (y_batch, y_head, y_row))
     partials: tuple[int, ...] = ()
-    if constants.get("CUT"):
+    if constants["CUT"]:
         partials = (low.temporary("attention_parts", f32, (partial_size(int(constants["CUT"]), constants),)),)
         shared["PARTIALS"] = Word(0, partials[0])
-    common.emit(low, node, "attention", constants, {**words, **shared}, None, tuple(reads), flops,
-                writes=(target, *partials), name="attention")  # fmt: skip
+    for form in (constants, {**constants, "SHARERS": constants["WARPS"], "FEW": 0}):
+        if form is constants or constants["FEW"]:
+            common.emit(low, node, "attention", form, {**words, **shared}, None, tuple(reads), flops,
+                        writes=(target, *partials), name="attention")  # fmt: skip
     if partials:
         common.emit(low, node, "attention", join_constants(constants), shared, None, partials, 0,
                     writes=(target,), name="attention_join")  # fmt: skip
@@ -120,9 +123,12 @@ def _cuda_constants(low: Lowering, node: Node, sources: list[View], result: tupl
         "MASK_TYPE": "" if mask is None else ELEMENTS[mask.tensor.dtype],
         "PAIRS": int(piece(bytes_, width, *result) >= 2 * bytes_), "JOIN": 0,
     }  # fmt: skip
-    if shared_bytes(constants) > low.target.shared_bytes:
+    shares = shared_bytes({**constants, "WARPS": WARPS[0], "SHARERS": WARPS[0]}) <= low.target.shared_bytes
+    if not shares or shared_bytes(constants) > low.target.shared_bytes:
         constants |= {"WARPS": WARPS[0], "SHARERS": 1}
-    return {**constants, "CUT": most_blocks(heads, rows, keys, constants, low.target)}
+    # As many queries as keys are no decoder's.
+    few = shares and rows is None and q.shape[2] != k.shape[2]
+    return {**constants, "FEW": int(few), "CUT": most_blocks(heads, rows, keys, constants, low.target)}
 
 
 def _result(low: Lowering, node: Node) -> tuple[Value, tuple[Dim, Dim, Dim]]:
