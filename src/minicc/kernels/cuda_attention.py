@@ -21,6 +21,7 @@ MASKS = {"": 0, "f16": 2, "bf16": 2, "f32": 4}  # bytes of an element
 # The largest heads: with more, a thread's registers do not hold its queries and sums.
 MOST = 128
 QUERIES = 16  # of a warp
+MOST_HELD = 256  # bytes of a query up to which a warp keeps its queries in registers
 KEYS = 64  # of a tile; half as many where elements have 32 bits and warps do not share them out
 WARPS = (4, 8)
 # Blocks of a multiprocessor that keep its memory busy, and the fewest keys of a part: estimates, from 30 KB that should be on
@@ -120,7 +121,7 @@ def attention_constants(given: Constants) -> dict[str, object]:
     return {
         **shared, "ELEMENT": f'"{element}"', "RESULT": f'"{RESULTS[element]}"', "THREADS": WARP * warps, "SHARERS": sharers,
         "BN": keys, "OWN": keys // sharers, "BM": rows, "PER": ROW // size,
-        "HELD": int(size == 2 or (element == "tf32" and sharers == 1)),
+        "HELD": int(element != "f32" and depth * size <= MOST_HELD),
         "STEPS": ceil_divide(depth * size, 32),
         "D_PANELS": d_panels, "V_PANELS": v_panels, "Q_PANEL": ROW * rows, "K_PANEL": ROW * keys,
         "Q_BYTES": d_panels * ROW * rows, "K_BYTES": d_panels * ROW * keys, "STAGE_BYTES": (d_panels + v_panels) * ROW * keys,
