@@ -320,7 +320,10 @@ def test_warps_one_after_another() -> None:
 EXACT_FAULTS = ("no wait for the next tile", "no barrier between tiles", "rows behind the last key are not cleared")
 
 
-@pytest.mark.parametrize(("fault", "element"), [*((fault, "f16") for fault in FAULTS), *((fault, "f32") for fault in EXACT_FAULTS)])
+CASES = [*((fault, "f16") for fault in FAULTS), *((fault, "f32") for fault in EXACT_FAULTS)]
+
+
+@pytest.mark.parametrize(("fault", "element"), CASES)
 def test_faults_are_noticed(fault: str, element: str) -> None:
     # With one tile, rows behind the last key hold what memory held before.
     sizes = (*FAULTY[:4], 30, 64, 64) if "cleared" in fault else FAULTY
