@@ -97,10 +97,10 @@ def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
     for form in (constants, {**constants, "SHARERS": constants["WARPS"], "FEW": 0}):
         if form is constants or constants["FEW"]:
             common.emit(low, node, "attention", form, {**words, **shared}, None, tuple(reads), flops,
-                        writes=(target, *partials), name="attention")  # fmt: skip
+                        writes=(target, *partials), name="attention", aside=partials)  # fmt: skip
     if partials:
         common.emit(low, node, "attention", join_constants(constants), shared, None, partials, 0,
-                    writes=(target,), name="attention_join")  # fmt: skip
+                    writes=(target,), name="attention_join", aside=partials)  # fmt: skip
     return ""
 
 
