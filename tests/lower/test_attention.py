@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import minicc
 from minicc.errors import ShapeError
+from minicc.frontend.model import load_model
 from minicc.ir.dims import Dim, symbol
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph, Value
@@ -22,6 +23,7 @@ from minicc.runtime.module import CompiledModule
 from minicc.targets.parse import target_of
 from minicc.walk import optimise
 from tests.compiling import compile_graph, host_ops
+from tests.kernels.test_attention import exact
 from tests.passes.models import parse, run_reference
 
 Array = np.ndarray[Any, Any]
@@ -129,12 +131,11 @@ def test_where_the_template_takes_it(target):
 
 
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90"])
-def test_a_gpu_takes_16_bits(target):
-    for dtype in (f16, bf16):
+def test_where_a_gpu_takes_it(target):
+    for dtype in (f32, f16, bf16):
         assert kept(target, (B, 2, S, 128), dtype)
         assert not kept(target, (1, 2, S, 129), dtype)
         assert not kept(target, (1, 2, S, symbol("d")), dtype)
-    assert not kept(target)
 
 
 @pytest.mark.parametrize("target", ["cpu:sse", "cpu:avx2", "cpu:avx512", "cpu:neon"])
@@ -151,3 +152,34 @@ def test_compiles_for_other_machines(target):
     rng = np.random.default_rng(0)
     feeds = {n: rng.standard_normal((2, 7, 16)).astype(np.float32) for n in "qkv"}
     np.testing.assert_allclose(module.run(None, feeds)[0], run_reference(model, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
+CAUSAL_CASES = {
+    "as many keys": (("s", "s"), False, "is_causal = 1", True),
+    "behind a past": (("s", "s"), True, "is_causal = 1", True),
+    "a window that ends at the query": (("s", "s"), False, "right_window_size = 0", True),
+    "other keys": (("s", "t"), False, "is_causal = 1", False),
+    "a window on both sides": (("s", "s"), False, "is_causal = 1, left_window_size = 2", False),
+}
+
+
+@pytest.mark.parametrize("case", CAUSAL_CASES)
+def test_causal_attention_needs_no_mask(case: str) -> None:
+    """Of ONNX's Attention, where its last query attends the last key; elsewhere the window becomes a mask."""
+    (queries, keys), past, attributes, whole = CAUSAL_CASES[case]
+    heads = {"q": queries, "k": keys, "v": keys, **({"pk": "p", "pv": "p"} if past else {})}
+    inputs = ", ".join(f"float[b,2,{length},8] {name}" for name, length in heads.items())
+    body = f'y{", k2, v2" if past else ""} = Attention <{attributes}> (q, k, v{", , pk, pv" if past else ""})'
+    graph = load_model(parse(body, f"({inputs}) => (float[b,2,{queries},8] y)", 26)).graph
+    optimise(graph, Options(check=2))
+    (node,) = [node for node in graph.nodes if node.op.name == "Attention"]
+    assert node.attrs["causal"] == whole and (len(node.inputs) > 3 and node.inputs[3] is not None) == (not whole)
+    rng = np.random.default_rng(4)
+    feeds = {name: rng.standard_normal((3, 2, {"s": 5, "t": 7, "p": 4}[length], 8)).astype(np.float32)
+             for name, length in heads.items()}  # fmt: skip
+    k, v = (np.concatenate([feeds[f"p{n}"], feeds[n]], axis=2) if past else feeds[n] for n in "kv")
+    ahead = np.arange(k.shape[2]) - np.arange(5)[:, None] - (4 if past else 0)
+    allowed = (ahead <= 0) & (ahead >= (-2 if "left" in attributes else -99))
+    want = exact(feeds["q"], k, v, np.where(allowed, 0, -np.inf), 8**-0.5, False)
+    found = compile_graph(graph).run_items([feeds[value.name] for value in graph.inputs])[0]
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)

@@ -82,6 +82,10 @@ LAYERS = {
     "layer_attention_masked_384": Layer("masked", (8, 12, 12, 384, 384, 64)),
     "layer_attention_grouped": Layer("causal", (2, 32, 8, 1024, 1024, 128)),
     "layer_attention_decode": Layer("attention", (8, 32, 8, 1, 4096, 128)),
+    "layer_attention_decode_8192": Layer("attention", (1, 32, 32, 1, 8192, 128)),
+    "layer_attention_decode_8192_grouped": Layer("attention", (1, 32, 8, 1, 8192, 128)),
+    "layer_attention_decode_1024x64": Layer("attention", (1, 12, 12, 1, 1024, 64)),
+    "layer_attention_64_of_8192": Layer("attention", (1, 8, 8, 64, 8192, 64)),
     **{f"layer_{kind}_{rows}x{columns}": Layer(kind, (rows, columns))
        for kind in ("softmax", "layernorm") for rows, columns in ((65536, 1024), (262144, 128), (8192, 8192))},
     "layer_transpose": Layer("transpose", (8192, 8192)),

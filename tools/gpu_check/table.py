@@ -26,7 +26,8 @@ def table(data: Mapping[str, Any]) -> str:
     sanitizer = data.get("sanitizer")
     if sanitizer:
         problems.append(f"compute-sanitizer: {sanitizer['state']} {sanitizer.get('error', '')}".strip())
-    return "\n".join([*lines, "", *_ways(data["cases"]), *_tiles([row for found in products.values() for row in found.get("rows", [])]), *problems])
+    rows = [row for found in products.values() for row in found.get("rows", [])]
+    return "\n".join([*lines, "", *_ways(data["cases"]), *_tiles(rows), *problems])
 
 
 def _tiles(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -45,7 +45,8 @@ CUDA_TEMPLATES: dict[str, CudaTemplate] = {
         cuda_tiles.launch_conv, cuda_tiles.CONV_CONSTANTS, None, cuda_tiles.conv_constants, cuda_tiles.conv_file
     ),
     "attention": CudaTemplate(
-        cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants
+        cuda_attention.launch_attention, cuda_attention.CONSTANTS, None, cuda_attention.attention_constants,
+        cuda_attention.attention_file,
     ),
     "winograd_input": CudaTemplate(cuda_winograd.launch_winograd_input, expand=cuda_winograd.winograd_constants),
     "winograd_output": CudaTemplate(cuda_winograd.launch_winograd_output, expand=cuda_winograd.winograd_constants),

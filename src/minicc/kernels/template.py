@@ -139,6 +139,7 @@ attention softmax over t of (SCALE * Q K^T + MASK), times V (no epilogue). GROUP
   Q_B Q_H Q_ROW Q_D  strides of Q; of K, V and Y the same but for the last axis, which is contiguous
   M_B M_H M_ROW M_KEY  strides of MASK (0 where it is broadcast)
   PANELS KEYS     (bind) panels of queries per unit, keys per block
+  PARTIALS        on CUDA float32 memory of `cuda_attention.partial_size` elements where blocks may share out the keys
 
 scatter   target[index(s), lane] = combine(itself, updates[s, lane]) for s in order, in place (no epilogue)
   TARGET INDICES UPDATES   addresses
@@ -327,7 +328,7 @@ TEMPLATES: dict[str, Template] = {
         _template(
             "attention",
             "Q K V MASK Y B GROUPS GROUP S T D DV SCALE CAUSAL Q_B Q_H Q_ROW Q_D K_B K_H K_ROW V_B V_H V_ROW"
-            " M_B M_H M_ROW M_KEY Y_B Y_H Y_ROW PANELS KEYS",
+            " M_B M_H M_ROW M_KEY Y_B Y_H Y_ROW PANELS KEYS PARTIALS",
             "NR",
             domain.attention_domain,
             fused=False,

@@ -258,8 +258,17 @@ def _mask_padding(node: Node) -> Dim | None:
     return missing if isinstance(missing, int) and missing >= 0 else None
 
 
-def _onnx_bias(b: Builder, node: Node, like: Value, keys: Dim) -> list[Value]:
-    """The additive masks of an ONNX Attention in the type of `like`."""
+def _is_causal(node: Node) -> bool:
+    """Whether the window of an ONNX Attention is what minicc's Attention calls causal: the last query sees every key."""
+    q, past, attrs = required(node, 0), optional(node, 4), node.attrs
+    ahead = 0 if attrs["is_causal"] else attrs["right_window_size"]
+    if ahead != 0 or attrs["left_window_size"] >= 0 or optional(node, 6) is not None:
+        return False
+    return _key_length(node) - q.shape[-2] == (0 if past is None else past.shape[2])
+
+
+def _onnx_bias(b: Builder, node: Node, like: Value, keys: Dim, window: bool = True) -> list[Value]:
+    """The additive masks of an ONNX Attention in the type of `like`, if `window` that of its window too."""
     q, mask, past, lengths = required(node, 0), optional(node, 3), optional(node, 4), optional(node, 6)
     queries = q.shape[-2]
     out: list[Value] = []
@@ -274,7 +283,7 @@ def _onnx_bias(b: Builder, node: Node, like: Value, keys: Dim) -> list[Value]:
         out.append(bias)
     left, right = node.attrs["left_window_size"], node.attrs["right_window_size"]
     right = 0 if node.attrs["is_causal"] else right
-    if left >= 0 or right >= 0:
+    if window and (left >= 0 or right >= 0):
         offset = b.shape([0 if past is None else past.shape[2]])
         if past is None and lengths is not None:
             offset = b.op("Sub", as_type(b, lengths, i64), b.shape([queries]))
@@ -303,13 +312,15 @@ def _onnx_expand(b: Builder, node: Node) -> list[Value]:
         k = b.op("Concat", required(node, 4), k, axis=2)
         v = b.op("Concat", required(node, 5), v, axis=2)
     probe = q if q.tensor.dtype.bits >= 32 else widened(b, q)
-    bias = _onnx_bias(b, node, probe, k.shape[2])
-    if not attrs["softcap"] and len(node.outputs) < 4 and not attrs["softmax_precision"]:
+    plain = not attrs["softcap"] and len(node.outputs) < 4 and not attrs["softmax_precision"]
+    causal = plain and _is_causal(node)
+    bias = _onnx_bias(b, node, probe, k.shape[2], window=not causal)
+    if plain:
         total: Value | None = None
         for part in bias:
             total = part if total is None else b.op("Add", total, part)
         inputs = [q, k, v] if total is None else [q, k, v, as_type(b, total, q.tensor.dtype)]
-        y = b.op("Attention", *inputs, domain="minicc", scale=scale)
+        y = b.op("Attention", *inputs, domain="minicc", scale=scale, causal=causal)
         return [head_axis_in(b, y) if flat else y, k, v][: len(node.outputs)]
     stages = []
     scores = widened(b, scaled(b, grouped_product(b, q, transposed_keys(b, k)), scale))

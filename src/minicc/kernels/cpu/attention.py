@@ -89,6 +89,7 @@ Y_H = 29
 Y_ROW = 30
 PANELS = 31  # panels per unit
 KEYS = 32  # keys per block
+PARTIALS = 33  # not used here
 
 LOWEST = np.float32(-np.inf)
 ZERO = np.float32(0)

@@ -1,16 +1,25 @@
 """minicc's Attention onto the template of the same name: operands in place, the result as its reader wants it.
 
-A CPU takes float32 and any axis of queries; CUDA 16-bit floats, whose rows of queries, too, must be contiguous.
+A CPU takes float32 and any axis of queries; CUDA 16-bit floats too, but rows of queries that are contiguous.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from minicc.ir.dims import Dim, product
+from minicc.ir.dims import Dim, exact_quotient, product
 from minicc.ir.graph import Node, Value
-from minicc.ir.types import TensorType, bf16, f16, f32
-from minicc.kernels.cuda_attention import MOST, WARPS, choose_warps
+from minicc.ir.types import TensorType, f32
+from minicc.kernels.cuda_attention import (
+    MOST,
+    QUERIES,
+    WARPS,
+    choose_warps,
+    join_constants,
+    most_blocks,
+    partial_size,
+    shared_bytes,
+)
 from minicc.kernels.domain import attention_size, panel_columns
 from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
@@ -30,10 +39,8 @@ def takes_attention(node: Node, target: Target) -> bool:
         return False
     q, k, v = values[:3]
     cuda = isinstance(target, CudaTarget)
-    masks = common.FLOATS if cuda else (f32,)
-    if q.tensor.dtype not in ((f16, bf16) if cuda else (f32,)) or any(
-        x is not None and x.tensor.dtype not in masks for x in node.inputs[3:]
-    ):
+    floats = common.FLOATS if cuda else (f32,)
+    if any(x is not None and x.tensor.dtype not in floats for x in (q, *node.inputs[3:])):
         return False
     if any(x.tensor.dtype != q.tensor.dtype for x in (k, v, node.output)):
         return False
@@ -72,37 +79,56 @@ def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
         reads.append(buffer)
     result, (y_batch, y_head, y_row) = _result(low, node)
     target = low.allocate(result)
-    if cuda:
-        constants = _cuda_constants(low, node, sources, (y_batch, y_head, y_row))
-    else:
-        constants = {"NR": panel_columns(low.cpu, None)}
-    elements = product((batch, heads, length, keys))
-    common.emit(
-        low, node, "attention", constants,
-        {**words, "Y": Word(0, target), "B": batch, "GROUPS": groups, "GROUP": heads // groups, "S": length, "T": keys,
-         "D": size, "DV": width, "SCALE": int(np.float32(node.attrs["scale"]).view(np.int32)),
-         "CAUSAL": int(node.attrs["causal"]), "Y_B": y_batch, "Y_H": y_head, "Y_ROW": y_row},
-        None, tuple(reads), elements * (size + width) * 2, writes=(target,), name="attention",
-    )  # fmt: skip
+    shared: dict[str, Word | Dim] = {
+        "Y": Word(0, target), "B": batch, "GROUPS": groups, "GROUP": heads // groups, "S": length, "T": keys, "D": size,
+        "DV": width, "SCALE": int(np.float32(node.attrs["scale"]).view(np.int32)), "CAUSAL": int(node.attrs["causal"]),
+        "Y_B": y_batch, "Y_H": y_head, "Y_ROW": y_row,
+    }  # fmt: skip
+    flops = product((batch, heads, length, keys)) * (size + width) * 2
+    if not cuda:
+        common.emit(low, node, "attention", {"NR": panel_columns(low.cpu, None)}, {**words, **shared}, None, tuple(reads), flops,
+                    writes=(target,), name="attention")  # fmt: skip
+        return ""
+    constants = _cuda_constants(low, node, sources, (y_batch, y_head, y_row))
+    partials: tuple[int, ...] = ()
+    if constants["CUT"]:
+        partials = (low.temporary("attention_parts", f32, (partial_size(int(constants["CUT"]), constants),)),)
+        shared["PARTIALS"] = Word(0, partials[0])
+    for form in (constants, {**constants, "SHARERS": constants["WARPS"], "FEW": 0}):
+        if form is constants or constants["FEW"]:
+            common.emit(low, node, "attention", form, {**words, **shared}, None, tuple(reads), flops,
+                        writes=(target, *partials), name="attention", aside=partials)  # fmt: skip
+    if partials:
+        common.emit(low, node, "attention", join_constants(constants), shared, None, partials, 0,
+                    writes=(target,), name="attention_join", aside=partials)  # fmt: skip
     return ""
 
 
 def _cuda_constants(low: Lowering, node: Node, sources: list[View], result: tuple[Dim, ...]) -> common.Constants:
     """Constants of the CUDA form. result: strides of the result's rows."""
     assert isinstance(low.target, CudaTarget)
-    q, _, v, mask = (*node.inputs, None)[:4]
-    assert q is not None and v is not None
-    batch, heads, length, size = q.shape
-    width, tiles = v.shape[3], product((batch, heads))
+    q, k, v, mask = (*node.inputs, None)[:4]
+    assert q is not None and k is not None and v is not None
+    groups, width, size = k.shape[1], v.shape[3], q.shape[3]
     assert isinstance(size, int) and isinstance(width, int)
-    both = isinstance(tiles, int) and isinstance(length, int)
-    warps = choose_warps(tiles, length, low.target) if both else WARPS[0]  # type: ignore[arg-type]
-    pieces = {f"{name}_PIECE": piece(2, offset, *strides[:3]) for name, (_, offset, strides) in zip("QKV", sources)}
-    return {
-        "ELEMENT": ELEMENTS[q.tensor.dtype], "WARPS": warps, "DEPTH": size, "WIDTH": width, **pieces,
+    sizes = product(k.shape[:2]), exact_quotient(product(q.shape[1:3]), groups), k.shape[2]
+    heads, rows, keys = (n if isinstance(n, int) else None for n in sizes)
+    warps, sharers = choose_warps(heads or 1, rows or QUERIES + 1, low.target)
+    bytes_ = q.tensor.dtype.bytes
+    pieces = {f"{name}_PIECE": piece(bytes_, offset, *strides[:3]) for name, (_, offset, strides) in zip("QKV", sources)}
+    element = ELEMENTS[q.tensor.dtype]
+    element = "tf32" if element == "f32" and low.precision == "tf32" else element
+    constants: dict[str, int | float | str] = {
+        "ELEMENT": element, "WARPS": warps, "SHARERS": sharers, "DEPTH": size, "WIDTH": width, **pieces,
         "MASK_TYPE": "" if mask is None else ELEMENTS[mask.tensor.dtype],
-        "PAIRS": int(piece(2, width, *result) >= 4),
+        "PAIRS": int(piece(bytes_, width, *result) >= 2 * bytes_), "JOIN": 0,
     }  # fmt: skip
+    shares = shared_bytes({**constants, "WARPS": WARPS[0], "SHARERS": WARPS[0]}) <= low.target.shared_bytes
+    if not shares or shared_bytes(constants) > low.target.shared_bytes:
+        constants |= {"WARPS": WARPS[0], "SHARERS": 1}
+    # As many queries as keys are no decoder's.
+    few = shares and rows is None and q.shape[2] != k.shape[2]
+    return {**constants, "FEW": int(few), "CUT": most_blocks(heads, rows, keys, constants, low.target)}
 
 
 def _result(low: Lowering, node: Node) -> tuple[Value, tuple[Dim, Dim, Dim]]:

@@ -90,8 +90,11 @@ def epilogue(low: Lowering, node: Node, lead: Node | None, operands: Sequence[di
 
 def emit(low: Lowering, node: Node, template: str, constants: Constants, values: Mapping[str, Word | Dim],
          space: Space | None, reads: Sequence[int], flops: Dim, *, writes: Sequence[int] = (), cost: Dim = 0,
-         results: Sequence[Value] = (), name: str = "") -> None:  # fmt: skip
-    """One call of a template: its words by name (0 where bind fills them), then the epilogue's."""
+         results: Sequence[Value] = (), name: str = "", aside: Sequence[int] = ()) -> None:  # fmt: skip
+    """One call of a template: its words by name (0 where bind fills them), then the epilogue's.
+
+    aside: buffers that do not count as traffic, because a call uses as much of them as its sizes make it.
+    """
     known = TEMPLATES[template]
     unknown = set(values) - set(known.words)
     assert not unknown, f"template {template} has no words {sorted(unknown)}"
@@ -107,7 +110,7 @@ def emit(low: Lowering, node: Node, template: str, constants: Constants, values:
     kernel = TemplateKernel(template, tuple(sorted(constants.items())), body, (name or f"{template}_{node.op.name}")[:60].lower())
     low.steps.append(KernelStep(
         low.kernels.number(kernel), tuple(words), 0, all_reads, tuple(dict.fromkeys(written)), node.origin,
-        cost or flops // 40, flops=flops, bytes=low.traffic([*all_reads, *written]),
+        cost or flops // 40, flops=flops, bytes=low.traffic([b for b in (*all_reads, *written) if b not in aside]),
     ))  # fmt: skip
 
 
