@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -43,7 +44,7 @@ UNWRITTEN = 0x7E7F
 
 
 def constants(
-    element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "", pairs: int = 1, sharers: int = 1,
+    element: str, depth: int, width: int, warps: int = 4, piece: int = 16, mask: str = "none", pairs: int = 1, sharers: int = 1,
     cut: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     return dict(zip(CONSTANTS, (element, warps, sharers, depth, width, piece, piece, piece, mask, pairs, cut, 0, 0), strict=True))
@@ -120,7 +121,7 @@ def attend(
         words |= {f"M_{a}": step // bits.itemsize for a, step in zip(("B", "H", "ROW", "KEY"), strides)}
     size = SIZES[element]
     piece = piece_of(size * (d + gap), size * (dv + gap))
-    chosen = constants(element, d, dv, warps, piece, mask_type if mask_axes else "", int((dv + gap) % 2 == 0 and dv % 2 == 0),
+    chosen = constants(element, d, dv, warps, piece, mask_type if mask_axes else "none", int((dv + gap) % 2 == 0 and dv % 2 == 0),
                        sharers, cut)  # fmt: skip
     if cut:
         words["PARTIALS"] = memory.place(np.full(partial_size(cut, chosen), np.nan, np.float32))
@@ -347,8 +348,8 @@ def test_faults_of_parts_are_noticed(fault: str, short_parts: None) -> None:
 
 
 FAST = [
-    ("f16", 64, 4, "", 1), ("f16", 128, 8, "f32", 1), ("f16", 128, 4, "f32", 4), ("tf32", 128, 8, "f32", 1),
-    ("tf32", 128, 4, "f32", 4), ("f32", 64, 4, "", 1),
+    ("f16", 64, 4, "none", 1), ("f16", 128, 8, "f32", 1), ("f16", 128, 4, "f32", 4), ("tf32", 128, 8, "f32", 1),
+    ("tf32", 128, 4, "f32", 4), ("f32", 64, 4, "none", 1),
 ]  # fmt: skip
 SLOW = [
     (element, d, w, "f16", sharers)
@@ -462,6 +463,22 @@ def test_one_query_beside_a_long_cache(queries: Any, keys: Any) -> None:
         (found,) = run_module(module, given_)
         want = exact(*(given_[name].astype(np.float32) for name in "qkv"), None, 0.125, False)
         assert np.abs(found - want).max() <= LIMITS["f16"] * 3
+
+
+def test_a_saved_module(tmp_path: Path) -> None:
+    """Without a mask, of sizes not known: kernels of both forms, and the one that joins."""
+    rng = np.random.default_rng(7)
+    feeds = {name: rng.standard_normal((1, heads, length, 24)).astype(np.float32)
+             for name, heads, length in (("q", 4, 3), ("k", 2, 520), ("v", 2, 520))}  # fmt: skip
+    proto = node_model("Attention", feeds, ["y"], opset=23, scale=0.2)
+    for number, size in enumerate("stt"):
+        proto.graph.input[number].type.tensor_type.shape.dim[2].dim_param = size
+    module = minicc.compile(proto, target="cuda:sm_90", strict=True)
+    module.save(tmp_path / "m.minicc")
+    loaded = minicc.load(tmp_path / "m.minicc")
+    assert len(loaded.program.steps) == 3 and loaded.code.objects == module.code.objects
+    (found,) = run_module(loaded, feeds)
+    assert np.abs(found - exact(*feeds.values(), None, 0.2, False)).max() <= LIMITS["f32"] * 4
 
 
 def test_keys_are_not_shared_out_where_blocks_suffice() -> None:

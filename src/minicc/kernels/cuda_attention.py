@@ -17,7 +17,7 @@ Constants = Mapping[str, int | float | str]
 
 # How the results of products of an element are stored.
 RESULTS = {"f16": "f16", "bf16": "bf16", "tf32": "f32", "f32": "f32"}
-MASKS = {"": 0, "f16": 2, "bf16": 2, "f32": 4}  # bytes of an element
+MASKS = {"none": 0, "f16": 2, "bf16": 2, "f32": 4}  # bytes of an element
 # The largest heads: with more, a thread's registers do not hold its queries and sums.
 MOST = 128
 QUERIES = 16  # of a warp
@@ -81,7 +81,7 @@ def most_blocks(heads: int | None, rows: int | None, keys: int | None, given: Co
 
 def join_constants(given: Constants) -> dict[str, int | float | str]:
     """Constants of the joining kernel; what it does not depend on has one value, so that kernels are shared."""
-    fixed: dict[str, int | str] = {"DEPTH": 1, "Q_PIECE": 16, "K_PIECE": 16, "V_PIECE": 16, "MASK_TYPE": "", "PAIRS": 1}
+    fixed: dict[str, int | str] = {"DEPTH": 1, "Q_PIECE": 16, "K_PIECE": 16, "V_PIECE": 16, "MASK_TYPE": "none", "PAIRS": 1}
     return {**given, **fixed, "SHARERS": 1, "FEW": 0, "JOIN": 1}
 
 
@@ -125,7 +125,7 @@ def attention_constants(given: Constants) -> dict[str, object]:
         "STEPS": ceil_divide(depth * size, 32),
         "D_PANELS": d_panels, "V_PANELS": v_panels, "Q_PANEL": ROW * rows, "K_PANEL": ROW * keys,
         "Q_BYTES": d_panels * ROW * rows, "K_BYTES": d_panels * ROW * keys, "STAGE_BYTES": (d_panels + v_panels) * ROW * keys,
-        **pieces, "MASK_TYPE": f'"{mask or "f32"}"', "MASK_SIZE": MASKS[mask], "PAIRS": int(bool(given["PAIRS"])),
+        **pieces, "MASK_TYPE": f'"{mask}"', "MASK_SIZE": MASKS[mask], "PAIRS": int(bool(given["PAIRS"])),
         "CUT": int(bool(given["CUT"])), "KEPT": 64 * wide + 512, "SUMS": wide // 2,
     }  # fmt: skip
 

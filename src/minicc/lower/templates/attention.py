@@ -120,7 +120,7 @@ def _cuda_constants(low: Lowering, node: Node, sources: list[View], result: tupl
     element = "tf32" if element == "f32" and low.precision == "tf32" else element
     constants: dict[str, int | float | str] = {
         "ELEMENT": element, "WARPS": warps, "SHARERS": sharers, "DEPTH": size, "WIDTH": width, **pieces,
-        "MASK_TYPE": "" if mask is None else ELEMENTS[mask.tensor.dtype],
+        "MASK_TYPE": "none" if mask is None else ELEMENTS[mask.tensor.dtype],
         "PAIRS": int(piece(bytes_, width, *result) >= 2 * bytes_), "JOIN": 0,
     }  # fmt: skip
     shares = shared_bytes({**constants, "WARPS": WARPS[0], "SHARERS": WARPS[0]}) <= low.target.shared_bytes
