@@ -58,7 +58,8 @@ def test_what_is_a_kernel_on_a_cpu_is_one_on_a_gpu(batch: list[Case], symbolic: 
 
 
 def test_every_template_of_a_cpu_has_one_on_a_gpu() -> None:
-    assert set(TABLE) == set(CUDA_TABLE)
+    """Products with packed weights become others there (passes/packed_weights.py)."""
+    assert set(TABLE) - {("com.microsoft", "MatMulNBits")} == set(CUDA_TABLE)
 
 
 def test_ops_without_loops_have_a_template_on_a_gpu() -> None:
