@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
 import minicc
 from minicc import tune as tuning

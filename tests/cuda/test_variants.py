@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
 import minicc
 from minicc.codegen.cuda import find_tool

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="cuda-bindings is not installed")
 
 import minicc
 from benchmarks.cuda_build import conv_text, gemm_text, machine_text
