@@ -31,7 +31,7 @@ from minicc.kernels.cpu.intrinsics import (
     type_suffix,
     vector,
 )
-from minicc.kernels.cpu.tiles import are_literals, heights
+from minicc.kernels.cpu.tiles import are_literals, cover_rows
 
 LARGEST = 127.0  # of a rounded number
 
@@ -196,14 +196,7 @@ def rounded_product(
                 at = builder.add(builder.mul(numbers[r], I64(nr)), I64(v * vw))
                 store_vector(builder, builder.load(totals[r, v]), builder.gep(sums, [at]), "scratch", 4 * vw)
 
-        done = builder.mul(builder.sdiv(count, I64(mr)), I64(mr))
-        with counted_loop(builder, I64(0), done, mr) as row:
-            tile(mr, row)
-        for height in heights(mr)[1:]:  # each at most once
-            fits = builder.icmp_signed(">=", builder.sub(count, done), I64(height))
-            with builder.if_then(fits):
-                tile(height, done)
-            done = builder.select(fits, builder.add(done, I64(height)), done)
+        cover_rows(builder, mr, count, tile)
         return context.get_dummy_value()
 
     literals = [types.literal(value) for value in (mr, nr, vw, bits, centred, vnni)]

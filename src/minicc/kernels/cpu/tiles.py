@@ -195,6 +195,18 @@ class _Sums:
             self.write(place, total)
 
 
+def cover_rows(builder, most, count, tile):
+    """Emit `tile(height, first row)` for `count` rows: `most` at a time while they fit, then each lower height that fits."""
+    done = builder.mul(builder.sdiv(count, I64(most)), I64(most))
+    with counted_loop(builder, I64(0), done, most) as row:
+        tile(most, row)
+    for height in heights(most)[1:]:  # each at most once
+        fits = builder.icmp_signed(">=", builder.sub(count, done), I64(height))
+        with builder.if_then(fits):
+            tile(height, done)
+        done = builder.select(fits, builder.add(done, I64(height)), done)
+
+
 @intrinsic
 def strided_product(typing_context, rows, columns, width, left, row_step, step, panel, sums, count, depth, first):
     """sums[r, j] (+)= sum over k < depth of left[r * row_step + k * step] * panel[k * NR + j] for r < count.
@@ -219,14 +231,7 @@ def strided_product(typing_context, rows, columns, width, left, row_step, step, 
             found.add_products(pointers, step, panel, "scratch", depth)
             found.store()
 
-        done = builder.mul(builder.sdiv(count, I64(mr)), I64(mr))
-        with counted_loop(builder, I64(0), done, mr) as row:
-            tile(mr, row)
-        for height in heights(mr)[1:]:  # each at most once
-            fits = builder.icmp_signed(">=", builder.sub(count, done), I64(height))
-            with builder.if_then(fits):
-                tile(height, done)
-            done = builder.select(fits, builder.add(done, I64(height)), done)
+        cover_rows(builder, mr, count, tile)
 
     def emit(context, builder, signature, values):
         outlined(builder, f"strided_product_{mr}_{nr}", values[3:], body)
@@ -269,14 +274,7 @@ def expanded_rows(typing_context, rows, columns, width, low, high, left, step, p
                     total = builder.select(builder.fcmp_ordered(word, total, edge), edge, total)
                 found.write(place, total)
 
-        done = builder.mul(builder.sdiv(count, I64(mr)), I64(mr))
-        with counted_loop(builder, I64(0), done, mr) as row:
-            tile(mr, row)
-        for height in heights(mr)[1:]:  # each at most once
-            fits = builder.icmp_signed(">=", builder.sub(count, done), I64(height))
-            with builder.if_then(fits):
-                tile(height, done)
-            done = builder.select(fits, builder.add(done, I64(height)), done)
+        cover_rows(builder, mr, count, tile)
         return context.get_dummy_value()
 
     literals = [types.literal(value) for value in (mr, nr, vw, low, high)]
