@@ -62,18 +62,32 @@ def _blocks(extent: int, most: int) -> tuple[int, int]:
 
 
 def _split(rows: int, panels: int, others: int, wanted: int) -> tuple[int, int]:
-    """Cut blocks of (rows, panels) further until there are `wanted` units; blocks stay wide in rows first."""
-    row_blocks = panel_blocks = 1
-    while others * row_blocks * panel_blocks < wanted:
-        height, breadth = ceil_divide(rows, row_blocks), ceil_divide(panels, panel_blocks)
-        if height == 1 and breadth == 1:
-            break
-        # Rows down to 8 tiles, then panels, then single row tiles.
-        if height > 8 or breadth == 1:
-            row_blocks += 1
-        else:
-            panel_blocks += 1
+    """Cut blocks of (rows, panels) further until there are `wanted` units: rows down to 8 tiles, then panels, then single tiles."""
+    needed = ceil_divide(wanted, others)
+    row_blocks = max(1, min(needed, ceil_divide(rows, 8)))
+    panel_blocks = min(panels, ceil_divide(needed, row_blocks))
+    row_blocks = max(row_blocks, min(rows, ceil_divide(needed, panel_blocks)))
     return ceil_divide(rows, row_blocks), ceil_divide(panels, panel_blocks)
+
+
+def _share_out(
+    tiles: int, panels: int, batches: int, block: tuple[int, int], wanted: int, threads: int
+) -> tuple[int, int]:
+    """Cut blocks of (rows, panels) into about `wanted` units, or down to half of them where threads then get equal shares.
+
+    Many small units rather than few large ones: a thread that is late or loses its core holds up one of them only.
+    """
+    rows, columns = best = block
+    others = batches * ceil_divide(tiles, rows) * ceil_divide(panels, columns)
+    most = ceil_divide(wanted, threads) if wanted > 1 else 0
+    least = 0
+    for count in range(most, most // 2, -1):
+        height, breadth = _split(rows, columns, others, count * threads)
+        units = batches * ceil_divide(tiles, height) * ceil_divide(panels, breadth)
+        share = ceil_divide(units, threads) * height * breadth
+        if not least or share < least - least // 32:
+            best, least = (height, breadth), share
+    return best
 
 
 def product_blocks(
@@ -107,8 +121,7 @@ def product_blocks(
     if threads > 1:
         work = batches * m * n * max(1, k)
         wanted = min(threads * UNITS_PER_THREAD, work // MIN_UNIT)
-        outer = batches * row_blocks * panel_blocks
-        row_tiles, block_panels = _split(row_tiles, block_panels, outer, wanted)
+        row_tiles, block_panels = _share_out(tiles, panels, batches, (row_tiles, block_panels), wanted, threads)
         row_blocks, panel_blocks = ceil_divide(tiles, row_tiles), ceil_divide(panels, block_panels)
     return row_tiles, block_panels, batches * row_blocks * panel_blocks
 
