@@ -328,19 +328,21 @@ def conv_transpose_domain(w: Words, constants: Mapping[str, int], target: CpuTar
     return units
 
 
-# As in kernels/cpu/conv_integer.py: int16 values of a widened row.
-INTEGER_DEPTH = 4096
+# As in kernels/cpu/conv_integer.py: words of a gathered row.
+INTEGER_WORDS = 2048
 
 
 def conv_integer_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """Fill ROW_TILES and PANELS of an integer convolution; the number of units."""
-    taps = w["KD"] * w["KH"] * w["KW"]
-    depth = taps * ceil_divide(w["C"], 2) * 2
+    columns = 1 if constants["MERGED"] else w["KW"]
+    run = w["C"] * w["KW"] // columns
+    taps = w["KD"] * w["KH"] * columns
+    words = taps * ceil_divide(run, constants["NUMBERS"])
     batches = w["IMAGES"] * w["GROUPS"]
     w["ROW_TILES"], w["PANELS"], units = product_blocks(
-        w["M"], w["N"], depth, batches, constants["NR"], target, threads, row_bytes=max(1, w["C"])
+        w["M"], w["N"], words, batches, constants["NR"], target, threads, row_bytes=max(1, w["C"])
     )
-    if units and (depth > INTEGER_DEPTH or taps > TAPS):  # sums over parts of the row stay in one tile
+    if units and (words > INTEGER_WORDS or taps > TAPS):  # sums over parts of the row stay in one tile
         w["PANELS"] = 1
         rows = ceil_divide(ceil_divide(w["M"], tile_rows(target)), w["ROW_TILES"])
         units = batches * rows * ceil_divide(w["N"], constants["NR"])

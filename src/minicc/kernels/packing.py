@@ -195,17 +195,33 @@ def pack_narrow(weights: Array, columns: int) -> Array:
     return pack_b(ordered.reshape(-1, c), columns, c)
 
 
-def pack_conv_integer(weights: Array, zero_points: Array, groups: int, columns: int) -> Array:
-    """8-bit weights [M, C / group, *kernel] as int16 panels [group][ceil(N / NR)][taps * even C / 2][NR][2].
+def merge_taps(weights: Array) -> Array:
+    """Weights [M, C, *kernel] with the taps of a line as channels of one, in the order of memory: [M, KW * C, *kernel[:-1], 1]."""
+    m, c, *kernel = weights.shape
+    return np.moveaxis(weights, -1, 1).reshape(m, kernel[-1] * c, *kernel[:-1], 1)
 
-    zero_points: of the weights, one or one per output channel M; they are taken off. `columns` is NR. A
+
+def pack_conv_integer(weights: Array, groups: int, columns: int) -> Array:
+    """Weights [M, C / group, *kernel] as panels of words of 32 bits, [group][ceil(N / NR)][taps * ceil(C / numbers)][NR][numbers].
+
+    numbers: of a word, two of int16 or four of int8. N = M / group; `columns` is NR. Words are filled up with zeros. A
     right operand [K, N] of a matrix product is the case weights = its transpose, one group, no kernel axes.
     """
     m, c, *kernel = weights.shape
+    numbers = 4 // weights.itemsize
     taps = int(np.prod(kernel, dtype=np.int64))
-    centred = weights.reshape(m, c, taps).astype(np.int16) - zero_points.astype(np.int16).reshape(-1, 1, 1)
-    padded = np.zeros((groups, taps, c + c % 2, m // groups), np.int16)
-    padded[:, :, :c] = centred.reshape(groups, m // groups, c, taps).transpose(0, 3, 2, 1)
-    packed = pack_b(padded.reshape(groups, -1, m // groups), columns)
-    pairs = packed.reshape(*packed.shape[:2], -1, 2, columns).swapaxes(-1, -2)
-    return np.ascontiguousarray(pairs).reshape(-1)
+    padded = np.zeros((groups, taps, -(-c // numbers) * numbers, m // groups), weights.dtype)
+    padded[:, :, :c] = weights.reshape(groups, m // groups, c, taps).transpose(0, 3, 2, 1)
+    panels = pack_b(padded.reshape(groups, -1, m // groups), columns)
+    words = panels.reshape(*panels.shape[:2], -1, numbers, columns)
+    packed = aligned_empty((words.size,), weights.dtype)
+    packed.reshape(*words.shape[:3], columns, numbers)[...] = words.swapaxes(-1, -2)
+    return packed
+
+
+def integer_totals(weights: Array, zero_points: Array | None, groups: int, columns: int) -> Array:
+    """int32 sums of all weights [M, C / group, *kernel] of a column, then zero points [M], [group][ceil(N / NR)][1 or 2][NR]."""
+    totals = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int32)
+    planes = [totals] if zero_points is None else [totals, zero_points.astype(np.int32)]
+    padded = pack_b(np.stack([plane.reshape(groups, -1) for plane in planes], axis=1), columns)
+    return np.ascontiguousarray(padded.reshape(groups, -1, len(planes), columns)).reshape(-1)

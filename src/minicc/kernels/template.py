@@ -65,11 +65,14 @@ conv_fft  convolution at stride 1 of one group over one or two spatial axes, dil
           Constants: SIDE_H, SIDE_W, the inputs of a tile, even, 1 along an axis without taps; OUT_H, OUT_W, its outputs:
           SIDE less (taps - 1) * dilation; FEW: 1 when C < VW, else 0. NR is VW. W is packed by `packing.pack_fft`
 
-conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW.
-          POINTER (constant): ptr_u8 or ptr_i8, the type of X; W (int16) is packed by
+conv_integer  exact convolution of 8-bit integers with int32 sums in acc; indices and words as conv up to PW. W is packed by
           `packing.pack_conv_integer`. A matrix product [M, K] by [K, N] has IW = OW = M rows at distance X_W,
-          C = K channels, and all kernel extents 1
+          C = K channels, and all kernel extents 1. Constants: POINTER, ptr_u8 or ptr_i8, the type of X; NUMBERS of a word: 2
+          int16 less their zero points, or 4 bytes, for targets that multiply them; of bytes OFFSET, 128 when X is signed,
+          and SUMMED, 1 when weights have zero points; MERGED, 1 when the KW pixels of a line, which lie behind each other,
+          are one tap (weights by `packing.merge_taps`)
   X_ZERO          address of the zero point of X, or 0
+  TOTALS          address of what `packing.integer_totals` made of weights that are bytes, or 0
   ROW_TILES PANELS  (bind)
 
 conv_transpose  transposed convolution, channels last; indices and words as conv up to PW, where P* are ONNX's
@@ -268,8 +271,8 @@ TEMPLATES: dict[str, Template] = {
         ),
         _template(
             "conv_integer",
-            f"{_WINDOWS} X_ZERO ROW_TILES PANELS",
-            "NR POINTER",
+            f"{_WINDOWS} X_ZERO TOTALS ROW_TILES PANELS",
+            "NR POINTER NUMBERS OFFSET SUMMED MERGED",
             domain.conv_integer_domain,
         ),
         _template(

@@ -67,6 +67,12 @@ class CpuTarget:
         """Of several variants that a machine can run, the one with the largest is the best."""
         return (self.vector_width, self.vector_registers)
 
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether one instruction adds the products of four unsigned by four signed bytes to a 32-bit lane (VNNI)."""
+        words = self.features.split(",")
+        return "+avx512vnni" in words if self.vector_width == 16 else "+avxvnni" in words
+
     def missing_features(self) -> tuple[str, ...]:
         """What this machine lacks to run code for the target; empty when it can."""
         machine = platform.machine().lower()

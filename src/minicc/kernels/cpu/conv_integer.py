@@ -1,14 +1,14 @@
 """Convolution of 8-bit integers with exact 32-bit sums, channels last; a matrix product has one tap.
 
 acc[image, group, pixel, j] = sum over (tap, c) of (x - zero point of x) * (w - zero point of w), modulo
-2**32. Rows of the left operand are widened to int16 per row tile, with the zero point taken off, padding as
-0 and channels rounded up to an even number; the weights were packed so before. Pairs of int16 products then
-sum to int32 in one instruction. One unit is a block of row tiles of one image times a block of panels of one
+2**32. Rows of the left operand are gathered for a row tile, taps behind each other, as words of two int16 or four bytes, in
+which the weights are packed too (integer_tiles.py). One unit is a block of row tiles of one image times a block of panels of one
 group.
 """
 
 import numpy as np
 
+from minicc.kernels.cpu.integer_tiles import gather_words, integer_tile
 from minicc.kernels.cpu.intrinsics import (
     address,
     arg,
@@ -17,34 +17,42 @@ from minicc.kernels.cpu.intrinsics import (
     ld_scratch,
     off,
     ptr_i8,  # noqa: F401  (one of the values of POINTER)
-    ptr_i16,
     ptr_i32,
     ptr_u8,
     st,
+    st_scratch,
     stack_i32,
     stack_i64,
     stack_u8,
 )
-from minicc.kernels.cpu.tiles import integer_tile, tile_height, widen
-from minicc.kernels.cpu.windows import GROUPS, KD, KH, KW, X_IMAGE, C, M, N, W, X, fill_table
+from minicc.kernels.cpu.tiles import tile_height
+from minicc.kernels.cpu.windows import GROUPS, IW, KD, KH, KW, OW, PW, SW, X_IMAGE, C, M, N, W, X, fill_table
 
-# Constants: tile of MR rows by NR columns, vector width, MR * NR; type of x: ptr_u8 or ptr_i8. Then entries
-# of the address table, taps in it at once, int16 values of a widened row and bytes of all MR of them.
+# Constants: tile of MR rows by NR columns, vector width, MR * NR; type of x: ptr_u8 or ptr_i8.
 MR = 6
 NR = 16
 VW = 8
 TILE = 96
 POINTER = ptr_u8
+# Numbers of a word, 2 or 4; what makes x's zero point one of unsigned bytes; 1 when bytes of weights have zero points; 1 when
+# the KW pixels of a line are one tap.
+NUMBERS = 2
+OFFSET = 0
+SUMMED = 0
+MERGED = 0
+# Entries of the address table, and twice MR; taps in it at once; words of a gathered row, and bytes of all MR of them.
 TABLE = 4096
+BOUNDS = 64
 TAPS = 512
-DEPTH = 4096
-WIDENED = 65536
+WORDS = 2048
+GATHERED = 65536
 
-# Words, after those of windows. W is packed int16.
+# Words, after those of windows. W is packed words.
 X_ZERO = 29  # address of the zero point of x (its type), or 0
-ROW_TILES = 30  # row tiles per unit
-PANELS = 31  # panels per unit
-EPILOGUE = 32
+TOTALS = 30  # address of int32 [group][panel][1 + SUMMED][NR]: sums of the weights, then zero points; or 0
+ROW_TILES = 31  # row tiles per unit
+PANELS = 32  # panels per unit
+EPILOGUE = 33
 
 
 @helper
@@ -66,28 +74,46 @@ def store_tile(args, b0, b1, i0, j0, rows, columns, tile):
                 epilogue(args, b0, b1, i0 + r, j0 + j, ld_scratch(tile, r * NR + j))
 
 
+@helper
+def fill_bounds(args, run, i, last, bounds):
+    """Which of the `run` channels of each row do not lie in the padding beside a line: bounds [2][MR]; rows behind repeat `last`."""
+    for r in range(MR):
+        first = 0
+        end = run
+        if MERGED:
+            place = min(i + r, last) % arg(args, OW) * arg(args, SW) - arg(args, PW)
+            first = min(max(-place, 0), arg(args, KW)) * arg(args, C)
+            end = max(min(arg(args, IW) - place, arg(args, KW)) * arg(args, C), first)
+        st_scratch(bounds, r, first)
+        st_scratch(bounds, MR + r, end)
+
+
 def kernel(args, begin, end):
     m = arg(args, M)
     n = arg(args, N)
     c = arg(args, C)
     groups = arg(args, GROUPS)
-    taps = arg(args, KD) * arg(args, KH) * arg(args, KW)
-    even = (c + 1) // 2 * 2
+    columns = 1 if MERGED else arg(args, KW)
+    run = c * arg(args, KW) if MERGED else c
+    taps = arg(args, KD) * arg(args, KH) * columns
+    tap_words = (run + NUMBERS - 1) // NUMBERS
     # One pass over all taps and channels when they fit; else several, and then a unit has one panel.
-    tap_step = max(min(min(DEPTH // max(even, 1), TAPS), taps), 1)
-    c_step = min(c, DEPTH)
-    row_size = tap_step * ((c_step + 1) // 2 * 2)
+    tap_step = max(min(min(WORDS // max(tap_words, 1), TAPS), taps), 1)
+    run_step = min(run, WORDS * NUMBERS)
+    row_words = tap_step * ((run_step + NUMBERS - 1) // NUMBERS)
     block_rows = arg(args, ROW_TILES) * MR
     block_panels = arg(args, PANELS)
     panels = (n + NR - 1) // NR
     row_blocks = (m + block_rows - 1) // block_rows
     panel_blocks = (panels + block_panels - 1) // block_panels
-    panel_size = taps * even * NR
-    zero = np.int16(0)
+    panel_words = taps * tap_words * NR
+    zero = np.int32(OFFSET)
     if arg(args, X_ZERO) != 0:
-        zero = np.int16(ld(POINTER(arg(args, X_ZERO)), 0))
+        zero += np.int32(ld(POINTER(arg(args, X_ZERO)), 0))
     table = stack_i64(TABLE)
-    widened = ptr_i16(address(stack_u8(WIDENED)))
+    bounds = stack_i64(BOUNDS)
+    gathered = ptr_i32(address(stack_u8(GATHERED)))
+    shifts = stack_i32(BOUNDS)
     tile = stack_i32(TILE)
     for unit in range(begin, end):
         rest = unit // row_blocks
@@ -99,28 +125,34 @@ def kernel(args, begin, end):
         b0 = batch // groups
         b1 = batch - b0 * groups
         x = arg(args, X) + b0 * arg(args, X_IMAGE) + b1 * c
-        weights = off(ptr_i16(arg(args, W)), b1 * panels * panel_size)
+        weights = off(ptr_i32(arg(args, W)), b1 * panels * panel_words)
+        totals = off(ptr_i32(arg(args, TOTALS)), b1 * panels * (1 + SUMMED) * NR)
         for i in range(i_begin, i_end, MR):
             rows = min(i_end - i, MR)
             first = 0
             while first < taps:
                 count = min(tap_step, taps - first)
-                fill_table(args, x, 1, 0, MR, i, i + rows, arg(args, KW), first, count, table)
+                fill_table(args, x, 1, 0, MR, i, i + rows, columns, first, count, table)
                 c_begin = 0
-                while c_begin < c:
-                    c_end = min(c_begin + c_step, c)
-                    widen(MR, table, POINTER(c_begin), count, c_end - c_begin, zero, row_size, widened)
+                while c_begin < run:
+                    c_end = min(c_begin + run_step, run)
+                    fill_bounds(args, c_end - c_begin, i, i + rows - 1, bounds)
+                    gather_words(
+                        MR, VW, NUMBERS, SUMMED, table, bounds, POINTER(c_begin), count, c_end - c_begin, zero, row_words,
+                        gathered, shifts,
+                    )  # fmt: skip
                     fresh = (first == 0) & (c_begin == 0)
-                    last = (first + count == taps) & (c_end == c)
-                    depth = count * ((c_end - c_begin + 1) // 2 * 2)
+                    last = (first + count == taps) & (c_end == run)
+                    words = count * ((c_end - c_begin + NUMBERS - 1) // NUMBERS)
                     for p in range(p_begin, p_end):
-                        panel = off(weights, p * panel_size + (first * even + c_begin) * NR)
+                        panel = off(weights, p * panel_words + (first * tap_words + c_begin // NUMBERS) * NR)
                         row = 0
                         while row < rows:
                             height = tile_height(MR, rows - row)
-                            part = off(tile, row * NR)
-                            source = off(widened, row * row_size)
-                            integer_tile(MR, NR, VW, height, source, row_size, panel, part, depth // 2, fresh)
+                            integer_tile(
+                                MR, NR, VW, NUMBERS, SUMMED, height, off(gathered, row * row_words), row_words, panel,
+                                off(tile, row * NR), words, fresh, zero, off(totals, p * (1 + SUMMED) * NR), off(shifts, row),
+                            )  # fmt: skip
                             row += height
                         if last:
                             store_tile(args, b0, b1, i, p * NR, rows, n - p * NR, tile)

@@ -13,6 +13,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from minicc.kernels.cpu.bit_tiles import WORD
+from minicc.kernels.cpu.integer_tiles import add_byte_products
 from minicc.kernels.cpu.intrinsics import (
     F32,
     I8,
@@ -116,11 +117,11 @@ def _add_dot(builder, total, numbers, left, vnni):
 
     numbers: unsigned, at most 15, so that pairs of products fit 16 bits.
     """
+    if vnni:
+        return add_byte_products(builder, total, numbers, left)
     width = total.type.count
     octets = vector(I8, 4 * width)
     numbers, left = builder.bitcast(numbers, octets), builder.bitcast(left, octets)
-    if vnni:
-        return call_vector_intrinsic(builder, f"llvm.x86.avx512.vpdpbusd.{32 * width}", [total, numbers, left], total.type)
     pairs, ones = vector(I16, 2 * width), constant(vector(I16, 2 * width), 1)
     multiply, add = ("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512") if width == 16 else ("avx2.pmadd.ub.sw", "avx2.pmadd.wd")
     products = call_vector_intrinsic(builder, f"llvm.x86.{multiply}", [numbers, left], pairs)

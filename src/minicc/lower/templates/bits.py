@@ -81,7 +81,7 @@ def lower_matmul_bits(low: Lowering, node: Node, lead: Node | None) -> str:
         places = _rounded(low, node, x, rows, bits, buffer)
         values |= {name: rows[name] for name in ("M", "K", "B0", "B1", "SIZE")}
         values |= {name: Word(0, place) for name, place in zip(("X", "X_SCALES", "X_SUMS"), places)}
-        constants["VNNI"] = int("+avx512vnni" in low.cpu.features)
+        constants["VNNI"] = int(low.cpu.multiplies_bytes)
         read += places
     else:
         values |= rows

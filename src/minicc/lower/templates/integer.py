@@ -6,6 +6,7 @@ Everything else is refused and becomes generated loops.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from minicc.ir.expr import const, iteration
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import i32, i64
 from minicc.kernels import packing
-from minicc.kernels.domain import panel_columns
+from minicc.kernels.domain import INTEGER_WORDS, MERGED_CHANNELS, panel_columns
 from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
@@ -43,28 +44,30 @@ def lower_conv_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     filters, _, *kernel = w.data.shape
     spatial = [x.shape[a] for a in spatial_axes(layout, len(x.shape))]
     geometry = window(anchor.attrs, kernel, spatial)
-    # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
-    flops = product(anchor.output.shape) * w.data[0].size * 2
-    data, groups = packing.merge_groups(_centred(w.data, w_zero, 0), groups, low.cpu.vector_width)
     out = anchor.output.shape
     pixels = [out[a] for a in spatial_axes(layout, len(out))]
-    per_group = filters // groups
+    # Narrow groups are merged into wider ones with block-diagonal weights: fuller columns for the same time.
+    merged, groups = packing.merge_groups(_centred(w.data, w_zero, 0), groups, low.cpu.vector_width)
+    per_group, channels = filters // groups, merged.shape[1]
     axes = (out[0], groups, *pixels, per_group)
     walk = {2 + a: s for a, s in enumerate(row_major(pixels))}
     space = common.epilogue(low, node, lead, [walk], axes, image_index(layout, rank, per_group), dtype=i32)
     if isinstance(space, str):
         return space
     buffer, offset, strides = channels_last(low, x, layout)
-    nr = panel_columns(low.cpu, per_group)
-    weights = _packed(low, w, w_zero, data, groups, nr)
+    lines = kernel[-1] > 1 and geometry.dilations[-1] == 1 and strides[-2] == channels and channels <= MERGED_CHANNELS
+    merged = packing.merge_taps(merged) if lines and kernel[-1] <= INTEGER_WORDS // MERGED_CHANNELS else merged
+    weights = _words(low, x, w, w_zero, merged, groups)
     values: dict[str, Word | Dim] = {
-        "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
-        "N": per_group, "C": data.shape[1], "X_IMAGE": strides[0], "X_ZERO": _zero_word(low, x_zero),
+        "X": Word(offset, buffer), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
+        "N": per_group, "C": channels, "X_IMAGE": strides[0], "X_ZERO": _zero_word(low, x_zero),
         **spatial_words(spatial, pixels, geometry, 3 - rank, strides[1:-1]),
     }  # fmt: skip
     results = node.outputs if lead is not None else (anchor.output,)
-    common.emit(low, node, "conv_integer", {"NR": nr, "POINTER": POINTERS[x.tensor.dtype.name]}, values, space, (buffer, weights),
-                flops, results=results)  # fmt: skip
+    flops = product(anchor.output.shape) * w.data[0].size * 2
+    constants = {**weights.constants, "MERGED": int(merged.shape[1] != channels)}
+    common.emit(low, node, "conv_integer", constants, {**values, **weights.words}, space, (buffer, *weights.buffers), flops,
+                cost=weights.cost(flops), results=results)  # fmt: skip
     return ""
 
 
@@ -92,17 +95,17 @@ def lower_matmul_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     space = common.epilogue(low, node, lead, [walk], axes, index, dtype=i32)
     if isinstance(space, str):
         return space
-    nr = panel_columns(low.cpu, columns)
-    weights = _packed(low, b, b_zero, np.ascontiguousarray(_centred(b.data, b_zero, 1).T), 1, nr)
+    weights = _words(low, a, b, b_zero, np.ascontiguousarray(_centred(b.data, b_zero, 1).T), 1)
     (step, _, row), (e0, _, em, en) = space.strides[0], space.extents
     ones = dict.fromkeys(["ID", "IH", "OD", "OH", "KD", "KH", "KW", "SD", "SH", "SW", "DD", "DH", "DW", "GROUPS"], 1)
     values: dict[str, Word | Dim] = {
-        **ones, "X": Word(offset, buffer), "W": Word(0, weights), "IMAGES": e0, "M": em, "N": en, "C": depth,
+        **ones, **weights.words, "X": Word(offset, buffer), "IMAGES": e0, "M": em, "N": en, "C": depth,
         "X_IMAGE": step, "X_W": row, "IW": em, "OW": em, "X_ZERO": _zero_word(low, a_zero),
     }  # fmt: skip
     results = node.outputs if lead is not None else (anchor.output,)
-    common.emit(low, node, "conv_integer", {"NR": nr, "POINTER": POINTERS[a.tensor.dtype.name]}, values, space, (buffer, weights),
-                product(anchor.output.shape) * depth * 2, results=results, name="matmul_integer")  # fmt: skip
+    flops = product(anchor.output.shape) * depth * 2
+    common.emit(low, node, "conv_integer", {**weights.constants, "MERGED": 0}, values, space, (buffer, *weights.buffers), flops,
+                cost=weights.cost(flops), results=results, name="matmul_integer")  # fmt: skip
     return ""
 
 
@@ -132,12 +135,52 @@ def _centred(w: Array, zero: Value | None, axis: int) -> Array:
     return wide - zero.data.astype(np.int16).reshape(shape)
 
 
-def _packed(low: Lowering, w: Value, zero: Value | None, centred: Array, groups: int, nr: int) -> int:
-    """The buffer of panels of weights [M, C / group, *kernel] without zero points."""
-    key = ("pack_integer", id(w.data), None if zero is None else id(zero.data), groups, nr)
+@dataclass(frozen=True)
+class _Words:
+    """Packed weights: their buffers, the kernel's words that name them, and its constants but MERGED."""
+
+    buffers: tuple[int, ...]
+    words: dict[str, Word | Dim]
+    constants: dict[str, int | str]
+
+    def cost(self, flops: Dim) -> Dim:
+        """Estimated nanoseconds of so many operations: as many at a time as for floats, times the numbers of a word."""
+        return flops // (40 * int(self.constants["NUMBERS"]))
+
+
+def _words(low: Lowering, x: Value, w: Value, zero: Value | None, centred: Array, groups: int) -> _Words:
+    """The weights [M, C / group, *kernel], whose values less their zero points are given, as words for products with x.
+
+    Bytes where the target multiplies them: the values less their zero points if they fit, else the weights as they are beside
+    their zero points, or for merged groups, which have zeros between them, int16.
+    """
+    per_group = len(centred) // groups
+    nr = panel_columns(low.cpu, per_group)
+    low_end, high_end = int(centred.min()), int(centred.max())
+    zeros: Array | None = None
+    if low.cpu.multiplies_bytes and -128 <= low_end and high_end <= 127:
+        centred = centred.astype(np.int8)
+    elif low.cpu.multiplies_bytes and zero is not None and zero.data is not None and centred.size == w.tensor.size:
+        shift = 128 if w.tensor.dtype.name == "u8" else 0
+        zeros = np.broadcast_to(zero.data.astype(np.int32).reshape(-1) - shift, (len(centred),))
+        centred = (centred + zeros.reshape(-1, *[1] * (centred.ndim - 1))).astype(np.int8)
+    wide = centred.dtype == np.int16
+    key = ("pack_integer", id(w.data), None if zero is None else id(zero.data), groups, centred.shape, nr)
     if key not in low.constants:
-        low.constant(packing.pack_conv_integer(centred, np.zeros(1, np.int16), groups, nr), f"{w.name}_packed", key)
-    return low.constants[key]
+        low.constant(packing.pack_conv_integer(centred, groups, nr), f"{w.name}_packed", key)
+    buffers, words = [low.constants[key]], {"W": Word(0, low.constants[key])}
+    if not wide:
+        key = ("integer_totals", *key[1:])
+        if key not in low.constants:
+            low.constant(packing.integer_totals(centred, zeros, groups, nr), f"{w.name}_totals", key)
+        buffers.append(low.constants[key])
+        words["TOTALS"] = Word(0, low.constants[key])
+    pointer = POINTERS[x.tensor.dtype.name]
+    constants: dict[str, int | str] = {
+        "NR": nr, "POINTER": pointer, "NUMBERS": 2 if wide else 4, "OFFSET": 128 if pointer == "ptr_i8" and not wide else 0,
+        "SUMMED": int(zeros is not None),
+    }  # fmt: skip
+    return _Words(tuple(buffers), {**words}, constants)
 
 
 def _zero_word(low: Lowering, zero: Value | None) -> Word | Dim:
