@@ -62,7 +62,7 @@ def _blocks(extent: int, most: int) -> tuple[int, int]:
 
 
 def _split(rows: int, panels: int, others: int, wanted: int) -> tuple[int, int]:
-    """Cut blocks of (rows, panels) further until there are `wanted` units: rows down to 8 tiles, then panels, then single tiles."""
+    """Cut blocks of (rows, panels) into `wanted` units or more: rows down to 8 tiles, then panels, then single tiles."""
     needed = ceil_divide(wanted, others)
     row_blocks = max(1, min(needed, ceil_divide(rows, 8)))
     panel_blocks = min(panels, ceil_divide(needed, row_blocks))

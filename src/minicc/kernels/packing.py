@@ -196,13 +196,13 @@ def pack_narrow(weights: Array, columns: int) -> Array:
 
 
 def merge_taps(weights: Array) -> Array:
-    """Weights [M, C, *kernel] with the taps of a line as channels of one, in the order of memory: [M, KW * C, *kernel[:-1], 1]."""
+    """Weights [M, C, *kernel] with the taps of a line as channels of one, as they lie in memory: [M, KW * C, *kernel[:-1], 1]."""
     m, c, *kernel = weights.shape
     return np.moveaxis(weights, -1, 1).reshape(m, kernel[-1] * c, *kernel[:-1], 1)
 
 
 def pack_conv_integer(weights: Array, groups: int, columns: int) -> Array:
-    """Weights [M, C / group, *kernel] as panels of words of 32 bits, [group][ceil(N / NR)][taps * ceil(C / numbers)][NR][numbers].
+    """Weights [M, C / group, *kernel] as panels of 32 bits: [group][ceil(N / NR)][taps * ceil(C / numbers)][NR][numbers].
 
     numbers: of a word, two of int16 or four of int8. N = M / group; `columns` is NR. Words are filled up with zeros. A
     right operand [K, N] of a matrix product is the case weights = its transpose, one group, no kernel axes.

@@ -26,7 +26,34 @@ from minicc.kernels.cpu.intrinsics import (
     stack_u8,
 )
 from minicc.kernels.cpu.tiles import tile_height
-from minicc.kernels.cpu.windows import GROUPS, IW, KD, KH, KW, OW, PW, SW, X_IMAGE, C, M, N, W, X, fill_table
+from minicc.kernels.cpu.windows import (
+    GROUPS,
+    ID,
+    IH,
+    IW,
+    KD,
+    KH,
+    KW,
+    OD,
+    OH,
+    OW,
+    PD,
+    PH,
+    PW,
+    SD,
+    SH,
+    SW,
+    X_D,
+    X_H,
+    X_IMAGE,
+    X_W,
+    C,
+    M,
+    N,
+    W,
+    X,
+    fill_table,
+)
 
 # Constants: tile of MR rows by NR columns, vector width, MR * NR; type of x: ptr_u8 or ptr_i8.
 MR = 6
@@ -75,8 +102,26 @@ def store_tile(args, b0, b1, i0, j0, rows, columns, tile):
 
 
 @helper
+def follow_each_other(args):
+    """Whether the input pixels under single taps of all output pixels lie in one line, X_W apart."""
+    dense = (arg(args, SD) == 1) & (arg(args, SH) == 1) & (arg(args, SW) == 1)
+    start = (arg(args, PD) == 0) & (arg(args, PH) == 0) & (arg(args, PW) == 0)
+    same = (arg(args, OD) == arg(args, ID)) & (arg(args, OH) == arg(args, IH)) & (arg(args, OW) == arg(args, IW))
+    lines = (arg(args, OH) == 1) | (arg(args, X_H) == arg(args, OW) * arg(args, X_W))
+    planes = (arg(args, OD) == 1) | (arg(args, X_D) == arg(args, OH) * arg(args, X_H))
+    return dense & start & same & lines & planes
+
+
+@helper
+def fill_line(x, step, i, last, table):
+    """The addresses of MR pixels that lie `step` apart, of the last one again behind it; `fill_table` is for any window."""
+    for r in range(MR):
+        st_scratch(table, r, x + min(i + r, last) * step)
+
+
+@helper
 def fill_bounds(args, run, i, last, bounds):
-    """Which of the `run` channels of each row do not lie in the padding beside a line: bounds [2][MR]; rows behind repeat `last`."""
+    """Which of a row's `run` channels do not lie in the padding beside a line: bounds [2][MR]; rows behind repeat `last`."""
     for r in range(MR):
         first = 0
         end = run
@@ -107,6 +152,7 @@ def kernel(args, begin, end):
     row_blocks = (m + block_rows - 1) // block_rows
     panel_blocks = (panels + block_panels - 1) // block_panels
     panel_words = taps * tap_words * NR
+    line = (taps == 1) & (MERGED == 0) & follow_each_other(args)
     zero = np.int32(OFFSET)
     if arg(args, X_ZERO) != 0:
         zero += np.int32(ld(POINTER(arg(args, X_ZERO)), 0))
@@ -132,7 +178,10 @@ def kernel(args, begin, end):
             first = 0
             while first < taps:
                 count = min(tap_step, taps - first)
-                fill_table(args, x, 1, 0, MR, i, i + rows, columns, first, count, table)
+                if line:
+                    fill_line(x, arg(args, X_W), i, i + rows - 1, table)
+                else:
+                    fill_table(args, x, 1, 0, MR, i, i + rows, columns, first, count, table)
                 c_begin = 0
                 while c_begin < run:
                     c_end = min(c_begin + run_step, run)

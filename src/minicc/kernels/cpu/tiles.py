@@ -17,7 +17,6 @@ from numba.extending import intrinsic
 
 from minicc.kernels.cpu.intrinsics import (
     F32,
-    I16,
     I32,
     I64,
     call_vector_intrinsic,

@@ -156,9 +156,9 @@ def _words(low: Lowering, x: Value, w: Value, zero: Value | None, centred: Array
     """
     per_group = len(centred) // groups
     nr = panel_columns(low.cpu, per_group)
-    low_end, high_end = int(centred.min()), int(centred.max())
+    least, largest = int(centred.min()), int(centred.max())
     zeros: Array | None = None
-    if low.cpu.multiplies_bytes and -128 <= low_end and high_end <= 127:
+    if low.cpu.multiplies_bytes and least >= -128 and largest <= 127:
         centred = centred.astype(np.int8)
     elif low.cpu.multiplies_bytes and zero is not None and zero.data is not None and centred.size == w.tensor.size:
         shift = 128 if w.tensor.dtype.name == "u8" else 0
