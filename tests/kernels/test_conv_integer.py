@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minicc.codegen.objects import assembly
 from minicc.kernels import template
-from minicc.kernels.domain import panel_columns
+from minicc.kernels.domain import INTEGER_RUN, panel_columns
 from minicc.kernels.packing import integer_totals, merge_taps, pack_conv_integer
 from minicc.targets.cpu import parse_target
 from tests.kernels.template_harness import TARGETS, aligned, run_fused
@@ -43,7 +43,7 @@ def convolve(shape, channels, kernel, strides, dilations, pads, *, groups=1, ima
         np.int16 if form == "halves" else np.int8
     )
     nr = panel_columns(TARGETS[target], n)
-    merged = groups == 1 and 1 < kernel[-1] <= 64 and dilations[-1] == 1 and c <= 32
+    merged = groups == 1 and kernel[-1] > 1 and kernel[-1] * c <= INTEGER_RUN and dilations[-1] == 1
     if merged:
         stored = merge_taps(stored)
     packed = aligned(pack_conv_integer(stored, groups, nr))

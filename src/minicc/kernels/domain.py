@@ -328,8 +328,9 @@ def conv_transpose_domain(w: Words, constants: Mapping[str, int], target: CpuTar
     return units
 
 
-# As in kernels/cpu/conv_integer.py: words of a gathered row.
+# As in kernels/cpu/conv_integer.py: words of a gathered row. Then the most numbers of a line that is one tap, in any form.
 INTEGER_WORDS = 2048
+INTEGER_RUN = 2 * INTEGER_WORDS
 
 
 def conv_integer_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:

@@ -34,7 +34,7 @@ from minicc.kernels.cpu.intrinsics import (
 from minicc.kernels.cpu.tiles import are_literals, heights
 
 BYTES = 4  # numbers of a word that are bytes; else two int16
-COPIED = (32, 16, 4, 1)  # bytes at a time
+COPIED = (64, 16, 4, 1)  # bytes at a time
 
 _ADDRESSES = types.CPointer(types.int64)
 _WORDS = types.CPointer(types.int32)

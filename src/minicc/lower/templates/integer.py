@@ -16,7 +16,7 @@ from minicc.ir.expr import const, iteration
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import i32, i64
 from minicc.kernels import packing
-from minicc.kernels.domain import INTEGER_WORDS, MERGED_CHANNELS, panel_columns
+from minicc.kernels.domain import INTEGER_RUN, panel_columns
 from minicc.lower.affine import row_major
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
@@ -55,8 +55,10 @@ def lower_conv_integer(low: Lowering, node: Node, lead: Node | None) -> str:
     if isinstance(space, str):
         return space
     buffer, offset, strides = channels_last(low, x, layout)
-    lines = kernel[-1] > 1 and geometry.dilations[-1] == 1 and strides[-2] == channels and channels <= MERGED_CHANNELS
-    merged = packing.merge_taps(merged) if lines and kernel[-1] <= INTEGER_WORDS // MERGED_CHANNELS else merged
+    # Pixels of a line that lie behind each other are gathered at once.
+    lines = kernel[-1] > 1 and geometry.dilations[-1] == 1 and strides[-2] == channels
+    if lines and kernel[-1] * channels <= INTEGER_RUN:
+        merged = packing.merge_taps(merged)
     weights = _words(low, x, w, w_zero, merged, groups)
     values: dict[str, Word | Dim] = {
         "X": Word(offset, buffer), "IMAGES": out[0], "GROUPS": groups, "M": product(pixels),
