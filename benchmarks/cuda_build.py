@@ -10,7 +10,8 @@ from pathlib import Path
 
 import minicc.kernels
 from minicc.codegen.cuda import find_tool
-from minicc.kernels.cuda_tiles import ALL_TILES, Tile, conv_constants, conv_file, product_constants, product_file
+from minicc.kernels.cuda_tiles import ALL_TILES, STREAM, Tile, conv_constants, conv_file, product_constants, product_file
+from minicc.kernels.template import epilogue_base
 
 KERNELS = Path(minicc.kernels.__path__[0]) / "cuda"
 
@@ -28,16 +29,22 @@ def render(name: str, constants: Mapping[str, object], changes: Mapping[str, str
 
 
 def gemm_text(element: str, tile: Tile, piece: int = 16, splits: int = 1, b_piece: int = 16) -> str:
-    """The text of a product. piece, b_piece: bytes that divide A and B and their strides. splits: blocks that share K."""
+    """The text of a product. piece, b_piece: bytes that divide A and B and their strides. splits: as in kernels' constants."""
     given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece, "B_PIECE": b_piece,
              "B_ROUNDS": 1}  # fmt: skip
-    return render(product_file(given), product_constants(given), _changes(element))
+    return render(product_file(given), product_constants(given) | _workspace("gemm", splits), _changes(element))
 
 
 def conv_text(element: str, tile: Tile, piece: int = 16, splits: int = 1) -> str:
     """The text of a convolution. piece: bytes that divide X, its strides and its channels."""
     given = {"ELEMENT": element, "TILE": ALL_TILES.index(tile), "SPLITS": splits, "PIECE": piece}
-    return render(conv_file(given), conv_constants(given), _changes(element))
+    return render(conv_file(given), conv_constants(given) | _workspace("conv", splits), _changes(element))
+
+
+def _workspace(template: str, splits: int) -> dict[str, object]:
+    """Numbers of words, where a workspace follows the only word of the file's own epilogue."""
+    words = epilogue_base(template) + 1
+    return {"WORKSPACE": words, "WORDS": words + 1} if splits == STREAM else {}
 
 
 def _changes(element: str) -> dict[str, str]:

@@ -3,8 +3,8 @@
     python -m benchmarks.cuda_kernels --build DIR     needs minicc, numba-cuda, ptxas
     python -m benchmarks.cuda_kernels --run DIR       needs numpy, cuda.bindings and the sources; with PyTorch its time is beside
 
-Every case runs with every tile shape of its element type. Some rows are checked against numpy in float64; times are medians
-over graphs of launches, between CUDA events. Writes DIR/results.json.
+Every case runs with every tile shape of its element type, products also with some that are cut along their depth. Some rows are
+checked against numpy in float64; times are medians over graphs of launches, between CUDA events. Writes DIR/results.json.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from benchmarks.cuda_cases import CASES, Conv, Gemm
 from benchmarks.cuda_device import REPEATS, Device
 
 if TYPE_CHECKING:
-    from minicc.kernels.cuda_tiles import Tile
+    from minicc.kernels.cuda_tiles import Way
     from minicc.targets.cuda import CudaTarget
 
 # Differences allowed, relative to the largest result. Tensor cores cut off what they add; tf32 also rounds operands.
 TOLERANCES = {"f32": 2e-6, "tf32": 2e-3, "f16": 3e-5, "bf16": 3e-5, "s8": 0.0}
 GRAPH_LAUNCHES = 20
+CLUSTER = 4  # blocks of a cluster that share out the depth of a tile, where that is timed
 
 
 def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: Sequence[str] = ()) -> None:
@@ -40,6 +41,7 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
         DOT_ELEMENTS,
         DOT_TILES,
         OTHER_DOT_TILES,
+        STREAM,
         TMA_TILES,
         conv_shared_bytes,
         tiles_of,
@@ -53,38 +55,44 @@ def build(folder: Path, templates: Sequence[str] = ("gemm", "conv"), elements: S
         for element in elements or TOLERANCES:
             few_rows = (*DOT_TILES, *OTHER_DOT_TILES) if template == "gemm" and element in DOT_ELEMENTS else ()
             brought = TMA_TILES if element != "f32" else ()
-            for tile in (*tiles_of(element, target), *few_rows, *brought):
+            whole = (*tiles_of(element, target), *few_rows, *brought)
+            cut = [tile for tile in tiles_of(element, target) if tile.rows < 128] if template == "gemm" else []
+            for tile, splits in [(t, 1) for t in whole] + [(t, s) for t in cut for s in (STREAM, CLUSTER)]:
                 name = f"{template}_{element}_{tile.unit}_{tile.rows}x{tile.columns}_{tile.threads}_{tile.stages}"
                 name += f"_{tile.cluster}" if tile.cluster > 1 else ""
-                text = (conv_text if template == "conv" else gemm_text)(element, tile)
+                name += {STREAM: "_stream", 1: ""}.get(splits, f"_split{splits}")
+                text = (conv_text if template == "conv" else gemm_text)(element, tile, splits=splits)
                 built = compile_cubin(text, "kernel", target)
                 (folder / f"{name}.cubin").write_bytes(built.data)
                 shared = conv_shared_bytes(tile) if template == "conv" else tile.shared_bytes
                 kernels.append({
                     "name": name, "template": template, "element": element, "unit": tile.unit, "rows": tile.rows,
-                    "tile": ALL_TILES.index(tile),
+                    "tile": ALL_TILES.index(tile), "splits": splits,
+                    "job": "stream" if splits != 1 else "tma" if tile.unit == "tma" else "tiles",
                     "columns": tile.columns, "threads": tile.threads, "shared": shared,
                     "registers": built.registers, "spills": built.spills,
-                    "chosen": [_is_chosen(case, element, tile, target) for case in CASES],
+                    "chosen": [_is_chosen(case, element, (tile, splits), target) for case in CASES],
                 })  # fmt: skip
                 print(name, f"{built.registers} registers, {built.spills} bytes spilled", flush=True)
     (folder / "kernels.json").write_text(json.dumps(kernels, indent=1))
 
 
-def _is_chosen(case: Gemm | Conv, element: str, tile: Tile, target: CudaTarget) -> bool:
+def _is_chosen(case: Gemm | Conv, element: str, way: Way, target: CudaTarget) -> bool:
+    """Whether a case takes this tile, cut like this where it is cut."""
     from minicc.kernels.cuda_tiles import choose_product, choose_tile
 
     columns = case.result[1] // (case.repeats if case.template == "conv" else 1)
     choose = choose_tile if case.template == "conv" else choose_product
-    return choose(element, case.rows, columns, case.depth, case.repeats, target)[0] == tile
+    chosen = choose(element, case.rows, columns, case.depth, case.repeats, target)
+    return chosen[0] == way[0] and way[1] in (1, chosen[1])
 
 
-def run(folder: Path, cases: Sequence[Gemm | Conv] = (), tma: bool | None = None) -> list[dict[str, Any]]:
+def run(folder: Path, cases: Sequence[Gemm | Conv] = (), jobs: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Checks and times cases, all by default, with every tile that was built for them; prints a table and writes results.json.
 
-    tma: tiles that the copy engine fills only, or only the others.
+    jobs: kernels of these only: "tma" tiles that the copy engine fills, "stream" tiles that are cut, "tiles" the others.
     """
-    kernels = [k for k in json.loads((folder / "kernels.json").read_text()) if tma in (None, k["unit"] == "tma")]
+    kernels = [k for k in json.loads((folder / "kernels.json").read_text()) if not jobs or k["job"] in jobs]
     device = Device()
     functions = {k["name"]: device.load((folder / f"{k['name']}.cubin").read_bytes(), k["shared"]) for k in kernels}
     rows: list[dict[str, Any]] = []
@@ -120,9 +128,7 @@ def _time_case(
     for kernel in kernels:
         tiles = (-(-case.rows // kernel["rows"]), -(-columns // kernel["columns"]))
         words = case.words(addresses[0], addresses[1], addresses[2], tiles)
-        grid = tiles[0] * tiles[1] * case.repeats
-        if kernel["unit"] == "tma":  # which takes result tiles in turn
-            grid = place_maps(device, kernel, words, addresses)
+        grid = complete(device, kernel, words, addresses)
         launch = partial(device.launch, functions[kernel["name"]], grid, kernel["threads"], kernel["shared"], words)
         device.clear(addresses[2], int(np.prod(case.result)) * 4)
         launch()
@@ -151,19 +157,24 @@ def fits_windows(case: Gemm | Conv, element: str) -> bool:
     return isinstance(case, Gemm) or (case.groups == 1 and case.channels * SIZES[element] % ROW == 0)
 
 
-def place_maps(device: Device, kernel: dict[str, Any], words: list[int], addresses: list[int]) -> int:
-    """Puts the addresses of its tensor maps into a kernel's words, notes them among `addresses`; returns the number of blocks."""
+def complete(device: Device, kernel: dict[str, Any], words: list[int], addresses: list[int]) -> int:
+    """Adds to a kernel's words where its tensor maps and its workspace are, notes these among `addresses`; returns the number of
+    blocks."""
     from minicc.kernels.cuda_template import CUDA_TEMPLATES
     from minicc.kernels.template import TEMPLATES
     from minicc.targets.cuda import parse_cuda_target
 
-    given = {"ELEMENT": kernel["element"], "TILE": kernel["tile"], "SPLITS": 1, "PIECE": 16, "B_PIECE": 16}
+    given = {"ELEMENT": kernel["element"], "TILE": kernel["tile"], "SPLITS": kernel["splits"], "PIECE": 16,
+             "B_PIECE": 16}  # fmt: skip
     named = dict(zip(TEMPLATES[kernel["template"]].words, words))
     launch = CUDA_TEMPLATES[kernel["template"]].launch(named, given, parse_cuda_target("cuda:sm_90"))
     words[: len(named)] = named.values()
     for map_ in launch.maps:
         addresses.append(device.upload(np.frombuffer(device.encode(map_), np.uint8)))
         words[map_.word] = addresses[-1]
+    if launch.workspace:
+        addresses.append(device.upload(np.zeros(launch.workspace, np.uint8)))
+        words.append(addresses[-1])
     return launch.grid[0]
 
 

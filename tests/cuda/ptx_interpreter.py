@@ -10,8 +10,9 @@ filled with ones (NaN in every float format) and keeps its size. `cp.async` land
 earlier; until then its target is filled with ones too. Unknown instructions raise.
 
 A kernel for capability 9.0 or later has to execute `griddepcontrol.wait` in a thread before this thread touches global memory.
+Where a kernel has atomic operations, what its blocks read of each other must be ordered by them (ptx_order).
 
-What it does not model: time, bank conflicts, memory ordering between blocks, and denormals flushed by `.ftz`.
+What it does not model: time, bank conflicts, and denormals flushed by `.ftz`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda import ptx_cluster, ptx_matrix, ptx_operations, ptx_races, ptx_tma, ptx_wgmma
+from tests.cuda import ptx_cluster, ptx_matrix, ptx_operations, ptx_order, ptx_races, ptx_tma, ptx_wgmma
 from tests.cuda.ptx_values import WIDTH, Array, PtxError, pack, unpack
 
 WARP = 32
@@ -108,6 +109,11 @@ class Program:
         """Whether there are barriers of warps."""
         return any(i.parts[:2] == ("bar", "warp") for i in self.instructions)
 
+    @cached_property
+    def counts(self) -> bool:
+        """Whether there are atomic operations."""
+        return any(i.parts[0] in ("atom", "red") for i in self.instructions)
+
 
 @lru_cache(maxsize=16)
 def parse(text: str, entry: str = "") -> Program:
@@ -184,6 +190,7 @@ class Block:
     copies: list[dict[str, Any]] = field(default_factory=list)
     cluster: Sequence[Block] = ()
     ended: bool = False
+    watch: ptx_order.Watch | None = None
 
     def __post_init__(self) -> None:
         self.threads = self.size * len(self.places)
@@ -295,6 +302,8 @@ class Block:
             if kind == "global":
                 self.check_waited(part)
                 self.memory.check(places)
+                if self.watch is not None:
+                    self.watch.touched(places, self.lanes[part], writes)
                 reached.append((part, self.memory.bytes, places, None))
                 continue
             limit = self.shared_bytes if kind == "shared" else self.stack.shape[1]
@@ -361,7 +370,8 @@ class Block:
         counter = np.zeros(self.threads, np.int64)
         done = np.zeros(self.threads, bool)
         waiting = np.zeros(self.threads, bool)
-        arrived, meeting, paired = (np.zeros(self.threads, bool) for _ in range(3))
+        arrived, meeting, paired, voting, votes = (np.zeros(self.threads, bool) for _ in range(5))
+        ballot = ""  # the register of a vote that is being taken
         boxes = self.boxes
         warp = self.lanes // (ptx_wgmma.GROUP if self.program.multiplies else WARP)
         for _ in range(NEXT_PC_LIMIT):
@@ -382,6 +392,13 @@ class Block:
                     yield "cluster"
                     meeting[:] = False
                 self.races.passed[waiting] += 1
+                if self.watch is not None:
+                    self.watch.met()
+                if ballot:
+                    if (waiting & ~voting).any():
+                        raise PtxError("some threads of a block vote while others wait")
+                    self.write(ballot, np.repeat(votes.reshape(-1, self.size).any(1), self.size), waiting)
+                    ballot, votes[:], voting[:] = "", False, False
                 waiting[:] = False
                 continue
             if (live & boxes.woken).any():
@@ -411,6 +428,11 @@ class Block:
                         meeting |= active
                     arrived[active] = instruction.parts[2] == "arrive"
                 case "bar" | "barrier" if instruction.parts[1] == "sync" or instruction.parts[1:3] == ("cta", "sync"):
+                    waiting |= active
+                case "bar" if instruction.parts[1:] == ("red", "or", "pred"):
+                    ballot = instruction.operands[0]
+                    votes |= active & self.value(instruction.operands[2]).astype(bool)
+                    voting |= active
                     waiting |= active
                 case "bar" if instruction.parts[1] == "warp":
                     paired |= active
@@ -446,23 +468,28 @@ def run(
     memory: Memory,
     schedule: str = "together",
     threads: int = 1,
+    order: Sequence[int] = (),
 ) -> None:
     """Launches a kernel whose parameters are int64 words; results are in `memory`.
 
     entry: its name, or "" for the only one. block: threads. schedule: "together", or "warps": one warp runs as far as it
     can, then another (with wgmma four warps). threads: blocks without a cluster run together up to about so many threads, which
-    is quicker.
+    is quicker. order: numbers of blocks of a grid without clusters, in which they run, if not by their numbers.
     """
     program = parse(ptx, entry)
     places = [(x, y, z) for z, y, x in product(*map(range, reversed(grid)))]
-    alone = program.cluster > 1 or program.multiplies or block % WARP
+    launch = ptx_order.Launch(len(places), memory.bytes.size) if program.counts else None
+    watches = {place: launch and ptx_order.Watch(launch, number, block) for number, place in enumerate(places)}
+    places = [places[number] for number in order] if order else places
+    alone = program.cluster > 1 or program.multiplies or program.counts or block % WARP
     count = 1 if alone else max(1, threads // block)
     with np.errstate(all="ignore"):
         for first in range(0, len(places), count * program.cluster):
             some = places[first : first + count * program.cluster]
             parts = [some] if count > 1 else [[place] for place in some]
             shared = program.static_shared + shared_bytes
-            ptx_cluster.run_together([Block(program, memory, words, part, grid, block, shared) for part in parts], schedule)
+            blocks = [Block(program, memory, words, part, grid, block, shared, watch=watches[part[0]]) for part in parts]
+            ptx_cluster.run_together(blocks, schedule)
 
 
 __all__ = ["WIDTH", "Memory", "PtxError", "parse", "run"]

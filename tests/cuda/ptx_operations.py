@@ -264,7 +264,7 @@ def _st(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
 
 _ATOMIC: Mapping[str, Callable[[Array, Array], Array]] = {
     "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-    "xor": np.bitwise_xor, "exch": lambda old, new: new,
+    "xor": np.bitwise_xor, "exch": lambda old, new: new, "inc": lambda old, limit: np.where(old >= limit, 0, old + 1),
 }  # fmt: skip
 
 
@@ -278,6 +278,8 @@ def _atom(block: Block, parts: Parts, operands: Parts, mask: Array) -> None:
     result = np.zeros(block.threads, np.uint64)
     for thread in np.flatnonzero(mask):
         one = block.lanes == thread
+        if block.watch is not None and space == "global":
+            block.watch.counts(int(thread), int(address[thread]), parts)
         raw = block.gather(space, address, WIDTH[type_], one)[thread]
         old = raw.view(values[0].dtype)
         if name == "cas":

@@ -232,8 +232,8 @@ def test_the_choice_of_a_tile_follows_the_work() -> None:
 @given(m=st.integers(1, 1000), n=st.integers(1, 1000), batches=st.integers(1, 5))
 def test_launches_cover_the_result_once(m: int, n: int, batches: int) -> None:
     tile, splits = choose_tile("f16", m, n, 256, batches, HOPPER)
-    gemm = {"M": m, "N": n, "B0": batches, "B1": 1}
-    conv = {"IMAGES": 1, "M": m, "N": n, "GROUPS": batches}
+    gemm = {"M": m, "N": n, "K": 256, "B0": batches, "B1": 1}
+    conv = {"IMAGES": 1, "M": m, "N": n, "GROUPS": batches, "KD": 1, "KH": 1, "KW": 1, "C": 256}
     given = {"TILE": ALL_TILES.index(tile), "SPLITS": splits}
     for words, launch in ((gemm, launch_gemm(gemm, given, HOPPER)), (conv, launch_conv(conv, given, HOPPER))):
         assert 0 <= words["ROW_TILES"] * tile.rows - m < tile.rows

@@ -25,8 +25,10 @@ from minicc.kernels.cuda_launch import Launch
 from minicc.kernels.cuda_tiles import (
     ALL_TILES,
     DOT_ELEMENTS,
+    MOST_STREAMS,
     MOST_WAYS,
     SIZES,
+    STREAM,
     Way,
     choose_product,
     choose_tile,
@@ -101,13 +103,15 @@ def test_ways_are_few_different_and_led_by_the_usual_one(
     for ways, usual in ((tile_ways, choose_tile), (product_ways, choose_product)):
         found: tuple[Way, ...] = ways(element, *sizes, batches, target)
         assert found[0] == usual(element, *sizes, batches, target)
-        assert len({way_name(way) for way in found}) == len(set(found)) == len(found) <= MOST_WAYS + 2
+        assert len({way_name(way) for way in found}) == len(set(found)) == len(found) <= MOST_WAYS + MOST_STREAMS + 2
         units = {tile.unit for tile, _ in found}
         floats = {"dot"} if ways is product_ways and sizes[0] <= 8 and element in DOT_ELEMENTS else set()
         tensor = {"mma", "wgmma"} if target is HOPPER else {"mma"}
         assert units >= floats and units - floats <= (tensor if element != "f32" else {"fma"})
         assert floats or units == (tensor if element != "f32" else {"fma"})
-        assert target is HOPPER or {splits for _, splits in found} == {1}
+        assert target is HOPPER or {splits for _, splits in found} <= {1, STREAM}
+        assert found[0][1] != STREAM
+        assert floats or sum(splits == STREAM for _, splits in found) == MOST_STREAMS
         assert all(tile.shared_bytes <= target.shared_bytes for tile, _ in found)
 
 
@@ -122,7 +126,7 @@ def test_lowering_names_the_ways() -> None:
     assert {name.split()[0] for names in ways_of(AMPERE, precision="tf32").values() for name in names} == {"mma", "dot"}
 
 
-SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (0, *range(2, MOST_WAYS + 2))]
+SLOW = [pytest.param(number, marks=pytest.mark.slow) for number in (0, *range(2, MOST_WAYS + MOST_STREAMS + 2))]
 
 
 @pytest.mark.parametrize("number", [1, *SLOW])
@@ -191,7 +195,7 @@ def present(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[TimedDevice]], No
 
 def shared(names: Sequence[str]) -> dict[str, int]:
     """Bytes of shared memory of ways."""
-    known = {way_name((tile, splits)): tile.shared_bytes for tile in ALL_TILES for splits in (1, 2, 4, 8)}
+    known = {way_name((tile, splits)): tile.shared_bytes for tile in ALL_TILES for splits in (STREAM, 1, 2, 4, 8)}
     return {name: known[name] for name in names}
 
 

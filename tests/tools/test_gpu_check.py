@@ -264,7 +264,7 @@ def test_the_plan_leaves_out_what_was_not_built() -> None:
     )  # fmt: skip
     manifest = Manifest("cuda:sm_90", {}, cases)
     assert plan(manifest, rivals=True) == [
-        "machine:", "tiles:", "tma:",
+        "machine:", "tiles:", "tma:", "stream:",
         "check:kaldi/fp32", "check:bert_base/fp32", "check:bert_base/fp16", "check:resnet50/fp32", "check:q/int8",
         "overlap:resnet50/fp32",
         "provider:kaldi/fp32", "provider:bert_base/fp32", "provider:resnet50/fp32", "provider:q/int8",

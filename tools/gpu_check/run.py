@@ -26,7 +26,7 @@ from minicc.targets.cuda import parse_cuda_target
 from tools.gpu_check.bundle import Manifest, read_manifest, unpack
 from tools.gpu_check.layers import LAYERS
 from tools.gpu_check.table import table
-from tools.gpu_check.worker import MARK
+from tools.gpu_check.worker import MARK, PRODUCTS
 
 MEASURE_SECONDS = 0.4  # per measurement
 CHECK_SECONDS = 45.0  # a job of these kinds is given up after so long
@@ -84,13 +84,13 @@ class Results:
         } for case in manifest.cases}  # fmt: skip
         self.data: dict[str, Any] = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"), "target": manifest.target, "made_by": dict(manifest.made_by),
-            "machine": {}, "tiles": {}, "tma": {}, "cases": cases,
+            "machine": {}, **{kind: {} for kind in PRODUCTS}, "cases": cases,
         }  # fmt: skip
 
     def add(self, job: str, state: str, row: dict[str, Any]) -> None:
         """Keep what a job gave. States: done, error, skipped."""
         kind, _, name = job.partition(":")
-        place = self.data[kind] if kind in ("machine", "tiles", "tma") else self.data["cases"][name].setdefault(kind, {})
+        place = self.data[kind] if kind in ("machine", *PRODUCTS) else self.data["cases"][name].setdefault(kind, {})
         place.update(row | {"state": state})
         self.write()
 
@@ -108,7 +108,7 @@ def plan(manifest: Manifest, rivals: bool) -> list[str]:
     compiled.sort(key=lambda case: (case.model not in models, precisions[case.precision], models.get(case.model, 0)))
     return [
         "machine:",
-        *(["tiles:", "tma:"] if manifest.on_gpu else []),
+        *(f"{kind}:" for kind in PRODUCTS if manifest.on_gpu),
         *(f"check:{case.name}" for case in built),
         *(f"overlap:{case.name}" for case in built if manifest.on_gpu and case.model in OVERLAPPED),
         *(f"provider:{case.name}" for case in built if rivals and case.onnx),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tools.gpu_check.worker import PRODUCTS
+
 PARTS = ("check", "overlap", "provider", "compile")
 HEAD = (
     "model", "precision", "state", "difference", "minicc ms", "replay ms", "overlap ms", "eager ms", "torch.compile ms",
@@ -21,7 +23,7 @@ def table(data: Mapping[str, Any]) -> str:
     lines = [title, *facts, "", _line(HEAD), _line(["---"] * len(HEAD))]
     lines += [_line(_cells(row)) for row in data["cases"].values()]
     problems = list(_problems(data["cases"]))
-    products = {kind: data.get(kind, {}) for kind in ("tiles", "tma")}
+    products = {kind: data.get(kind, {}) for kind in PRODUCTS}
     problems += [f"{kind}: {found['error']}" for kind, found in products.items() if found.get("error")]
     sanitizer = data.get("sanitizer")
     if sanitizer:

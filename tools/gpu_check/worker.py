@@ -3,8 +3,9 @@
 A fault on a GPU spoils the process it happens in, and a compilation may hang, so the supervisor (`run`) watches a process of this
 kind and starts another one with the jobs that are left.
 
-Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`) and "tma:"
-(with those that the copy engine fills: should they hang, no other job suffers), "check:MODEL/PRECISION" (compare, time beside
+Jobs are "machine:" (what the machine can do at best), "tiles:" (products with every tile, `benchmarks.cuda_kernels`), "tma:"
+(with those that the copy engine fills: should they hang, no other job suffers) and "stream:" (thin products, their tiles cut by
+stream-K and by clusters beside whole ones), "check:MODEL/PRECISION" (compare, time beside
 eager PyTorch), "overlap:MODEL/PRECISION" (replays whose launches overlap beside those whose do not), "provider:MODEL/PRECISION"
 (time beside ONNX Runtime's CUDA provider) and "compile:MODEL/PRECISION" (time
 beside torch.compile).
@@ -31,6 +32,9 @@ from tools.gpu_check.timing import medians
 TILE_CASES = (
     Gemm(4096, 4096, 4096), Gemm(16, 4096, 4096), Gemm(1, 4096, 4096), Conv(32, 56, 64, 64, 3), Conv(32, 14, 256, 256, 3),
 )  # fmt: skip
+THIN_CASES = (Gemm(16, 4096, 4096), Gemm(512, 768, 3072), Gemm(392, 2048, 512))
+# By job: the cases, and which kernels of `benchmarks.cuda_kernels` run them.
+PRODUCTS = {"tiles": (TILE_CASES, ("tiles",)), "tma": (TILE_CASES, ("tma",)), "stream": (THIN_CASES, ("tiles", "stream"))}
 PROFILED = 12
 IN_A_ROW = 50  # replays before results are compared
 MARK = "@gpu_check "  # starts the lines that the supervisor reads
@@ -48,8 +52,8 @@ def work(folder: Path, manifest: Manifest, jobs: list[str], seconds: float) -> N
         try:
             if kind == "machine":
                 row = device.machine(where)
-            elif kind in ("tiles", "tma"):
-                row = {"rows": cuda_kernels.run(folder / "tiles", TILE_CASES, kind == "tma")}
+            elif kind in PRODUCTS:
+                row = {"rows": cuda_kernels.run(folder / "tiles", *PRODUCTS[kind])}
             else:
                 row = JOBS[kind](folder, by_name[name], where, seconds)
         except Exception as error:

@@ -29,6 +29,9 @@ WARP_TEAMS = 128
 WAVES = 32
 # Bytes of an encoded tensor map.
 MAP_BYTES = 128
+# Of a workspace: blocks that may have a counter, and bytes of these.
+MOST_COUNTED = 4096
+COUNTER_BYTES = 4 * MOST_COUNTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,17 @@ class TensorMap:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """The shape of one launch, and the tensor maps it reads; a grid of no blocks is not launched."""
+    """The shape of one launch, and the tensor maps it reads; a grid of no blocks is not launched.
+
+    workspace: bytes of memory for what blocks leave to each other, whose address is one more word of the kernel, the last one.
+               All launches of a plan have the same memory. Its first COUNTER_BYTES are zero before a launch, and are left so.
+    """
 
     grid: tuple[int, int, int]
     block: int
     shared_bytes: int = 0
     maps: tuple[TensorMap, ...] = ()
+    workspace: int = 0
 
 
 def launch_elements(elements: int, target: CudaTarget) -> Launch:

@@ -80,7 +80,7 @@ def render(name: str, constants: Constants, epilogue: str, words: int) -> str:
     """The text of a kernel: the CUDA form with its constants, word numbers and epilogue put in.
 
     epilogue: module text that ends in `def epilogue(args, b0, b1, i, j, acc)`, or "" for the file's own.
-    words: of the whole call. KeyError when a constant is missing or unknown.
+    words: of the whole call, without that of a workspace. KeyError when a constant is missing or unknown.
     """
     layout, template = TEMPLATES[name].words, CUDA_TEMPLATES[name]
     if set(constants) != set(constants_of(name)):
@@ -88,5 +88,7 @@ def render(name: str, constants: Constants, epilogue: str, words: int) -> str:
     values: dict[str, object] = {**{word: at for at, word in enumerate(layout)}, "EPILOGUE": len(layout), "WORDS": words}
     if template.threads is not None:
         values["THREADS"] = template.threads
-    file = name if template.file is None else template.file(constants)
-    return fill("cuda", file, {**values, **template.expand(constants)}, epilogue)
+    values |= template.expand(constants)
+    if values.get("STREAM"):
+        values |= {"WORKSPACE": words, "WORDS": words + 1}
+    return fill("cuda", name if template.file is None else template.file(constants), values, epilogue)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minicc.kernels.cuda_launch import Launch, Positions, TensorMap
+from minicc.kernels.cuda_launch import COUNTER_BYTES, MOST_COUNTED, Launch, Positions, TensorMap
 from minicc.kernels.domain import Words, ceil_divide
 from minicc.targets.cuda import CudaTarget
 
@@ -132,12 +132,13 @@ TMA_TILES = (
     Tile(128, 256, 16, 256, 4, "tma", 1, 2),
     Tile(128, 128, 16, 128, 6, "tma", 1, 2),
 )
-# Whether a product takes such a tile by itself where it is expected to be faster: not before a GPU has shown that it is right.
-PREFER_TMA = False
+# Whether a product takes such a tile, or shares out the steps of all tiles (STREAM), by itself where that is expected to be
+# faster: not before a GPU has shown that it is right.
+PREFER_TMA = PREFER_STREAM = False
 # By number, as kernels name them; only to be added to.
 ALL_TILES = (*GROUP_TILES, *TENSOR_TILES, *FMA_TILES, *DOT_TILES, *OTHER_DOT_TILES, *TMA_TILES)
-# Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth. PIECE, B_PIECE:
-# bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
+# Constants of a kernel. ELEMENT: of SIZES. TILE: of ALL_TILES. SPLITS: blocks that share out the depth, or STREAM. PIECE,
+# B_PIECE: bytes that divide addresses and strides of A and of B, for a convolution also its channels; see `piece_of`.
 TILE_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE", "B_PIECE", "B_ROUNDS")
 CONV_CONSTANTS = ("ELEMENT", "TILE", "SPLITS", "PIECE")
 # What one multiprocessor of an H200 was seen to do at most, per microsecond: millions of operations by unit and element,
@@ -155,11 +156,14 @@ STEP, BLOCK, RESULTS, MEET = 0.22, 2.0, 0.09, 1.0
 ON_THE_WAY = 29_000
 # Blocks that may share out the depth of a tile: a cluster of any Hopper GPU has at most 8.
 SPLITS = (1, 2, 4, 8)
+# In place of that number: all blocks share out the steps of all tiles (kernels/cuda/stream.py). The fewest steps of a block, and
+# by how many a share may be larger so that no block has pieces of two tiles, each of which takes as long to begin: estimates.
+STREAM, LEAST_STEPS, MORE_STEPS = 0, 4, 6
 # Ways of a product that are left for timing to choose from: at most so many that are estimated to take at most so many times
-# as long as the first one: estimates are 0.46 to 1.14 of the times in docs/cuda.md.
-MOST_WAYS, MOST_WORSE = 8, 2.0
+# as long as the first one: estimates are 0.46 to 1.14 of the times in docs/cuda.md. Of STREAM, which has not been timed, so many.
+MOST_WAYS, MOST_WORSE, MOST_STREAMS = 8, 2.0, 2
 
-Way = tuple[Tile, int]  # the tile, and the number of blocks that share out its depth
+Way = tuple[Tile, int]  # the tile, and the number of blocks that share out its depth, or STREAM
 
 
 def tiles_of(element: str, target: CudaTarget) -> tuple[Tile, ...]:
@@ -173,22 +177,49 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
 
     Blocks of one multiprocessor share its arithmetic and its copies, and hide each other's latency.
     """
-    blocks = -(-m // tile.rows // tile.cluster) * tile.cluster * -(-n // tile.columns) * batches * splits
+    tiles = -(-m // tile.rows // tile.cluster) * tile.cluster * -(-n // tile.columns) * batches
+    depth = max(1, -(-k * SIZES[element] // ROW))
+    blocks = stream_blocks(tile, tiles, depth, target) if splits == STREAM else tiles * splits
     here = -(-blocks // target.multiprocessors)
-    sums = tile.rows * tile.columns // tile.threads
-    at_once = min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads), here) or 1
+    at_once = min(at_once_of(tile, target), here) or 1
     unit = "wgmma" if tile.unit == "tma" else tile.unit
     work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[unit, element]
     if unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
         work *= 0.6 + 0.4 * 32 * (1 / tile.warp_rows + 1 / tile.warp_columns)
     copies = 1e-3 * ROW * (tile.rows + tile.columns / tile.cluster) / KILOBYTES
-    results = RESULTS * 1e-3 * tile.rows * tile.columns / splits
-    steps = -(-k * SIZES[element] // ROW // splits)
+    results = RESULTS * 1e-3 * tile.rows * tile.columns / max(1, splits)
+    steps = -(-depth // max(1, splits))
     if tile.unit == "tma":  # one block makes several tiles, and brings the next one while it stores sums
         return BLOCK + here * (STEP + steps * max(work, copies) + results)
     alone = max(STEP, work) if tile.pending else STEP + work
+    if splits == STREAM:
+        share, step = -(-tiles * depth // max(1, blocks)), max(alone, at_once * max(work, copies))
+        return share * step + at_once * results * -(-tiles // max(1, blocks)) + _pieces_time(tile, depth, max(1, share))
     meet = MEET if splits > 1 else 0.0
     return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
+
+
+def at_once_of(tile: Tile, target: CudaTarget) -> int:
+    """Blocks that a multiprocessor is expected to run at once, 0 where it has not the registers of one by this estimate."""
+    sums = tile.rows * tile.columns // tile.threads
+    return min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads))
+
+
+def stream_blocks(tile: Tile, tiles: int, depth: int, target: CudaTarget) -> int:
+    """Blocks that share out the steps of so many tiles, `depth` each: as many as run at once, with not too few steps."""
+    most = min(MOST_COUNTED, target.multiprocessors * max(1, at_once_of(tile, target)))
+    least = max(LEAST_STEPS, ceil_divide(tiles * depth, most))
+    even = (share for share in range(least, least + MORE_STEPS + 1) if depth % share == 0 or share % depth == 0)
+    return ceil_divide(tiles * depth, next(even, least))
+
+
+def _pieces_time(tile: Tile, depth: int, share: int) -> float:
+    """Microseconds for a block's pieces of tiles beside their steps: to begin each, to store and to read parts of cut tiles."""
+    odd = int(share % depth != 0 and depth % share != 0)  # blocks end and begin within tiles
+    pieces, makers = -(-share // depth) + odd, -(-depth // share) + odd
+    if makers == 1:
+        return BLOCK * pieces
+    return BLOCK * pieces + MEET + (min(2, pieces) + makers) * 4e-3 * tile.rows * tile.columns / KILOBYTES
 
 
 def takes_maps(given: Constants, target: CudaTarget) -> bool:
@@ -216,21 +247,27 @@ def takes_windows(given: Constants, target: CudaTarget, channels: int, axes: Seq
 def tile_ways(
     element: str, m: int, n: int, k: int, batches: int, target: CudaTarget, maps: bool = False
 ) -> tuple[Way, ...]:
-    """Tiles with a ring, the one that is expected to finish first leading; of every unit there is one.
+    """Tiles with a ring, the one that is expected to finish first leading; of every unit there is one, of STREAM some.
 
-    maps: whether the copy engine can bring the operands. Its tiles lead only with PREFER_TMA.
+    maps: whether the copy engine can bring the operands. Its tiles lead only with PREFER_TMA, STREAM only with PREFER_STREAM.
     """
     tiles = [tile for tile in tiles_of(element, target) if conv_shared_bytes(tile) <= target.shared_bytes]
-    choices = [(tile, split) for tile in tiles for split in _splits(target)]
+    choices = [(tile, split) for tile in tiles for split in (*_splits(target), STREAM)]
     choices += [(tile, 1) for tile in TMA_TILES if maps]
     times = {way: estimate(way[0], way[1], element, m, n, k, batches, target) for way in choices}
     ranked = sorted(choices, key=lambda way: times[way])
-    if not PREFER_TMA:
-        usual = next(way for way in ranked if way[0].unit != "tma")
-        ranked = [usual, *(way for way in ranked if way != usual)]
-    near = [way for way in ranked if times[way] <= MOST_WORSE * times[ranked[0]]][:MOST_WAYS]
-    units = {way[0].unit: way for way in reversed(ranked)}  # the first of each
-    return tuple(dict.fromkeys([*near, *units.values()]))
+    usual = next(way for way in ranked if _leads(way))
+    ranked = [usual, *(way for way in ranked if way != usual)]
+    streams, others = ([way for way in ranked if (way[1] == STREAM) == wanted] for wanted in (True, False))
+    near = [way for way in others if times[way] <= MOST_WORSE * times[usual]][:MOST_WAYS]
+    units = {way[0].unit: way for way in reversed(others)}  # the first of each
+    left = {*near, *streams[:MOST_STREAMS], *units.values()}
+    return tuple(way for way in ranked if way in left)
+
+
+def _leads(way: Way) -> bool:
+    """Whether a product may go this way without timing."""
+    return (PREFER_TMA or way[0].unit != "tma") and (PREFER_STREAM or way[1] != STREAM)
 
 
 def product_ways(
@@ -273,7 +310,7 @@ def choose_product(element: str, m: int, n: int, k: int, batches: int, target: C
 def way_name(way: Way) -> str:
     """What people call a way."""
     tile, splits = way
-    return f"{tile.name}, depth in {splits}" if splits > 1 else tile.name
+    return tile.name + {STREAM: ", stream-K", 1: ""}.get(splits, f", depth in {splits}")
 
 
 def product_file(given: Constants) -> str:
@@ -308,14 +345,16 @@ def _pieces(given: Constants, element: str) -> dict[str, int]:
 def gemm_constants(given: Constants) -> dict[str, object]:
     """As `product_constants`, for tiles with a ring."""
     element, tile, splits = str(given["ELEMENT"]), ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
-    if (tile.unit, element) not in OPERATIONS or splits not in SPLITS:
+    if (tile.unit, element) not in OPERATIONS or splits not in (*SPLITS, STREAM):
         raise KeyError(element)
+    stream, splits = int(splits == STREAM), max(1, splits)
     return {
         "UNIT": f'"{tile.unit}"', "ELEMENT": f'"{element}"', "SIZE": SIZES[element], "BM": tile.rows, "BN": tile.columns,
         "WM": tile.warp_rows, "WN": tile.warp_columns, "THREADS": tile.threads, "STAGES": tile.stages,
         "PENDING": tile.pending, "AHEAD": tile.ahead, "IN_FLIGHT": tile.ahead - 1, "BK": ROW // SIZES[element],
         "A_BYTES": ROW * tile.rows, "STAGE_BYTES": ROW * (tile.rows + tile.columns), "PITCH": tile.columns + 4,
         "SPLITS": splits, "STEP": tile.threads // tile.columns, "HOP": tile.threads // tile.columns * splits,
+        "STREAM": stream, "PART_BYTES": 4 * tile.rows * tile.columns, "COUNTER_BYTES": COUNTER_BYTES,
         **_pieces(given, element),
         **({"B_ROUNDS": int(bool(given["B_ROUNDS"]))} if "B_ROUNDS" in given else {}),
     }  # fmt: skip
@@ -366,7 +405,18 @@ def launch_gemm(words: Words, given: Constants, target: CudaTarget) -> Launch:
         maps = (_tensor_map(words, given, "A", "M", tile.rows), _tensor_map(words, given, "B", "N", part))
         clusters = min(blocks, target.multiprocessors // tile.cluster)
         return Launch((clusters * tile.cluster, 1, 1), tile.threads, tile.shared_bytes, maps)
-    return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, tile.shared_bytes)
+    return _launch_tiles(blocks, words["K"], given, tile.shared_bytes, target)
+
+
+def _launch_tiles(tiles: int, depth: int, given: Constants, shared_bytes: int, target: CudaTarget) -> Launch:
+    """The launch that makes so many tiles of so many elements of k."""
+    tile, splits = ALL_TILES[int(given["TILE"])], int(given["SPLITS"])
+    if splits != STREAM:
+        return Launch((tiles * splits, 1, 1), tile.threads, shared_bytes)
+    steps = max(1, ceil_divide(depth * SIZES[str(given["ELEMENT"])], ROW))
+    blocks = stream_blocks(tile, tiles, steps, target)
+    workspace = COUNTER_BYTES + 2 * blocks * 4 * tile.rows * tile.columns
+    return Launch((blocks, 1, 1), tile.threads, shared_bytes, workspace=workspace)
 
 
 def _tensor_map(words: Words, given: Constants, name: str, rows: str, box_rows: int) -> TensorMap:
@@ -393,7 +443,8 @@ def launch_conv(words: Words, given: Constants, target: CudaTarget) -> Launch:
         clusters = min(blocks, target.multiprocessors // tile.cluster)
         maps = (_windows_map(words, given, tile), _filters_map(words, given, tile))
         return Launch((clusters * tile.cluster, 1, 1), tile.threads, tile.shared_bytes, maps)
-    return Launch((blocks * int(given["SPLITS"]), 1, 1), tile.threads, conv_shared_bytes(tile))
+    depth = words["KD"] * words["KH"] * words["KW"] * words["C"]
+    return _launch_tiles(blocks, depth, given, conv_shared_bytes(tile), target)
 
 
 def _windows_map(words: Words, given: Constants, tile: Tile) -> TensorMap:

@@ -6,6 +6,7 @@ outside the input becomes 0. The rest is as in kernels/cuda/gemm.py.
 """
 
 from minicc.kernels.cuda.intrinsics import arg, helper, ptr_f32, st
+from minicc.kernels.cuda.stream import add_part, last_to_arrive, next_piece, part_of, put_part, share_of
 from minicc.kernels.cuda.sums import cluster_barrier, cluster_memory, load_sum, store_sums
 from minicc.kernels.cuda.tiles import (
     barrier,
@@ -56,6 +57,9 @@ PITCH = 132  # BN + 4
 SPLITS = 1  # blocks of a cluster that share out the depth of a tile
 STEP = 1  # THREADS / BN: rows that the block's threads finish at once
 HOP = 1  # STEP * SPLITS: rows that the cluster's threads finish at once
+STREAM = 0  # whether all blocks share out the steps of all tiles; SPLITS is 1 then
+PART_BYTES = 65536  # 4 * BM * BN
+COUNTER_BYTES = 16384
 TABLE = 98304  # where the table of windows begins: behind the ring and the sums
 
 # Words. Strides count elements.
@@ -93,6 +97,7 @@ ROW_TILES = 30  # ceil(IMAGES * M / BM)
 PANELS = 31  # ceil(N / BN)
 EPILOGUE = 32
 WORDS = 33  # those of the epilogue included
+WORKSPACE = 0  # with STREAM the last of all words
 
 
 @helper
@@ -140,92 +145,124 @@ def kernel(args):
     tid = thread()
     lane = tid & int32(31)
     warp = tid >> int32(5)
-    part = block() % int32(SPLITS)
-    unit = block() // int32(SPLITS)
-    rest = unit // panels
-    j0 = (unit - rest * panels) * int32(BN)
-    group = rest // row_tiles
-    i0 = (rest - group * row_tiles) * int32(BM)
-    w_stride = (SIZE * k + 15) // 16 * 16
-    w = arg(args, W) + group * arg(args, N) * w_stride
-    across, down = int32(arg(args, KW)), int32(arg(args, KH))
-    sizes = (channels, across, down, int32(arg(args, KD)))
-    inverses = (reciprocal(channels), reciprocal(across), reciprocal(down))
-    strides = (
-        int32(SIZE * arg(args, X_W) * arg(args, DW)),
-        int32(SIZE * arg(args, X_H) * arg(args, DH)),
-        int32(SIZE * arg(args, X_D) * arg(args, DD)),
-    )
-    shared = shared_memory()
-    table = shared + int32(TABLE)
-    row = warp // int32(BN // WN) * int32(WM)
-    column = warp % int32(BN // WN) * int32(WN)
+    if STREAM:
+        steps = max(int32(1), (k + int32(BK - 1)) // int32(BK))
+        total = int32(row_tiles * panels * int32(arg(args, GROUPS)) * steps)
+        share = share_of(total)
+        at = int32(block() * share)
+        last = int32(min(at + share, total))
+    while True:  # once, or with STREAM for each piece of a tile
+        if STREAM:
+            if at >= last:
+                return
+            unit, begin, end, first, count = next_piece(at, last, steps, share)
+            part = int32(0)
+        else:
+            part = block() % int32(SPLITS)
+            unit = block() // int32(SPLITS)
+        rest = unit // panels
+        j0 = (unit - rest * panels) * int32(BN)
+        group = rest // row_tiles
+        i0 = (rest - group * row_tiles) * int32(BM)
+        w_stride = (SIZE * k + 15) // 16 * 16
+        w = arg(args, W) + group * arg(args, N) * w_stride
+        across, down = int32(arg(args, KW)), int32(arg(args, KH))
+        sizes = (channels, across, down, int32(arg(args, KD)))
+        inverses = (reciprocal(channels), reciprocal(across), reciprocal(down))
+        strides = (
+            int32(SIZE * arg(args, X_W) * arg(args, DW)),
+            int32(SIZE * arg(args, X_H) * arg(args, DH)),
+            int32(SIZE * arg(args, X_D) * arg(args, DD)),
+        )
+        shared = shared_memory()
+        table = shared + int32(TABLE)
+        row = warp // int32(BN // WN) * int32(WM)
+        column = warp % int32(BN // WN) * int32(WN)
 
-    note_windows(args, table, i0, group, tid)
-    barrier()
-    rows = window_rows(BM, THREADS, table, tid)
-    inside = window_taps(BM, THREADS, table, tid)
-    columns = tile_rows(BN, THREADS, w, w_stride, j0, n, tid)
-    share = (k + int32(SPLITS * BK - 1)) // int32(SPLITS * BK) * int32(BK)
-    step = int32(part * share)
-    end = int32(min(step + share, k))
-    ahead = step
-    writing = int32(0)
-    for _ in range(AHEAD):
-        tile = shared + writing
-        copy_windows(BM, THREADS, SIZE, PIECE, tile, rows, inside, ahead, sizes, inverses, strides, tid)
-        copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
-        copies_commit()
-        ahead = int32(ahead + BK)
-        writing = next_tile(writing, STAGE_BYTES, STAGES)
-    sums = zeros(ELEMENT, WM, WN)
-    reading = int32(0)
-    while step < end:
-        copies_wait(IN_FLIGHT)
-        round_tile(ELEMENT, BM, THREADS, shared + reading, tid)
-        tiles_ready(UNIT)
-        tile = shared + writing
-        if ahead < end:
+        note_windows(args, table, i0, group, tid)
+        barrier()
+        rows = window_rows(BM, THREADS, table, tid)
+        inside = window_taps(BM, THREADS, table, tid)
+        columns = tile_rows(BN, THREADS, w, w_stride, j0, n, tid)
+        if STREAM:
+            at = int32(at + end - begin)
+            step = int32(begin * BK)
+            end = int32(min(end * BK, k))
+        else:
+            share = (k + int32(SPLITS * BK - 1)) // int32(SPLITS * BK) * int32(BK)
+            step = int32(part * share)
+            end = int32(min(step + share, k))
+        ahead = step
+        writing = int32(0)
+        for _ in range(AHEAD):
+            tile = shared + writing
             copy_windows(BM, THREADS, SIZE, PIECE, tile, rows, inside, ahead, sizes, inverses, strides, tid)
             copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
-        copies_commit()
-        tile = shared + reading
-        sums = product(UNIT, ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
-        products_wait(UNIT, PENDING)
-        writing = next_tile(writing, STAGE_BYTES, STAGES)
-        reading = next_tile(reading, STAGE_BYTES, STAGES)
-        ahead = int32(ahead + BK)
-        step = int32(step + BK)
+            copies_commit()
+            ahead = int32(ahead + BK)
+            writing = next_tile(writing, STAGE_BYTES, STAGES)
+        sums = zeros(ELEMENT, WM, WN)
+        reading = int32(0)
+        while step < end:
+            copies_wait(IN_FLIGHT)
+            round_tile(ELEMENT, BM, THREADS, shared + reading, tid)
+            tiles_ready(UNIT)
+            tile = shared + writing
+            if ahead < end:
+                copy_windows(BM, THREADS, SIZE, PIECE, tile, rows, inside, ahead, sizes, inverses, strides, tid)
+                copy_tile(BN, THREADS, SIZE, 16, tile + int32(A_BYTES), columns, ahead, k, tid)
+            copies_commit()
+            tile = shared + reading
+            sums = product(UNIT, ELEMENT, WM, WN, sums, tile, tile + int32(A_BYTES), row, column, lane)
+            products_wait(UNIT, PENDING)
+            writing = next_tile(writing, STAGE_BYTES, STAGES)
+            reading = next_tile(reading, STAGE_BYTES, STAGES)
+            ahead = int32(ahead + BK)
+            step = int32(step + BK)
 
-    products_wait(UNIT, 0)
-    copies_wait(0)
-    barrier()
-    store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
-    cluster_barrier(SPLITS)
-    parts = cluster_memory(SPLITS, shared)
-    # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
-    j = tid % int32(BN)
-    r = int32(tid // int32(BN) + part * int32(STEP))
-    if j0 + j < n:
-        height = min(m - i0, int32(BM))
-        while r + int32(3 * HOP) < height:
-            image0, pixel0 = load_pixel(table, r)
-            image1, pixel1 = load_pixel(table, r + int32(HOP))
-            image2, pixel2 = load_pixel(table, r + int32(2 * HOP))
-            image3, pixel3 = load_pixel(table, r + int32(3 * HOP))
-            acc0 = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
-            acc1 = load_sum(ELEMENT, SPLITS, parts, (r + int32(HOP)) * int32(PITCH) + j)
-            acc2 = load_sum(ELEMENT, SPLITS, parts, (r + int32(2 * HOP)) * int32(PITCH) + j)
-            acc3 = load_sum(ELEMENT, SPLITS, parts, (r + int32(3 * HOP)) * int32(PITCH) + j)
-            epilogue(args, image0, group, pixel0, j0 + j, acc0)
-            epilogue(args, image1, group, pixel1, j0 + j, acc1)
-            epilogue(args, image2, group, pixel2, j0 + j, acc2)
-            epilogue(args, image3, group, pixel3, j0 + j, acc3)
-            r += int32(4 * HOP)
-        while r < height:
-            image, pixel = load_pixel(table, r)
-            acc = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
-            epilogue(args, image, group, pixel, j0 + j, acc)
-            r += int32(HOP)
-    if SPLITS > 1:
-        cluster_barrier(SPLITS)  # others may still read this block's sums
+        products_wait(UNIT, 0)
+        copies_wait(0)
+        if STREAM and count > int32(1):
+            stored = arg(args, WORKSPACE) + COUNTER_BYTES
+            put_part(ELEMENT, WM, WN, THREADS, stored + PART_BYTES * part_of(block(), first), tid, sums)
+            if last_to_arrive(arg(args, WORKSPACE) + 4 * first, int32(count - 1), tid) == int32(0):
+                continue
+            sums = zeros(ELEMENT, WM, WN)
+            other = first
+            while other < first + count:
+                sums = add_part(ELEMENT, WM, WN, THREADS, stored + PART_BYTES * part_of(other, first), tid, sums)
+                other = int32(other + 1)
+        barrier()
+        store_sums(ELEMENT, WM, WN, PITCH, shared, row, column, lane, sums)
+        cluster_barrier(SPLITS)
+        parts = cluster_memory(SPLITS, shared)
+        # Consecutive threads take consecutive columns; four rows at once, so that what an epilogue reads comes together.
+        j = tid % int32(BN)
+        r = int32(tid // int32(BN) + part * int32(STEP))
+        if j0 + j < n:
+            height = min(m - i0, int32(BM))
+            while r + int32(3 * HOP) < height:
+                image0, pixel0 = load_pixel(table, r)
+                image1, pixel1 = load_pixel(table, r + int32(HOP))
+                image2, pixel2 = load_pixel(table, r + int32(2 * HOP))
+                image3, pixel3 = load_pixel(table, r + int32(3 * HOP))
+                acc0 = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
+                acc1 = load_sum(ELEMENT, SPLITS, parts, (r + int32(HOP)) * int32(PITCH) + j)
+                acc2 = load_sum(ELEMENT, SPLITS, parts, (r + int32(2 * HOP)) * int32(PITCH) + j)
+                acc3 = load_sum(ELEMENT, SPLITS, parts, (r + int32(3 * HOP)) * int32(PITCH) + j)
+                epilogue(args, image0, group, pixel0, j0 + j, acc0)
+                epilogue(args, image1, group, pixel1, j0 + j, acc1)
+                epilogue(args, image2, group, pixel2, j0 + j, acc2)
+                epilogue(args, image3, group, pixel3, j0 + j, acc3)
+                r += int32(4 * HOP)
+            while r < height:
+                image, pixel = load_pixel(table, r)
+                acc = load_sum(ELEMENT, SPLITS, parts, r * int32(PITCH) + j)
+                epilogue(args, image, group, pixel, j0 + j, acc)
+                r += int32(HOP)
+        if SPLITS > 1:
+            cluster_barrier(SPLITS)  # others may still read this block's sums
+        if STREAM:
+            barrier()  # shared memory is free for the next piece
+        else:
+            return

@@ -20,7 +20,7 @@ import numpy as np
 from minicc.codegen.cuda_loops import launch_loops
 from minicc.errors import ResourceLimitError, VerifyError
 from minicc.kernels import cuda_template
-from minicc.kernels.cuda_launch import MAP_BYTES, Launch
+from minicc.kernels.cuda_launch import COUNTER_BYTES, MAP_BYTES, Launch
 from minicc.lower.kernel import Kernel, LoopKernel
 from minicc.lower.program import KernelStep, Program
 from minicc.runtime.bind import Machine, Segment, numpy_dtype
@@ -90,6 +90,7 @@ class Plan:
                 self.calls.append((shared.kernels[step.kernel], launch, own))
                 self.steps.append(step)
         self._place_maps(shared)
+        self._place_workspace(device)
         self.replay = device.record(self.calls, self.stream, shared.overlap)
 
     def _place_maps(self, shared: Shared) -> None:
@@ -100,6 +101,17 @@ class Plan:
             self.contents.append(shared.copy(np.frombuffer(encoded, np.uint8), self.stream))
             for number, (words, map_) in enumerate(wanted):
                 words[map_.word] = self.contents[-1].address + MAP_BYTES * number
+
+    def _place_workspace(self, device: Device) -> None:
+        """Memory for what blocks leave to each other: launches run one after another, so that all have the same."""
+        wanted = [(words, launch.workspace) for _, launch, words in self.calls if launch.workspace]
+        if wanted:
+            memory, zeros = device.allocate(max(size for _, size in wanted)), np.zeros(COUNTER_BYTES, np.uint8)
+            device.to_device(memory.address, zeros.ctypes.data, zeros.nbytes, self.stream)
+            device.wait(self.stream)
+            self.contents.append(memory)
+            for words, _ in wanted:
+                words.append(memory.address)
 
 
 def launch_of(kernel: Kernel, words: list[int], target: CudaTarget) -> Launch:
