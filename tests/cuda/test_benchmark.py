@@ -66,7 +66,7 @@ def test_benchmark_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(codegen, "compile_cubin", lambda *kernel: Cubin(compile_ptx(*kernel).encode(), 0, 0, 0))
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
-    assert len(rows) == 25  # all tiles that take the rows of a case
+    assert len(rows) == 41  # all tiles that take the rows of a case
     assert sum("_tma_" in row["kernel"] for row in rows) == 5
     assert all(row["right"] for row in rows), [row["error"] for row in rows]
     assert sum(row["chosen"] for row in rows) == 8
@@ -91,5 +91,5 @@ def test_a_wrong_kernel_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(codegen, "compile_cubin", compile_wrongly)
     cuda_kernels.build(tmp_path)
     rows = cuda_kernels.run(tmp_path)
-    assert [row["right"] for row in rows] == [False]
-    assert np.isfinite(rows[0]["error"])
+    assert [row["right"] for row in rows] == [False] * 3
+    assert all(np.isfinite(row["error"]) for row in rows)

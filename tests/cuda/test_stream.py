@@ -193,8 +193,9 @@ def test_machine_code(target: CudaTarget, element: str) -> None:
     for name, tile in [(element, tiles_of(element, target)[0])] if element else all_:
         for text in (gemm_text, conv_text)[: 1 if element else 2]:
             built = compile_cubin(text(name, tile, splits=STREAM), "kernel", target)
-            assert built.spills == 0 and built.registers * tile.threads <= 65536
-            print(target.arch, text.__name__, name, tile.name, built.registers)
+            assert built.spills == 0
+            at_once = cuda_tiles.at_once_of(tile, STREAM, target)  # by the registers that are expected
+            assert at_once > 0 and -(-built.registers // 8) * 8 * tile.threads * at_once <= target.registers
 
 
 def test_blocks_without_a_share_wait_for_the_kernel_before_too() -> None:
@@ -214,7 +215,7 @@ def test_shares(m: int, n: int, k: int, batches: int, target: CudaTarget, elemen
     if total:
         share = -(-total // blocks)
         assert share > min(total - 1, cuda_tiles.LEAST_STEPS // 2) and share * blocks >= total
-        assert blocks <= target.multiprocessors * max(1, cuda_tiles.at_once_of(tile, target))
+        assert blocks <= target.multiprocessors * cuda_tiles.at_once_of(tile, STREAM, target)
         cut = {at // steps for at in range(share, total, share) if at % steps}
         firsts = {number * steps // share for number in cut}
         assert len(firsts) == len(cut), "two tiles would have one counter"

@@ -159,6 +159,8 @@ SPLITS = (1, 2, 4, 8)
 # In place of that number: all blocks share out the steps of all tiles (kernels/cuda/stream.py). The fewest steps of a block, and
 # by how many a share may be larger so that no block has pieces of two tiles, each of which takes as long to begin: estimates.
 STREAM, LEAST_STEPS, MORE_STEPS = 0, 4, 6
+# Registers of a thread there beside twice its sums, as those of another part come while they are added: read from machine code.
+STREAM_REGISTERS = {"wgmma": 64, "mma": 92, "fma": 156}
 # Ways of a product that are left for timing to choose from: at most so many that are estimated to take at most so many times
 # as long as the first one: estimates are 0.46 to 1.14 of the times in docs/cuda.md. Of STREAM, which has not been timed, so many.
 MOST_WAYS, MOST_WORSE, MOST_STREAMS = 8, 2.0, 2
@@ -181,7 +183,7 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
     depth = max(1, -(-k * SIZES[element] // ROW))
     blocks = stream_blocks(tile, tiles, depth, target) if splits == STREAM else tiles * splits
     here = -(-blocks // target.multiprocessors)
-    at_once = min(at_once_of(tile, target), here) or 1
+    at_once = min(at_once_of(tile, splits, target), here) or 1
     unit = "wgmma" if tile.unit == "tma" else tile.unit
     work = 2e-6 * tile.rows * tile.columns * (ROW // SIZES[element]) / OPERATIONS[unit, element]
     if unit != "wgmma":  # warps read operands into registers, the smaller their tiles the more often
@@ -199,15 +201,16 @@ def estimate(tile: Tile, splits: int, element: str, m: int, n: int, k: int, batc
     return -(-here // at_once) * (BLOCK + steps * max(alone, at_once * max(work, copies)) + at_once * results + meet)
 
 
-def at_once_of(tile: Tile, target: CudaTarget) -> int:
+def at_once_of(tile: Tile, splits: int, target: CudaTarget) -> int:
     """Blocks that a multiprocessor is expected to run at once, 0 where it has not the registers of one by this estimate."""
     sums = tile.rows * tile.columns // tile.threads
-    return min(target.shared_bytes // tile.shared_bytes, target.registers // ((sums + 72) * tile.threads))
+    registers = min(256, 2 * sums + STREAM_REGISTERS[tile.unit]) if splits == STREAM else sums + 72
+    return min(target.shared_bytes // tile.shared_bytes, target.registers // (registers * tile.threads))
 
 
 def stream_blocks(tile: Tile, tiles: int, depth: int, target: CudaTarget) -> int:
     """Blocks that share out the steps of so many tiles, `depth` each: as many as run at once, with not too few steps."""
-    most = min(MOST_COUNTED, target.multiprocessors * max(1, at_once_of(tile, target)))
+    most = min(MOST_COUNTED, target.multiprocessors * at_once_of(tile, STREAM, target))
     least = max(LEAST_STEPS, ceil_divide(tiles * depth, most))
     even = (share for share in range(least, least + MORE_STEPS + 1) if depth % share == 0 or share % depth == 0)
     return ceil_divide(tiles * depth, next(even, least))

@@ -156,6 +156,7 @@ def kernel(args):
             if at >= last:
                 return
             unit, begin, end, first, count = next_piece(at, last, steps, share)
+            at = int32(at + end - begin)
             part = int32(0)
         else:
             part = block() % int32(SPLITS)
@@ -185,7 +186,6 @@ def kernel(args):
         inside = window_taps(BM, THREADS, table, tid)
         columns = tile_rows(BN, THREADS, w, w_stride, j0, n, tid)
         if STREAM:
-            at = int32(at + end - begin)
             step = int32(begin * BK)
             end = int32(min(end * BK, k))
         else:
@@ -223,6 +223,7 @@ def kernel(args):
         products_wait(UNIT, 0)
         copies_wait(0)
         if STREAM and count > int32(1):
+            # Who comes last adds the parts of all, in the order of the blocks.
             stored = arg(args, WORKSPACE) + COUNTER_BYTES
             put_part(ELEMENT, WM, WN, THREADS, stored + PART_BYTES * part_of(block(), first), tid, sums)
             if last_to_arrive(arg(args, WORKSPACE) + 4 * first, int32(count - 1), tid) == int32(0):

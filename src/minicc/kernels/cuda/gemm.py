@@ -103,6 +103,7 @@ def kernel(args):
             if at >= last:
                 return
             unit, begin, end, first, count = next_piece(at, last, steps, share)
+            at = int32(at + end - begin)
             part = int32(0)
         else:
             part = block() % int32(SPLITS)
@@ -124,7 +125,6 @@ def kernel(args):
         rows = tile_rows(BM, THREADS, a, a_stride, i0, m, tid)
         columns = tile_rows(BN, THREADS, b, b_stride, j0, n, tid)
         if STREAM:
-            at = int32(at + end - begin)
             step = int32(begin * BK)
             end = int32(min(end * BK, k))
         else:
@@ -164,6 +164,7 @@ def kernel(args):
         products_wait(UNIT, 0)
         copies_wait(0)
         if STREAM and count > int32(1):
+            # Who comes last adds the parts of all, in the order of the blocks.
             stored = arg(args, WORKSPACE) + COUNTER_BYTES
             put_part(ELEMENT, WM, WN, THREADS, stored + PART_BYTES * part_of(block(), first), tid, sums)
             if last_to_arrive(arg(args, WORKSPACE) + 4 * first, int32(count - 1), tid) == int32(0):
