@@ -159,7 +159,8 @@ SPLITS = (1, 2, 4, 8)
 # In place of that number: all blocks share out the steps of all tiles (kernels/cuda/stream.py). The fewest steps of a block, and
 # by how many a share may be larger so that no block has pieces of two tiles, each of which takes as long to begin: estimates.
 STREAM, LEAST_STEPS, MORE_STEPS = 0, 4, 6
-# Registers of a thread there beside twice its sums, as those of another part come while they are added: read from machine code.
+# Registers of a thread there beside twice its sums, as those of another part come while they are added: read from the machine
+# code of products.
 STREAM_REGISTERS = {"wgmma": 64, "mma": 92, "fma": 156}
 # Ways of a product that are left for timing to choose from: at most so many that are estimated to take at most so many times
 # as long as the first one: estimates are 0.46 to 1.14 of the times in docs/cuda.md. Of STREAM, which has not been timed, so many.
