@@ -21,6 +21,7 @@ from minicc.passes.common import integers, is_uniform, scalar_of
 from minicc.passes.manager import PassContext
 from minicc.passes.simplify_gathers import GATHER_RULES
 from minicc.passes.simplify_moves import MOVE_RULES
+from minicc.passes.simplify_quantised import QUANTISED_RULES
 from minicc.passes.simplify_views import VIEW_RULES
 
 
@@ -410,7 +411,7 @@ def pad_nothing(_: Builder, node: Node) -> Result:
 
 
 RULES: Sequence[Rule] = (
-    identity, dropout, drop_neutral, cast_to_same, cast_of_cast, *VIEW_RULES, *MOVE_RULES,
+    identity, dropout, drop_neutral, cast_to_same, cast_of_cast, *VIEW_RULES, *MOVE_RULES, *QUANTISED_RULES,
     square, divide_by_power_of_two,
     subtract_constant, add_negative, subtract_negative, merge_constants, double, non_negative, relu_into_clip,
     clip_of_clip, unbounded, where_constant, same_operands, boolean_constant, expand_into_broadcast,

@@ -67,12 +67,12 @@ NUMBERS = 2
 OFFSET = 0
 SUMMED = 0
 MERGED = 0
-# Entries of the address table, and twice MR; taps in it at once; words of a gathered row, and bytes of all MR of them.
+# Entries of the address table, and twice MR; taps in it at once; words of a gathered row, and bytes of all MR of them and behind.
 TABLE = 4096
 BOUNDS = 64
 TAPS = 512
 WORDS = 2048
-GATHERED = 65536
+GATHERED = 65600
 
 # Words, after those of windows. W is packed words.
 X_ZERO = 29  # address of the zero point of x (its type), or 0

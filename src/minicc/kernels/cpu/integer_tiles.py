@@ -35,6 +35,7 @@ from minicc.kernels.cpu.tiles import are_literals, heights
 
 BYTES = 4  # numbers of a word that are bytes; else two int16
 COPIED = (64, 16, 4, 1)  # bytes at a time
+SPILLED = 64  # bytes behind a row that may be written with it
 
 _ADDRESSES = types.CPointer(types.int64)
 _WORDS = types.CPointer(types.int32)
@@ -59,23 +60,26 @@ def gather_words(
     x:      pointer that is added to the addresses: its element type, and the offset of the first channel.
     zero:   int32, the zero point, of bytes as unsigned ones. int16 come less it; bytes keep it, and padding is it.
     shifts: int32 [MR], the sums of each row's bytes less the zero point, where the literal `summed` is not 0.
+    gathered: rows of row_words words, and SPILLED bytes more.
     A function of its own: inside the kernel's loops LLVM would copy it for each of their conditions.
     """
     if not are_literals(rows, width, numbers, summed):
         return None
     mr, vw, numbers, summed = (value.literal_value for value in (rows, width, numbers, summed))
     signed, fill = x.dtype.signed, _fill_with_bytes if numbers == BYTES else _fill_with_halves
+    masked = 4 * vw == SPILLED  # vectors of so many bytes can be loaded in part
 
     def body(builder, arguments):
         table, bounds, x, count, channels, zero, row_words, gathered, shifts = arguments
         words = builder.sdiv(builder.add(channels, I64(numbers - 1)), I64(numbers))
-        with counted_loop(builder, I64(0), count) as t, counted_loop(builder, I64(0), I64(mr)) as r:
+        # Row by row, because what is written behind one belongs to the next.
+        with counted_loop(builder, I64(0), I64(mr)) as r, counted_loop(builder, I64(0), count) as t:
             start = builder.add(builder.mul(r, row_words), builder.mul(t, words))
             at = _word(builder, table, builder.add(builder.mul(t, I64(mr)), r))
             first, end = _word(builder, bounds, r), _word(builder, bounds, builder.add(r, I64(mr)))
             end = builder.select(builder.icmp_unsigned("==", at, I64(0)), first, end)
             source = builder.inttoptr(builder.add(at, builder.ptrtoint(x, I64)), x.type)
-            fill(builder, source, signed, (first, end, channels), zero, builder.gep(gathered, [start]), words)
+            fill(builder, source, signed, (first, end, channels), zero, builder.gep(gathered, [start]), words, masked)
         if summed:
             with counted_loop(builder, I64(0), I64(mr)) as r:
                 row = builder.gep(gathered, [builder.mul(r, row_words)])
@@ -96,7 +100,7 @@ def _word(builder, table, at):
     return set_memory_kind(builder, builder.load(builder.gep(table, [at])), "scratch")
 
 
-def _fill_with_halves(builder, source, signed, bounds, zero, target, words):
+def _fill_with_halves(builder, source, signed, bounds, zero, target, words, masked):
     """Channels as int16 less the zero point, 0 in the padding."""
     first, end, _ = bounds
     row = builder.bitcast(target, I16.as_pointer())
@@ -114,7 +118,7 @@ def _fill_with_halves(builder, source, signed, bounds, zero, target, words):
         set_memory_kind(builder, builder.store(value, builder.gep(row, [k])), "scratch")
 
 
-def _fill_with_bytes(builder, source, signed, bounds, zero, target, words):
+def _fill_with_bytes(builder, source, signed, bounds, zero, target, words, masked):
     """Channels as unsigned bytes, the zero point in the padding."""
     first, end, channels = bounds
     row, source = builder.bitcast(target, I8.as_pointer()), builder.bitcast(source, I8.as_pointer())
@@ -122,9 +126,34 @@ def _fill_with_bytes(builder, source, signed, bounds, zero, target, words):
     with builder.if_else(padded) as (then, otherwise):
         with then:
             cgutils.memset(builder, row, builder.mul(words, I64(BYTES)), builder.trunc(zero, I8))
-        with otherwise:  # the last word may be filled in part only
-            last = builder.gep(target, [builder.sub(words, I64(1))])
-            set_memory_kind(builder, builder.store(builder.mul(zero, I32(0x01010101)), last), "scratch")
+            _copy_bytes(builder, source, signed, first, end, row)
+        with otherwise:
+            if masked:
+                _copy_vectors(builder, source, signed, channels, builder.trunc(zero, I8), row)
+            else:  # the last word may be filled in part only
+                last = builder.gep(target, [builder.sub(words, I64(1))])
+                set_memory_kind(builder, builder.store(builder.mul(zero, I32(0x01010101)), last), "scratch")
+                _copy_bytes(builder, source, signed, first, end, row)
+
+
+def _copy_vectors(builder, source, signed, count, zero, row):
+    """`count` bytes in whole vectors, with the zero point behind them."""
+    type_ = vector(I8, SPILLED)
+    lanes = ir.Constant(type_, [I8(lane) for lane in range(SPILLED)])
+    behind = splat(builder, builder.xor(zero, I8(0x80)) if signed else zero, SPILLED)
+    with counted_loop(builder, I64(0), count, SPILLED) as k:
+        left = builder.sub(count, k)
+        left = builder.select(builder.icmp_signed("<", left, I64(SPILLED)), left, I64(SPILLED))
+        inside = builder.icmp_unsigned("<", lanes, splat(builder, builder.trunc(left, I8), SPILLED))
+        memory = builder.bitcast(builder.gep(source, [k]), type_.as_pointer())
+        part = call_vector_intrinsic(builder, f"llvm.masked.load.v{SPILLED}i8.p0", [memory, I32(1), inside, behind], type_)
+        set_memory_kind(builder, part, "input")
+        if signed:
+            part = builder.xor(part, constant(type_, 0x80))
+        store_vector(builder, part, builder.gep(row, [k]), "scratch", 1)
+
+
+def _copy_bytes(builder, source, signed, first, end, row):
     for width in COPIED:
         here = builder.add(first, builder.and_(builder.sub(end, first), I64(-width)))
         with counted_loop(builder, first, here, width) as k:
