@@ -110,7 +110,26 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
             break
         if len(escaping) <= 1:
             best = list(region)
-    return best
+    inside = set(best)
+    wide = [v for node in best[1:] for v in node.inputs if v is not None and v.producer not in inside]
+    before = {node for v in dict.fromkeys(wide) for node in _widening(v, inside, taken, outputs, shape)}
+    return [anchor, *sorted(before, key=position.__getitem__), *best[1:]]
+
+
+def _widening(value: Value, readers: set[Node], taken: set[Node], outputs: set[Value], shape: object) -> list[Node]:
+    """The cheap ops that make an operand of an epilogue from one of fewer bits, which is then read instead; or none."""
+    chain: list[Node] = []
+    source = value
+    while source is value or source.tensor.dtype.bits >= value.tensor.dtype.bits:
+        node = source.producer
+        if node is None or node in taken or source in outputs or not _fits_epilogue(node, shape) or is_expensive(node):
+            return []
+        arrays = [v for v in node.inputs if v is not None and not _is_scalar(v)]
+        if len(arrays) != 1 or arrays[0].shape != shape or any(c not in readers and c not in chain for c in source.consumers()):
+            return []
+        chain.append(node)
+        source = arrays[0]
+    return chain
 
 
 def _only_read_by(graph: Graph, node: Node, anchored: Mapping[Node, tuple[Node, list[Node]]]) -> list[Node]:
