@@ -92,6 +92,10 @@ CASES = [
      {"Reshape": 1}),
     ("gather-by-axes", "c = Concat<axis=2>(j, i) y = GatherND(x, c)", "(float[3,2] x) => (float[2,3] y) "
      "<int64[2,3,1] j = {0, 1, 2, 0, 1, 2}, int64[2,3,1] i = {0, 0, 0, 1, 1, 1}>", {"Transpose": 1}),
+    ("requantise-same", "f = DequantizeLinear(x, s, z) q = QuantizeLinear(f, s, z) y = Cast<to=1>(q)",
+     "(uint8[2,3] x) => (float[2,3] y) <float s = {0.1}, uint8 z = {7}>", {"Cast": 1}),
+    ("maximum-before-dequantise", "f = DequantizeLinear(x, s, z) y = MaxPool<kernel_shape=[2,2]>(f)",
+     "(uint8[1,2,3,4] x) => (float[1,2,2,3] y) <float s = {0.1}, uint8 z = {7}>", {"MaxPool": 1, "DequantizeLinear": 1}),
     ("known-size", "s = Shape(x) y = Cast<to=1>(s)", "(float[2,3] x) => (float[2] y)", {"Cast": 1}),
 ]  # fmt: skip
 
