@@ -17,7 +17,7 @@ from minicc.ir.types import OpaqueType, TensorType, i64
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Write
 from minicc.lower.branches import merge_branches, merges
-from minicc.lower.context import Choices, KernelTable, Lowering, is_view
+from minicc.lower.context import Choices, KernelTable, Lowering, is_view, together
 from minicc.lower.inplace import reuse_in_place
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step
 from minicc.lower.requirements import requirements
@@ -71,7 +71,9 @@ def lower_graph(graph: Graph, target: Target, options: Options, table: KernelTab
     before = len(low.steps)
     outputs = [_output(low, value, graph) for value in graph.outputs]
     _attach(low.steps, before, required)
-    buffers = list(low.buffers)
+    buffers, low.buffers = low.buffers, []
+    if isinstance(target, CpuTarget):
+        together(buffers)
     for number in outputs:
         found = buffers[number]
         if found.kind == "temporary":
