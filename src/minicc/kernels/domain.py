@@ -81,7 +81,7 @@ def _share_out(
     others = batches * ceil_divide(tiles, rows) * ceil_divide(panels, columns)
     most = ceil_divide(wanted, threads) if wanted > 1 else 0
     least = 0
-    for count in range(most, most // 2, -1):
+    for count in range(most, max(0, (most - 1) // 2), -1):
         height, breadth = _split(rows, columns, others, count * threads)
         units = batches * ceil_divide(tiles, height) * ceil_divide(panels, breadth)
         share = ceil_divide(units, threads) * height * breadth
