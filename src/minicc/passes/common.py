@@ -1,8 +1,9 @@
-"""What several passes share: visiting bodies, replacing with new types, inlining a body, constants."""
+"""What several passes share: visiting bodies, replacing with new types, inlining a body, constants, quantised values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from minicc.errors import MiniccError, VerifyError
 from minicc.ir.dims import Dim, SymbolicDim, bare_symbol, substitute
 from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Kind, get_op
-from minicc.ir.types import TensorType, Type
+from minicc.ir.types import TensorType, Type, f32, i8, u8
 
 # One family: their results hold the same elements in the same order.
 RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
+EIGHT_BITS = (i8, u8)
 LARGEST_EXACT = 2**24  # integers up to this are exact in float32
 
 
@@ -243,3 +245,32 @@ def frozen(attribute: Any) -> Any:
     if isinstance(attribute, Graph | np.ndarray | dict):
         return id(attribute)
     return (type(attribute).__name__, attribute)
+
+
+# -- quantised values
+
+
+@dataclass(frozen=True)
+class Dequantised:
+    """An 8-bit value, its scale and its zero point, as a DequantizeLinear has them; `axis` for several scales."""
+
+    value: Value
+    scale: Value
+    zero: Value | None
+    axis: int | None
+
+
+def dequantised(value: Value | None) -> Dequantised | None:
+    """The DequantizeLinear of an 8-bit tensor to float32 that makes a value."""
+    node = value.producer if value is not None else None
+    if node is None or node.op.name != "DequantizeLinear":
+        return None
+    if not isinstance(node.output.type, TensorType) or node.output.type.dtype != f32:
+        return None
+    x, scale, zero = (*node.inputs, None)[:3]
+    if x is None or scale is None or not isinstance(x.type, TensorType) or x.type.dtype not in EIGHT_BITS or x.type.shape is None:
+        return None
+    if scale.tensor.dtype != f32 or scale.type.shape is None:  # type: ignore[union-attr]
+        return None
+    axis = None if scale.tensor.size == 1 else node.attrs["axis"] % max(1, len(x.type.shape))
+    return Dequantised(x, scale, zero, axis)

@@ -3,8 +3,9 @@
 Two questions are kept apart: is it *legal* (`refuse_to_absorb`) and is it *worth it* (`not_worth`). Both answer with a
 sentence, so that `explain` can say why not. Regions grow in two ways: forward from an anchor (an op with a template
 whose epilogue takes pointwise ops of its own shape), and backward from the last op of a group of generated
-loops. A region whose result only another anchor reads is joined with that one's where the target computes both at
-once. Each region becomes a `Fused` node with a body; nothing is computed differently yet.
+loops. An epilogue also takes in the ops that make an operand from one of fewer bits. A region whose result only another
+anchor reads is joined with that one's where the target computes both at once. Each region becomes a `Fused` node with a
+body; nothing is computed differently yet.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ that float32 holds exactly. Nothing is quantised here that the model has not qua
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,13 @@ import numpy as np
 from minicc.errors import MiniccError
 from minicc.ir.evaluate import evaluate_node
 from minicc.ir.graph import Builder, Graph, Node, Value
-from minicc.ir.types import TensorType, f32, i8, i32, u8
-from minicc.passes.common import LARGEST_EXACT, replacement, visit_bodies
+from minicc.ir.types import f32, i32
+from minicc.passes.common import LARGEST_EXACT, Dequantised, dequantised, replacement, visit_bodies
 from minicc.passes.manager import PassContext
 
 Array = np.ndarray[Any, Any]
 NAME = "integer-products"
-EIGHT_BITS = (i8, u8)
 LARGEST_SUM = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Dequantised:
-    """An 8-bit value, its scale and its zero point, as a DequantizeLinear has them; `axis` for several scales."""
-
-    value: Value
-    scale: Value
-    zero: Value | None
-    axis: int | None
 
 
 def integer_products(graph: Graph, context: PassContext) -> int:
@@ -66,30 +54,13 @@ def integer_products(graph: Graph, context: PassContext) -> int:
     return changes
 
 
-def _shape(value: Value) -> Any:
-    return value.type.shape if isinstance(value.type, TensorType) else None
-
-
 def _operands(node: Node) -> tuple[Dequantised, Dequantised, Array] | None:
     """The dequantised operands and the numbers of the right one; None when this is no quantised product."""
-    left, right = (_dequantised(v) for v in node.inputs[:2])
+    left, right = (dequantised(v) for v in node.inputs[:2])
     if left is None or right is None:
         return None
     weights = _known(right.value)
     return None if weights is None or _known(left.value) is not None else (left, right, weights)
-
-
-def _dequantised(value: Value | None) -> Dequantised | None:
-    node = value.producer if value is not None else None
-    if node is None or node.op.name != "DequantizeLinear" or node.output.type != TensorType(f32, _shape(node.output)):
-        return None
-    x, scale, zero = (*node.inputs, None)[:3]
-    if x is None or scale is None or not isinstance(x.type, TensorType) or x.type.dtype not in EIGHT_BITS or x.type.shape is None:
-        return None
-    if scale.tensor.dtype != f32 or scale.type.shape is None:  # type: ignore[union-attr]
-        return None
-    axis = None if scale.tensor.size == 1 else node.attrs["axis"] % max(1, len(x.type.shape))
-    return Dequantised(x, scale, zero, axis)
 
 
 def _known(value: Value) -> Array | None:

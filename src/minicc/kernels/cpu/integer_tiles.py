@@ -198,15 +198,11 @@ def integer_tile(
 
     def emit(context, builder, signature, values):
         chosen, left, stride, panel, buffer, words, first, zero, totals, shifts = values[5:]
-        zeros = []
-        begin = [constant(vector(I32, vw), 0)] * (nr // vw)
+        begin, zeros = [constant(vector(I32, vw), 0)] * (nr // vw), []
         if numbers == BYTES:
             taken = splat(builder, builder.neg(zero), vw)
-            begin, zeros = (
-                [load_vector(builder, builder.gep(totals, [I64(plane * nr + v * vw)]), vw, "input") for v in range(nr // vw)]
-                for plane in range(2)
-            )
-            begin = [builder.mul(taken, total) for total in begin]
+            planes = [load_vector(builder, builder.gep(totals, [I64(at)]), vw, "input") for at in range(0, (1 + summed) * nr, vw)]
+            begin, zeros = [builder.mul(taken, total) for total in planes[: nr // vw]], planes[nr // vw :]
         done = builder.append_basic_block("tile.done")
         switch = builder.switch(chosen, done)
         for height in heights(mr):

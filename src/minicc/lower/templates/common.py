@@ -22,6 +22,7 @@ from minicc.ops.spatial import Window
 FLOATS = (f32, f16, bf16)  # element types that templates compute in float32
 # Taps, stride and dilation along a line up to which kernels are compiled for them: so many weights stay in registers.
 MOST_TAPS, MOST_STEP, MOST_APART = 7, 2, 4
+OPERATIONS_PER_NS = 40  # of floats on one thread, for estimates of what a call costs
 Constants = Mapping[str, int | float | str]
 
 
@@ -110,7 +111,7 @@ def emit(low: Lowering, node: Node, template: str, constants: Constants, values:
     kernel = TemplateKernel(template, tuple(sorted(constants.items())), body, (name or f"{template}_{node.op.name}")[:60].lower())
     low.steps.append(KernelStep(
         low.kernels.number(kernel), tuple(words), 0, all_reads, tuple(dict.fromkeys(written)), node.origin,
-        cost or flops // 40, flops=flops, bytes=low.traffic([b for b in (*all_reads, *written) if b not in aside]),
+        cost or flops // OPERATIONS_PER_NS, flops=flops, bytes=low.traffic([b for b in (*all_reads, *written) if b not in aside]),
     ))  # fmt: skip
 
 

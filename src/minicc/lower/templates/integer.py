@@ -147,7 +147,7 @@ class _Words:
 
     def cost(self, flops: Dim) -> Dim:
         """Estimated nanoseconds of so many operations: as many at a time as for floats, times the numbers of a word."""
-        return flops // (40 * int(self.constants["NUMBERS"]))
+        return flops // (common.OPERATIONS_PER_NS * int(self.constants["NUMBERS"]))
 
 
 def _words(low: Lowering, x: Value, w: Value, zero: Value | None, centred: Array, groups: int) -> _Words:
@@ -170,7 +170,8 @@ def _words(low: Lowering, x: Value, w: Value, zero: Value | None, centred: Array
     key = ("pack_integer", id(w.data), None if zero is None else id(zero.data), groups, centred.shape, nr)
     if key not in low.constants:
         low.constant(packing.pack_conv_integer(centred, groups, nr), f"{w.name}_packed", key)
-    buffers, words = [low.constants[key]], {"W": Word(0, low.constants[key])}
+    buffers = [low.constants[key]]
+    words: dict[str, Word | Dim] = {"W": Word(0, low.constants[key])}
     if not wide:
         key = ("integer_totals", *key[1:])
         if key not in low.constants:
@@ -182,7 +183,7 @@ def _words(low: Lowering, x: Value, w: Value, zero: Value | None, centred: Array
         "NR": nr, "POINTER": pointer, "NUMBERS": 2 if wide else 4, "OFFSET": 128 if pointer == "ptr_i8" and not wide else 0,
         "SUMMED": int(zeros is not None),
     }  # fmt: skip
-    return _Words(tuple(buffers), {**words}, constants)
+    return _Words(tuple(buffers), words, constants)
 
 
 def _zero_word(low: Lowering, zero: Value | None) -> Word | Dim:
