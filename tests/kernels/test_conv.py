@@ -166,6 +166,27 @@ def test_layers(shape, channels, kernel, stride, threads):
     convolve(shape, channels, kernel, (stride,) * rank, (1,) * rank, pads, kind="residual", threads=threads)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dilation", [(5, 5), (12, 13), (13, 36), (36, 36)])
+@pytest.mark.parametrize("channels", [(3, 5), (40, 33)])
+def test_far_taps(target, dilation, channels):
+    """Filters that are spread so far that most taps lie in the padding of most pixels."""
+    pads = tuple((d, d) for d in dilation)
+    convolve((14, 14), channels, (3, 3), (1, 1), dilation, pads, kind="bias", target=target)
+
+
+def test_taps_in_the_padding_are_left_out():
+    """Only the tap in the middle ever lies in the image: the weights of the others may be anything."""
+    x = np.random.default_rng(0).standard_normal((1, 14, 14, 24)).astype(np.float32)
+    w = np.full((8, 24, 3, 3), np.nan, np.float32)
+    w[:, :, 1, 1] = np.random.default_rng(1).standard_normal((8, 24))
+    packed = aligned(pack_conv(w, 1, nr := panel_columns(TARGETS["cpu"], 8)))
+    words = convolution_words(x, w, packed, (1, 1), (14, 20), ((14, 14), (20, 20)), 1)
+    result, _, _ = run_fused("conv", {"NR": nr}, words, (1, 1, 14 * 14, 8), "none", 0)
+    exact = x.reshape(-1, 24) @ w[:, :, 1, 1].T
+    np.testing.assert_allclose(result.reshape(-1, 8), exact, rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.sampled_from([4, 8, 16]))
 def test_merged_groups_are_the_same_convolution(groups, c, n, lanes):

@@ -6,12 +6,13 @@ address of C input channels, or of a row of zeros where the tap lies in the padd
 (D, H, W; unused ones are 1).
 
 MERGED: a run of KW * C input values is one row when W is contiguous and undilated, which gives few channels
-a long inner loop. Runs that reach into the padding are then copied, with their zeros, to scratch. One unit
+a long inner loop. Runs that reach into the padding are then copied, with their zeros, to scratch.
+Taps that are all padding for a tile are left out: of a dilated filter on a small image those are most. One unit
 is a block of row tiles of one image times a block of panels of one group.
 """
 
 from minicc.kernels.cpu.intrinsics import arg, helper, ld_scratch, off, ptr_f32, st, stack_f32, stack_i64
-from minicc.kernels.cpu.tiles import product_tile, tile_height
+from minicc.kernels.cpu.tiles import sparse_product_tile, tile_height
 from minicc.kernels.cpu.windows import (
     GROUPS,
     KD,
@@ -24,16 +25,18 @@ from minicc.kernels.cpu.windows import (
     W,
     X,
     assemble_runs,
+    drop_padding,
     fill_table,
 )
 
 # Constants: tile of MR rows by NR columns, vector width, MR * NR. Then the sizes of stack arrays: entries
-# of the address table, floats of scratch, and taps in the table at once.
+# of the address table and of the numbers of taps, floats of scratch, and taps in the table at once.
 MR = 6
 NR = 16
 VW = 8
 TILE = 96
 TABLE = 4096
+KEPT = 2048
 SCRATCH = 8192
 TAPS = 512
 
@@ -82,6 +85,7 @@ def kernel(args, begin, end):
     panel_size = taps * depth * NR
     zeros = arg(args, W) + 4 * groups * panels * panel_size  # packing ends in a row of zeros
     table = stack_i64(TABLE)
+    kept = stack_i64(KEPT)
     scratch = stack_f32(SCRATCH)
     tile = stack_f32(TILE)
     for unit in range(begin, end):
@@ -102,6 +106,7 @@ def kernel(args, begin, end):
             fill_table(args, x, 4, zeros, MR, i_begin, i_end, columns, first, count, table)
             if merged:
                 assemble_runs(args, zeros, MR, i_begin, i_end, count, table, scratch)
+            drop_padding(zeros, MR, (i_end - i_begin + MR - 1) // MR, count, table, kept)
             for p in range(p_begin, p_end):
                 panel = off(weights, p * panel_size + first * depth * NR)
                 i = i_begin
@@ -110,8 +115,12 @@ def kernel(args, begin, end):
                     height = tile_height(MR, i_end - i)
                     rows = min(height, i_end - i)
                     entries = off(table, (i - i_begin - row) * count + row)
+                    numbers = off(kept, (i - i_begin) // MR * (1 + count))
+                    inside = ld_scratch(numbers, 0)
                     part = off(tile, row * NR)
-                    product_tile(MR, NR, VW, height, entries, panel, part, depth, count, first == 0)
+                    sparse_product_tile(
+                        MR, NR, VW, height, entries, off(numbers, 1), panel, part, depth, inside, first == 0
+                    )
                     if first + count == taps:
                         store_tile(args, b0, b1, i, p * NR, rows, n - p * NR, part)
                     i += rows

@@ -82,27 +82,52 @@ def product_tile(typing_context, rows, columns, width, height, addresses, panel,
     """
     if not are_literals(rows, columns, width):
         return None
-    mr, nr, vw = rows.literal_value, columns.literal_value, width.literal_value
+    shape = rows.literal_value, columns.literal_value, width.literal_value
 
     def emit(context, builder, signature, values):
         chosen, table, b, buffer, depth, taps, first = values[3:]
-        done = builder.append_basic_block("tile.done")
-        switch = builder.switch(chosen, done)
-        for height in heights(mr):
-            block = builder.append_basic_block(f"tile.{height}")
-            switch.add_case(I64(height), block)
-            builder.position_at_end(block)
-            _emit_tile(builder, (mr, nr, vw, height), table, b, buffer, depth, taps, first)
-            builder.branch(done)
-        builder.position_at_end(done)
+        _emit_tiles(builder, shape, chosen, (table, None, b, buffer, depth, taps, first))
         return context.get_dummy_value()
 
-    literals = [types.literal(value) for value in (mr, nr, vw)]
+    literals = [types.literal(value) for value in shape]
     size = types.int64
     return types.void(*literals, size, _WORDS, _FLOATS, _FLOATS, size, size, types.boolean), emit
 
 
-def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
+@intrinsic
+def sparse_product_tile(typing_context, rows, columns, width, height, addresses, places, panel, tile, depth, taps, first):
+    """As `product_tile`, of the taps with the numbers places[t], t < taps, in the panel.
+
+    places: int64. addresses: of the rows of these taps only.
+    """
+    if not are_literals(rows, columns, width):
+        return None
+    shape = rows.literal_value, columns.literal_value, width.literal_value
+
+    def emit(context, builder, signature, values):
+        chosen, *operands = values[3:]
+        _emit_tiles(builder, shape, chosen, operands)
+        return context.get_dummy_value()
+
+    literals = [types.literal(value) for value in shape]
+    size = types.int64
+    return types.void(*literals, size, _WORDS, _WORDS, _FLOATS, _FLOATS, size, size, types.boolean), emit
+
+
+def _emit_tiles(builder, shape, chosen, operands):
+    """A tile of the height that is chosen at run time."""
+    done = builder.append_basic_block("tile.done")
+    switch = builder.switch(chosen, done)
+    for height in heights(shape[0]):
+        block = builder.append_basic_block(f"tile.{height}")
+        switch.add_case(I64(height), block)
+        builder.position_at_end(block)
+        _emit_tile(builder, (*shape, height), *operands)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _emit_tile(builder, shape, table, places, b, buffer, depth, taps, is_first):
     mr, nr, _, height = shape
     sums = _Sums(builder, shape, buffer, is_first)
     panel_step = builder.mul(depth, I64(nr))
@@ -112,7 +137,8 @@ def _emit_tile(builder, shape, table, b, buffer, depth, taps, is_first):
         for r in range(height):
             address = set_memory_kind(builder, builder.load(builder.gep(entry, [I64(r)])), "scratch")
             row.append(builder.inttoptr(address, F32.as_pointer()))
-        sums.add_products(row, None, builder.gep(b, [builder.mul(t, panel_step)]), "input", depth)
+        number = t if places is None else set_memory_kind(builder, builder.load(builder.gep(places, [t])), "scratch")
+        sums.add_products(row, None, builder.gep(b, [builder.mul(number, panel_step)]), "input", depth)
     sums.store()
 
 

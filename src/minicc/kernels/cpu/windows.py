@@ -169,3 +169,26 @@ def assemble_runs(args, padding, rows, i_begin, i_end, count, table, scratch):
             column += 1
             if column == ow:
                 column = 0
+
+
+@helper
+def drop_padding(padding, rows, tiles, count, table, kept):
+    """Move the addresses of taps that lie in the image for some row of their tile together: nothing is added by the others.
+
+    kept: int64 [row tile][1 + count], how many these are and their numbers.
+    """
+    for tile in range(tiles):
+        entries = off(table, tile * count * rows)
+        numbers = off(kept, tile * (1 + count))
+        found = 0
+        for t in range(count):
+            inside = False
+            for r in range(rows):
+                inside = inside | (ld_scratch(entries, t * rows + r) != padding)
+            if inside:
+                found += 1
+                st_scratch(numbers, found, t)
+                if found <= t:
+                    for r in range(rows):
+                        st_scratch(entries, (found - 1) * rows + r, ld_scratch(entries, t * rows + r))
+        st_scratch(numbers, 0, found)
