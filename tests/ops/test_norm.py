@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.ops.onnx_cases import Case, cases_of, check_call, check_case
 from tests.ops.runtime_oracle import check_against_onnxruntime
@@ -56,6 +58,22 @@ def test_group_normalization_with_one_scale_for_each_group() -> None:
     rows = _float64_layer(x.reshape(2, 3, 8), (2,), 1e-5)
     expected = (rows * scale[:, None] + bias[:, None]).reshape(x.shape).astype(np.float32)
     check_call("GroupNormalization", [x, scale, bias], {"num_groups": 3}, [expected], rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 3), groups=st.integers(1, 4), members=st.integers(1, 5),
+    spatial=st.lists(st.integers(1, 9), min_size=1, max_size=3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_group_normalization(batch, groups, members, spatial, seed) -> None:
+    shape = (batch, groups * members, *spatial)
+    x = (normal(*shape, seed=seed) + 3).astype(np.float32)
+    scale, bias = normal(shape[1], seed=seed + 1), normal(shape[1], seed=seed + 2)
+    vectors = [v.reshape(-1, *(1,) * len(spatial)) for v in (scale, bias)]
+    rows = _float64_layer(x.reshape(batch, groups, -1), (2,), 1e-3).reshape(shape)
+    expected = (rows * vectors[0] + vectors[1]).astype(np.float32)
+    attrs = {"num_groups": groups, "epsilon": 1e-3}
+    check_call("GroupNormalization", [x, scale, bias], attrs, [expected], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5, 1.3])

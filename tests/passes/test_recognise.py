@@ -222,6 +222,31 @@ def test_other_normalisations_stay(old: str, new: str) -> None:
     assert "LayerNormalization" not in ops(graph)
 
 
+GROUPS = """
+    rows = Constant<value_ints=[0, 3, -1]>() scale = Constant<value_floats=[1.0, 0.5, 2.0]>()
+    bias = Constant<value_floats=[0.0, 0.25, -1.0]>() r = Reshape(x, rows)
+    n = InstanceNormalization<epsilon=0.001>(r, scale, bias) whole = Shape(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "end"),
+    [("2,6,4,5", "y = Reshape(n, whole)"), ("2,6,4,5", "p = Relu(n) y = Reshape(p, whole)"), ("2,3,7", "y = Reshape(n, whole)"),
+     ("1,12,2,3,2", "y = Reshape(n, whole)")],
+)  # fmt: skip
+def test_group_normalization(shape: str, end: str) -> None:
+    graph = check(GROUPS + end, f"(float[{shape}] x) => (float[{shape}] y)", passes=SIMPLIFIED)
+    grouped = ops(graph).get("GroupNormalization", 0)
+    assert grouped + ops(graph).get("InstanceNormalization", 0) == 1
+    assert grouped == 0 if shape == "2,3,7" else grouped == 1  # a channel for each group needs no groups
+
+
+@pytest.mark.parametrize("shape", ["2,4,3,6", "2,5,3,2"])
+def test_rows_that_are_no_groups_of_channels_stay(shape: str) -> None:
+    graph = check(GROUPS + "y = Reshape(n, whole)", f"(float[{shape}] x) => (float[{shape}] y)", passes=SIMPLIFIED)
+    assert "GroupNormalization" not in ops(graph)
+
+
 def test_statistics_that_are_outputs_stay() -> None:
     graph = check(WEIGHTS + LAYER["pow and div"], "(float[2,3,8] x) => (float[2,3,8] y, float[2,3,1] m)")
     assert "LayerNormalization" not in ops(graph)

@@ -7,7 +7,7 @@ reductions over the same trailing axes as one row kernel. Half types are normali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,11 +54,15 @@ def reshaped(b: Builder, x: Value, shape: Sequence[Dim]) -> Value:
     return x if x.shape == tuple(shape) else b.op("Reshape", x, b.shape(shape))
 
 
-def normalised(b: Builder, x: Value, axes: Sequence[int], epsilon: float) -> tuple[Value, Value, Value]:
-    """((x - mean) / sqrt(variance + epsilon), mean, 1 / sqrt(variance + epsilon)) over some axes."""
-    mean = b.op("ReduceMean", x, axes_of(b, axes), keepdims=1)
+def normalised(b: Builder, x: Value, axes: Sequence[int], epsilon: float,
+               spread: Callable[[Value], Value] = lambda mean: mean) -> tuple[Value, Value, Value]:  # fmt: skip
+    """((x - mean) / sqrt(variance + epsilon), mean, 1 / sqrt(variance + epsilon)) over some axes.
+
+    spread: what becomes of the means over these axes before they are used.
+    """
+    mean = spread(b.op("ReduceMean", x, axes_of(b, axes), keepdims=1))
     centred = b.op("Sub", x, mean)
-    variance = b.op("ReduceMean", b.op("Mul", centred, centred), axes_of(b, axes), keepdims=1)
+    variance = spread(b.op("ReduceMean", b.op("Mul", centred, centred), axes_of(b, axes), keepdims=1))
     inverse = b.op("Reciprocal", b.op("Sqrt", b.op("Add", variance, b.scalar(epsilon, x))))
     return b.op("Mul", centred, inverse), mean, inverse
 
@@ -355,19 +359,32 @@ def _group_infer(n: Inference) -> list[TensorType]:
 
 
 def _group_expand(b: Builder, node: Node) -> list[Value]:
+    """Means of channels first and of their groups next, which suits any layout of the channels."""
     x, groups = required(node, 0), node.attrs["num_groups"]
-    shape = x.shape
-    inner = exact_quotient(x.tensor.size, shape[0] * groups)
-    rows = reshaped(b, widened(b, x), (shape[0], groups, -1 if inner is None else inner))
-    y, _, _ = normalised(b, rows, [2], node.attrs["epsilon"])
+    batch, channels, *_ = shape = x.shape
+    wide, epsilon = widened(b, x), node.attrs["epsilon"]
+    if isinstance(channels, int):
+
+        def spread(mean: Value) -> Value:
+            if channels == groups:
+                return mean
+            members = (batch, groups, channels // groups)
+            of_group = b.op("ReduceMean", reshaped(b, mean, members), axes_of(b, [2]), keepdims=1)
+            return reshaped(b, b.op("Expand", of_group, b.shape(members)), mean.shape)
+
+        y, _, _ = normalised(b, wide, range(2, len(shape)), epsilon, spread)
+    else:
+        inner = exact_quotient(x.tensor.size, batch * groups)
+        rows = reshaped(b, wide, (batch, groups, -1 if inner is None else inner))
+        y, _, _ = normalised(b, rows, [2], epsilon)
+        y = b.op("Reshape", y, b.shape(shape))
     vectors = []
     for vector in (required(node, 1), required(node, 2)):
-        if vector.shape[0] == groups and shape[1] != groups:  # opset 18: one number for each group
-            each = b.op("Expand", reshaped(b, vector, (groups, 1)), b.shape([groups, shape[1] // groups]))
-            vector = reshaped(b, each, (shape[1],))
+        if vector.shape[0] == groups and channels != groups:  # opset 18: one number for each group
+            each = b.op("Expand", reshaped(b, vector, (groups, 1)), b.shape([groups, channels // groups]))
+            vector = reshaped(b, each, (channels,))
         vectors.append(_per_channel(b, vector, len(shape)))
-    y = scaled_and_shifted(b, b.op("Reshape", y, b.shape(shape)), *vectors)
-    return [as_type(b, y, x.tensor.dtype)]
+    return [as_type(b, scaled_and_shifted(b, y, *vectors), x.tensor.dtype)]
 
 
 @computed_in_f32

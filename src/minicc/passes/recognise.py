@@ -177,6 +177,19 @@ def normalisation_of_half(b: Builder, node: Node, outer: Node) -> Result:
     return b.op(node.op.name, x, *node.inputs[1:], **node.attrs)
 
 
+@rule("group-normalization", op("InstanceNormalization", op("Reshape", X, var("_")), var("scale"), var("bias"), name="node"))
+def group_normalization(b: Builder, x: Value, scale: Value, bias: Value, node: Node, **_: object) -> Result:
+    """InstanceNormalization of [N, G, rest] is GroupNormalization of the [N, C, *spatial] it was made of (Wu and He, 2018)."""
+    rows, shape = node.output.shape, x.shape
+    if len(rows) != 3 or len(shape) < 3 or rows[0] != shape[0]:
+        return None
+    groups, channels = rows[1], shape[1]
+    if not isinstance(groups, int) or not isinstance(channels, int) or groups == 0 or channels % groups:
+        return refuse("the channels are not divided into groups")
+    grouped = b.op("GroupNormalization", x, scale, bias, num_groups=groups, epsilon=node.attrs["epsilon"])
+    return b.op("Reshape", grouped, b.shape(list(rows)), allowzero=1)
+
+
 # -- Gelu (Hendrycks and Gimpel, 2016)
 
 
@@ -322,6 +335,6 @@ SOFTMAX = tuple(
 )
 
 RULES: tuple[Rule, ...] = (
-    *NORMALISATIONS, normalisation_scale, normalisation_bias, normalisation_of_half, *GELU, swish, *HARD, softplus,
-    stable_softplus, mish, *SOFTMAX,
+    *NORMALISATIONS, normalisation_scale, normalisation_bias, normalisation_of_half, group_normalization, *GELU, swish, *HARD,
+    softplus, stable_softplus, mish, *SOFTMAX,
 )  # fmt: skip
