@@ -90,6 +90,20 @@ def test_graphs(order, shared, causal, mask, seed):
     assert module.stats()["compiles"] == compiled
 
 
+@pytest.mark.parametrize("number", [0.0, -2.5, -np.inf])
+def test_a_mask_of_one_number(number):
+    """Biases that were never trained are folded to one number; of -inf nothing may be attended."""
+    graph = Graph()
+    values = [graph.input(n, TensorType(f32, (2, 3, d, 8))) for n, d in zip("qkv", (S, T, T))]
+    values.append(graph.constant(np.float32(number)))
+    graph.outputs = [graph.add("Attention", values, {"scale": 0.4, "causal": False}, domain="minicc").output]
+    module = compile_graph(graph)
+    assert templates(module) == ["attention"]
+    feeds = feeds_of(graph, np.random.default_rng(1), s=5, t=9)
+    got, want = module.run_items(feeds)[0], evaluate(graph, feeds)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_result_read_as_it_is_keeps_its_order():
     """The transposed result is read too, and the plain one is an output: both are made."""
     graph = attention("rows", 2, 2, None)

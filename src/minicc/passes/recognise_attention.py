@@ -77,7 +77,9 @@ def attention(b: Builder, weights: Value, v: Value, root: Node) -> Result:
     k, v = _ungrouped(k, v)
     if not _fits(q, k, v, softmax.output):
         return refuse("sizes of q, k and v do not fit without broadcasting")
-    return made.op("Attention", q, k, v, scores.mask, domain="minicc", scale=scores.scale)
+    number = scalar_of(scores.mask)
+    mask = None if number is not None and np.isfinite(number) else scores.mask  # one number added to all changes nothing
+    return made.op("Attention", q, k, v, mask, domain="minicc", scale=scores.scale)
 
 
 def _guarded(chain: Chain, weights: Value) -> tuple[Value, bool]:

@@ -70,11 +70,7 @@ def lower_attention(low: Lowering, node: Node, lead: Node | None) -> str:
         words |= {name: Word(offset, buffer)} | {f"{name}_{a}": s for a, s in zip(axes.split(), strides)}
     reads = [buffer for buffer, _, _ in sources]
     if mask is not None:
-        if low.view(mask, (batch, heads, length, keys)) is None:
-            low.buffer(mask)
-        found = low.view(mask, (batch, heads, length, keys))
-        assert found is not None
-        buffer, offset, strides = found
+        buffer, offset, strides = common.operand_view(low, mask, (batch, heads, length, keys), None)
         words |= {"MASK": Word(offset, buffer)} | {f"M_{a}": s for a, s in zip(["B", "H", "ROW", "KEY"], strides)}
         reads.append(buffer)
     result, (y_batch, y_head, y_row) = _result(low, node)

@@ -131,6 +131,11 @@ def operand_view(low: Lowering, value: Value, shape: Sequence[Dim], contiguous: 
     found = low.view(value, shape)
     if found is not None and (contiguous is None or found[2][contiguous] == 1 or shape[contiguous] == 1):
         return found
+    return contiguous_view(low, value, shape)
+
+
+def contiguous_view(low: Lowering, value: Value, shape: Sequence[Dim]) -> tuple[int, Dim, tuple[Dim, ...]]:
+    """As `float_view`, of the operand's own contiguous array, which is made where it has none."""
     return low.buffer(value), 0, _broadcast_strides(value.shape, shape)
 
 

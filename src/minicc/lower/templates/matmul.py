@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from minicc.ir.dims import Dim, ceil_divide, product
@@ -23,11 +24,13 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
         return "an operand is a vector"
     shape = anchor.output.shape
     batch, m, n, k = shape[:-2], shape[-2], shape[-1], a.shape[-1]
-    a_buffer, a_offset, a_strides = common.float_view(low, a, (*batch, m, k), len(batch) + 1)
     b_buffer, b_strides, nr = _right_operand(low, node, b, (*batch, k, n))
-    a_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(a_strides[:-1]) if s != 0}
     b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(b_strides) if s != 0}
-    space = common.epilogue(low, node, lead, [a_walk, b_walk])
+    a_buffer, a_offset, a_strides = common.float_view(low, a, (*batch, m, k), len(batch) + 1)
+    space = common.epilogue(low, node, lead, [_walk(a_strides), b_walk])
+    if isinstance(space, str) and low.is_inline(a):  # rows that lie too far apart, as those of windows of an image: copied
+        a_buffer, a_offset, a_strides = common.contiguous_view(low, a, (*batch, m, k))
+        space = common.epilogue(low, node, lead, [_walk(a_strides), b_walk])
     if isinstance(space, str):
         return space
     (a0, a1, a_row), (b0, b1, _) = space.strides
@@ -39,6 +42,11 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
         space, (a_buffer, b_buffer), product(shape) * k * 2, results=(node.outputs if lead is not None else (anchor.output,)),
     )  # fmt: skip
     return ""
+
+
+def _walk(strides: Sequence[Dim]) -> dict[int, Dim]:
+    """The axes along which rows of the left operand move; its last axis, of the sum, is none."""
+    return {axis: stride for axis, stride in enumerate(strides[:-1]) if stride != 0}
 
 
 def _right_operand(low: Lowering, node: Node, b: Value, shape: tuple[Dim, ...]) -> tuple[int, tuple[Dim, ...], int]:
