@@ -71,6 +71,7 @@ class BodyPrinter:
         self.imports: set[str] = {"arg"}
         self.math: set[str] = set()
         self.scalar: set[str] = set()
+        self.tiles: set[str] = set()
         self.scopes: list[Scope] = []
         self.counter = 0
         self.uses: dict[Expr, int] = {}
@@ -430,9 +431,7 @@ class BodyPrinter:
         """A reduction with one accumulator per lane of the block; afterwards it reads as that accumulator."""
         kind, axes, extents = reduction(expr)
         body = expr.args[0]
-        stack = {"f64": "f64", "i64": "i64", "u64": "i64", "i32": "i32"}.get(compute_dtype_name(body.dtype), "f32")
-        if not body.dtype.is_float and stack == "f32":
-            stack = "i32" if body.dtype.bits <= 32 else "i64"
+        stack = self.stack_of(body.dtype)
         part = self.part_of(expr, LANE_TERMS)
         acc = self.fresh("a")
         into = self.fresh("a") if part else acc
@@ -465,6 +464,12 @@ class BodyPrinter:
             else:
                 self.close(f"for {self.variables[a]} in range({self.extent_text(extent)}):")
         self.blocked[expr] = self.from_stack(f"ld_scratch({acc}, l)", stack, body.dtype)
+
+    def stack_of(self, dtype: DType) -> str:
+        """The type of scratch memory for values of a type."""
+        if dtype.is_float:
+            return "f64" if compute_dtype_name(dtype) == "f64" else "f32"
+        return "i32" if dtype.bits <= 32 and dtype.name != "u32" else "i64"
 
     def to_stack(self, text: str, stack: str, dtype: DType) -> str:
         return text if stack == compute_dtype_name(dtype) else f"{stack}({text})"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from minicc.codegen.cuda_loops import CudaPrinter, print_cuda_loops
 from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops, rounds_each
+from minicc.codegen.tiles import print_tiles, staged_loads
 from minicc.errors import CodegenError
 from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
@@ -29,7 +30,8 @@ def kernel_source(kernel: Kernel, target: Target) -> str:
     if isinstance(target, CudaTarget):
         return _cuda_source(kernel)
     if isinstance(kernel, LoopKernel):
-        printer, lines = print_loops(kernel)
+        tiled = staged_loads(kernel)
+        printer, lines = print_tiles(kernel, target.vector_width) if tiled else print_loops(kernel)
         head = [*_imports(printer, lines), *_rounding(kernel.body)]
         return "\n".join([f'"""{kernel.name}: generated loops."""', "", *head, "", "", *lines, ""])
     epilogue = ""
@@ -80,6 +82,8 @@ def _imports(printer: BodyPrinter, lines: Sequence[str], words_of: str = "cpu") 
     out.append(_import(f"minicc.kernels.{words_of}.intrinsics", printer.imports))
     if printer.scalar:
         out.append(_import(f"minicc.kernels.{words_of}.scalar", printer.scalar))
+    if printer.tiles:
+        out.append(_import(f"minicc.kernels.{words_of}.transposed", printer.tiles))
     if printer.math:
         out.append(_import(f"minicc.kernels.{words_of}.vector_math", printer.math))
     return [*out, "", *types] if types else out

@@ -18,6 +18,7 @@ from minicc.lower.kernel import SHORT, Body, Operand, Store
 
 MAX_LITERAL = 16
 SHORT_ROW = 8  # elements
+MOST_TILES = 4  # operands that lie along another axis than the result
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,35 @@ def normalise(writes: Sequence[Write], extents: Sequence[Dim], keep: bool = Fals
         state.writes = [keep_terms(state.writes[0], state.axes[-1], state.extents[state.axes[-1]])]
         if _runs_along_source(state.writes[0], state.axes, state.extents):
             state.axes[-2:] = state.axes[:-3:-1]
-    return state.finish({axis: i for i, axis in enumerate(state.axes)}, len(state.axes))
+    rank = len(state.axes)
+    line = _axis_of_loads(state) if keep else None
+    if line is not None:
+        state.axes.remove(line)
+        state.axes.insert(rank - 2, line)
+    return state.finish({axis: i for i, axis in enumerate(state.axes)}, rank, rank - (1 if line is None else 2))
+
+
+def _axis_of_loads(state: _State) -> int | None:
+    """The axis that loads run along while stores run along the last one: then loops go over tiles of both (codegen/tiles.py)."""
+    if len(state.axes) < 2:
+        return None
+    last = state.axes[-1]
+    stores = [affine(w.offset) for w in state.writes]
+    inside = dict.fromkeys(e for w in state.writes for e in walk(w.value))
+    if any(e.op in ("reduce", "keep") for e in inside) or any(s.rest is not None or s.strides.get(last) != 1 for s in stores):
+        return None
+    found = []
+    for form in (affine(e.args[0]) for e in inside if e.op == "load"):
+        if form.rest is None and form.strides.get(last, 0) not in (0, 1):
+            found += [axis for axis, stride in form.strides.items() if stride == 1]
+    axis = max(found, key=found.count, default=None)
+    if axis is None or found.count(axis) > MOST_TILES or any(_is_short(state.extents[a]) for a in (axis, last)):
+        return None
+    return axis
+
+
+def _is_short(extent: Dim) -> bool:
+    return isinstance(extent, int) and extent <= SHORT_ROW
 
 
 def _runs_along_source(write: Write, axes: Sequence[int], extents: Sequence[Dim]) -> bool:
@@ -150,7 +179,7 @@ def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands
     places: dict[int, int] = {n: a for a, n in number.items()}
     sizes = [state.extents[places[n]] if n in places else 1 for n in range(4)]
     strides = tuple(tuple(o.get(places[n], 0) if n in places else 0 for n in range(3)) for o in operands)
-    return Space(state.finish(number, 4), tuple(sizes), strides)  # type: ignore[arg-type]
+    return Space(state.finish(number, 4, 3), tuple(sizes), strides)  # type: ignore[arg-type]
 
 
 class _State:
@@ -294,8 +323,11 @@ class _State:
                 stack.extend(expr.args)
         return used
 
-    def finish(self, number: dict[int, int], rank: int) -> Normalised:
-        """Number the axes as given (reductions after `rank`), and turn offsets into operands, sizes into words."""
+    def finish(self, number: dict[int, int], rank: int, known: int) -> Normalised:
+        """Number the axes as given (reductions after `rank`), and turn offsets into operands, sizes into words.
+
+        known: the first axis along which strides of 0 and 1 shape the code.
+        """
         number = dict(number)
         for expr in self.expressions():
             if expr.op == "reduce":
@@ -306,7 +338,7 @@ class _State:
         values = [table.convert(w.value) for w in self.writes]
         operands, words = [], []
         for array, dtype, strides, constant, output in table.entries:
-            literal = tuple(_literal(s, axis, rank) for axis, s in enumerate(strides))
+            literal = tuple(_literal(s, axis, known) for axis, s in enumerate(strides))
             operands.append(Operand(dtype, literal, output))
             words.append(BodyWord(constant, array))
             words += [BodyWord(s) for s, known in zip(strides, literal) if known is None]
@@ -315,9 +347,9 @@ class _State:
         return Normalised(body, tuple(words), tuple(self.extents[a] for a in self.axes))
 
 
-def _literal(stride: Dim, axis: int, rank: int) -> int | None:
-    """Strides of outer parallel axes are always words; elsewhere 0 and 1 shape the code."""
-    return stride if isinstance(stride, int) and stride in (0, 1) and axis >= rank - 1 else None  # type: ignore[return-value]
+def _literal(stride: Dim, axis: int, known: int) -> int | None:
+    """Strides of outer parallel axes are always words; from axis `known` on 0 and 1 shape the code."""
+    return stride if isinstance(stride, int) and stride in (0, 1) and axis >= known else None  # type: ignore[return-value]
 
 
 class _Table:
