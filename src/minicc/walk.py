@@ -74,7 +74,10 @@ def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = (),
     """Run the default passes on a graph, in place; no target is this machine's CPU."""
     target = target or target_of("cpu")
     cpu = not isinstance(target, CudaTarget)
-    context = PassContext(options, keeps(target), is_anchor, expansion_refusal(target), zero_points=cpu, resize_by_axis=cpu)
+    row = 0 if isinstance(target, CudaTarget) else target.vector_width
+    context = PassContext(
+        options, keeps(target), is_anchor, expansion_refusal(target), zero_points=cpu, resize_by_axis=cpu, row=row
+    )
     return run_passes(graph, default_pipeline(options), options, observers, context)
 
 

@@ -1,8 +1,10 @@
-"""Loops over tiles: operands that lie along another axis than the result, alone and beside others, against numpy."""
+"""Loops over several rows at once, against numpy: tiles of operands that lie along another axis than the result, short rows."""
 
 from __future__ import annotations
 
 import mmap
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicc.codegen.objects import compile_object
+from minicc.codegen.objects import assembly, compile_object
 from minicc.codegen.source import kernel_source
 from minicc.codegen.tiles import COLUMNS, LINES, staged_loads
+from minicc.errors import ArtifactError
 from minicc.ir.dims import symbol
-from minicc.ir.graph import Graph
+from minicc.ir.graph import Graph, Value
 from minicc.ir.types import TensorType, dtype_of
 from minicc.lower.kernel import LoopKernel
+from minicc.lower.program import Word
 from minicc.options import Options
 from minicc.runtime.module import CompiledModule
+from minicc.runtime.validate import check_program
 from minicc.targets.parse import target_of
 from minicc.walk import optimise
 from tests.compiling import compile_graph
@@ -116,3 +121,60 @@ def test_compiles_for_other_machines(target):
     source = kernel_source(kernel, machine)
     assert f"transpose_tile({machine.vector_width}, " in source
     assert compile_object(source, "kernel", machine)
+
+
+# -- short rows
+
+
+def boxes(sides: int, dtype: str) -> Graph:
+    """x[..., :sides] * scale - x[..., sides:] of rows of twice as many elements, as detectors decode boxes."""
+    graph = Graph()
+    x = graph.input("x", TensorType(dtype_of(np.dtype(dtype)), (symbol("a"), symbol("b"), 2 * sides)))
+    scale = graph.constant(np.arange(1, sides + 1).astype(dtype))
+
+    def part(first: int) -> Value:
+        bounds = [graph.constant(np.array([n], np.int64)) for n in (first, first + sides, 2)]
+        return graph.add("Slice", [x, *bounds]).output
+
+    scaled = graph.add("Mul", [part(0), scale]).output
+    graph.outputs = [graph.add("Sub", [scaled, part(sides)]).output]
+    return graph
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sides=st.integers(1, 9), dtype=st.sampled_from(["float32", "float64", "int64", "int8", "float16"]),
+    a=st.integers(0, 5), b=st.integers(0, 40), threads=st.integers(1, 2),
+)  # fmt: skip
+def test_short_rows(sides, dtype, a, b, threads):
+    graph = boxes(sides, dtype)
+    optimise(graph, Options(check=2))
+    module = compile_graph(graph, threads=threads)
+    short = [k.short for k in module.program.kernels if isinstance(k, LoopKernel)]
+    assert short == ([sides] if 1 < sides < 9 else [0])
+    x = np.random.default_rng(a).integers(0, 9, (a, b, 2 * sides)).astype(dtype)
+    want = x[..., :sides] * np.arange(1, sides + 1).astype(dtype) - x[..., sides:]
+    np.testing.assert_array_equal(module.run_items([x])[0], want)
+
+
+@pytest.mark.parametrize("sides", [2, 3, 4])
+def test_short_rows_are_computed_in_vectors(sides):
+    """Where a row alone has no vector in it."""
+    graph = boxes(sides, "float32")
+    optimise(graph, Options(check=1))
+    machine = target_of("cpu:avx512")
+    (kernel,) = compile_graph(graph).program.kernels
+    text = assembly(kernel_source(kernel, machine), "kernel", machine)
+    assert len(re.findall(r"vf?n?m?(?:mul|sub|add)\w*ps\b", text)) > len(re.findall(r"vf?n?m?(?:mul|sub|add)\w*ss\b", text))
+
+
+def test_a_call_with_other_rows_is_refused():
+    """A file that claims longer rows than its kernel walks."""
+    graph = boxes(3, "float32")
+    optimise(graph, Options(check=1))
+    program = compile_graph(graph).program
+    (step,) = program.steps
+    words = [*step.words]
+    words[1] = Word(2)
+    with pytest.raises(ArtifactError, match="not valid"):
+        check_program(replace(program, steps=(replace(step, words=tuple(words)),)))

@@ -113,7 +113,9 @@ def attend(
     if mask_axes:
         shape = tuple(n if axis in mask_axes else 1 for axis, n in zip("bhsk", (batch, heads, s, t)))
         numbers = rng.standard_normal(shape).astype(np.float32) * 3
-        numbers[rng.random(shape) < 0.4] = rng.choice([-np.inf, -10000] + [np.finfo(np.float32).min] * (mask_type == "f32"))
+        # Added to all scores of a query, -10000 would leave them three decimals in float32: exactly what is not tested here.
+        low = [-np.inf] + [-10000] * ("k" in mask_axes) + [np.finfo(np.float32).min] * (mask_type == "f32")
+        numbers[rng.random(shape) < 0.4] = rng.choice(low)
         bits = stored(mask_type, numbers)
         mask = meant(mask_type, bits)
         words["MASK"] = memory.place(bits)

@@ -349,6 +349,35 @@ def test_attention(form: str) -> None:
     assert len(node.origin) >= 3
 
 
+def test_a_scale_for_each_head() -> None:
+    """Factors of scores by head multiply queries instead."""
+    factors = "e = Constant<value_ints=[6, 1, 1]>() each = Reshape(six, e) p = Mul(p0, each) x = Identity(p) "
+    found = ops(attend(constants(six=[1.0, 2.0, 0.5, 1.0, 3.0, -2.0]) + PLAIN + factors + END))
+    assert found["Attention"] == found["Mul"] == 1 and "Softmax" not in found
+
+
+def literal(name: str, *shape: int) -> str:
+    """A float initializer of random numbers, in ONNX text."""
+    text = ", ".join(f"{x:.3f}" for x in numbers(len(name), *shape).reshape(-1))
+    return f"float[{','.join(map(str, shape))}] {name} = {{{text}}}"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("order", ["r, own", "own, r"])
+def test_masks_of_windows(images: int, bias: bool, order: str) -> None:
+    """Two windows of each image have masks of their own; a bias of heads may come before."""
+    batch = 2 * images
+    nodes = (
+        f"{PLAIN} p1 = Mul(p0, s) p = {'Add(p1, bias)' if bias else 'Identity(p1)'} "
+        f"five = Constant<value_ints=[{images}, 2, 6, 4, 5]>() "
+        f"four = Constant<value_ints=[{batch}, 6, 4, 5]>() r = Reshape(p, five) a = Add({order}) x = Reshape(a, four) {END}"
+    )
+    signature = HEADS.replace("[2,", f"[{batch},") + f" <{literal('bias', 1, 6, 4, 5)}, {literal('own', 2, 1, 4, 5)}>"
+    graph = attend(nodes, signature, heads(0, batch=batch))
+    assert ops(graph)["Attention"] == 1 and not {"Softmax", "MatMul"} & set(ops(graph))
+
+
 LEFT_ALONE = {
     "rows of -inf would be NaN": PLAIN + "p = Mul(p0, s) m = Where(keep, zero, inf) x = Add(p, m) " + END,
     "a mask of any numbers": PLAIN + "p = Mul(p0, s) x = Add(p, mask0) " + END,

@@ -71,6 +71,12 @@ CASES = [
      "t = Slice(x, a, e, z) y = Slice(t, a, e, a)", "(float[4,4] x) => (float[2,2] y)", {"Slice": 1}),
     ("gather-range", "i = Constant<value_ints=[1, 2]>() y = Gather<axis=1>(x, i)", "(float[2,3] x) => "
      "(float[2,2] y)", {"Slice": 1}),
+    ("gather-range", "i = Constant<value_int=-2>() y = Gather<axis=1>(x, i)", "(float[2,3] x) => (float[2] y)",
+     {"Slice": 1, "Reshape": 1}),
+    ("scatter-range", "y = ScatterND(x, i, u)", "(float[4,3] x, float[2,3] u) => (float[4,3] y) <int64[2,1] i = {1, 2}>",
+     {"Slice": 2, "Concat": 1}),
+    ("slice-of-concat", "c = Concat<axis=1>(x, z, x) y = Slice(c, a, e, a)",
+     "(float[2,3] x, float[2,4] z) => (float[2,2] y) <int64[1] a = {1}, int64[1] e = {3}>", {"Slice": 1}),
     ("concat-of-concat", "t = Relu(x) s = Concat<axis=0>(x, t) y = Concat<axis=0>(s, x)",
      "(float[2,3] x) => (float[6,3] y)", {"Relu": 1, "Concat": 1}),
     ("split-into-one", "t = Split<axis=0, num_outputs=1>(x) y = Relu(t)", X, {"Relu": 1}),

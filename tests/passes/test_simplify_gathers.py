@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,17 +53,21 @@ class Writer:
         limit = self("Add", self("Mul", self("Squeeze", self.size(axis)), step), start)
         return self("Reshape", self("Range", start, limit, step), [-1 if a == along else 1 for a in range(rank)])
 
-    def left(self, result: str, x: np.ndarray[Any, Any], rank: int) -> dict[str, int]:
-        """What the passes leave of the gathers of a graph with this result, after its numbers were compared."""
+    def left(self, result: str, x: np.ndarray[Any, Any], rank: int, kind: str = "Gather", known: bool = False) -> dict[str, int]:
+        """What the passes leave of the gathers of a graph with this result, after its numbers were compared.
+
+        kind: how the ops begin that are counted. known: whether the shape of x is.
+        """
         self.nodes.append(helper.make_node("Neg", [result], ["y"]))
-        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [f"s{axis}" for axis in range(x.ndim)])
+        shape = x.shape if known else [f"s{axis}" for axis in range(x.ndim)]
+        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
         made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [f"d{axis}" for axis in range(rank)])
         graph = helper.make_graph(self.nodes, "gathers", [given], [made], self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         imported = load_model(model).graph
         run_passes(imported, [Repeat(FOLDING)], Options())
         np.testing.assert_array_equal(evaluate(imported, [x])[0], run_reference(model, {"x": x})[0], strict=True)
-        return {name: count for name, count in ops(imported).items() if name.startswith("Gather")}
+        return {name: count for name, count in ops(imported).items() if name.startswith(kind)}
 
 
 def sample(shape: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -149,3 +154,39 @@ def test_an_array_of_positions_is_understood_exactly(
         np.testing.assert_array_equal(np.broadcast_to(again, shape), array)
     else:
         assert change != 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 6), first=st.integers(0, 5), count=st.integers(1, 6), step=st.sampled_from([1, 1, 1, 2]))
+def test_rows_written_over_a_range(size: int, first: int, count: int, step: int) -> None:
+    """They are put between the others where they are half of them or more; numbers are those of ONNX Runtime."""
+    places = first + step * np.arange(count)
+    if places[-1] >= size:
+        return
+    write = Writer()
+    write.constants.append(numpy_helper.from_array(np.float32(np.arange(3 * count)).reshape(count, 3), "rows"))
+    left = write.left(write("ScatterND", "x", places[:, np.newaxis], "rows"), sample([size, 3]), 2, "Scatter", known=True)
+    dense = 2 * count >= size and (step == 1 or count == 1)
+    assert left.get("ScatterND", 0) == (0 if dense else 1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), axis=st.integers(0, 1), start=st.integers(-12, 12),
+    end=st.integers(-12, 12), step=st.sampled_from([1, 1, 2]),
+)  # fmt: skip
+def test_slices_of_values_side_by_side(sizes: list[int], axis: int, start: int, end: int, step: int) -> None:
+    if len(range(*slice(start, end, step).indices(sum(sizes)))) == 0:
+        return
+    write = Writer()
+    shapes = [(size, 3) if axis == 0 else (3, size) for size in sizes]
+    for number, shape in enumerate(shapes):
+        write.constants.append(numpy_helper.from_array(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), f"p{number}"))
+    parts = [write("Mul", "x", f"p{number}") for number in range(len(shapes))]
+    joined = write("Concat", *parts, axis=axis)
+    ones = np.ones((1, 1), np.float32)
+    left = write.left(write("Slice", joined, [start], [end], [axis], [step]), ones, 2, "Concat", known=True)
+    edges = np.cumsum([0, *sizes])
+    bounds = slice(start, end).indices(sum(sizes))
+    within = step == 1 and any(a <= bounds[0] and bounds[1] <= b for a, b in pairwise(edges))
+    assert left.get("Concat", 0) == (0 if within or len(sizes) == 1 else 1)

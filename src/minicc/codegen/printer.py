@@ -276,9 +276,9 @@ class BodyPrinter:
         return self.body.stores[0].operand if self.body.operands[operand].shared else operand
 
     def term(self, operand: int, axis: int) -> str:
-        if self.body.operands[operand].strides[axis] == 1:
-            return self.variables[axis]
-        return f"{self.variables[axis]} * {self.stride(operand, axis)}"
+        known = self.body.operands[operand].strides[axis]
+        factor = "" if known == 1 else f" * {self.stride(operand, axis) if known is None else known}"
+        return self.variables[axis] + factor
 
     def stride(self, operand: int, axis: int) -> str:
         top = self.scopes[0]

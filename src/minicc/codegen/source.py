@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from minicc.codegen.cuda_loops import CudaPrinter, print_cuda_loops
 from minicc.codegen.printer import BodyPrinter, print_epilogue, print_loops, rounds_each
-from minicc.codegen.tiles import print_tiles, staged_loads
+from minicc.codegen.tiles import print_blocks, staged_loads
 from minicc.errors import CodegenError
 from minicc.kernels import cuda_template
 from minicc.kernels import template as templates
@@ -30,8 +30,8 @@ def kernel_source(kernel: Kernel, target: Target) -> str:
     if isinstance(target, CudaTarget):
         return _cuda_source(kernel)
     if isinstance(kernel, LoopKernel):
-        tiled = staged_loads(kernel)
-        printer, lines = print_tiles(kernel, target.vector_width) if tiled else print_loops(kernel)
+        blocks = kernel.short or staged_loads(kernel)
+        printer, lines = print_blocks(kernel, target.vector_width) if blocks else print_loops(kernel)
         head = [*_imports(printer, lines), *_rounding(kernel.body)]
         return "\n".join([f'"""{kernel.name}: generated loops."""', "", *head, "", "", *lines, ""])
     epilogue = ""

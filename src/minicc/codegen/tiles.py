@@ -1,7 +1,8 @@
-"""Prints generated loops over tiles, for kernels with operands that lie along another axis than their result.
+"""Prints generated loops that take several rows at once; lowering has decided which do (`lower/body.py`).
 
-Such an operand is read along its own axis, a tile at a time, and transposed into scratch memory, from which the loops over
-the tile take it. Which axis that is, lowering has decided (`lower/body.py`): it is the last but one, with a stride of 1.
+Tiles: an operand that lies along another axis than the result is read along its own, a tile at a time, and transposed into
+scratch memory, from which the loops over the tile take it. That axis is the last but one, and the stride along it is 1.
+Short rows: their length is part of the code, so that LLVM unrolls them and makes vectors of several rows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def staged_loads(kernel: LoopKernel) -> list[Expr]:
     return found
 
 
-def print_tiles(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[str]]:
+def print_blocks(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[str]]:
     """The lines of `def kernel(args, begin, end)`; its rows are those of the last axis but one, as of other loops.
 
     lanes: float32 in a vector register.
@@ -35,7 +36,6 @@ def print_tiles(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[str]]
     last, line = kernel.rank - 1, kernel.rank - 2
     printer = BodyPrinter(kernel.body, kernel.rank, {axis: f"i{axis}" for axis in range(line)} | {line: "i", last: "j"})
     top = printer.open([])
-    top.line(f"n = arg(args, {last})")
     outer = printer.open(range(line))
     rest = "row"
     for axis in range(line, 0, -1):
@@ -44,21 +44,32 @@ def print_tiles(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[str]]
         outer.line(f"t{axis} = {rest} // n{axis}")
         rest = f"t{axis}"
     outer.line(f"{'i0' if line else 'first'} = {rest}")
-    outer.line(f"h = min({LINES}, {f'min(n{line} - first, end - row)' if line else 'end - row'})")
-    columns = printer.open([])
-    columns.line(f"w = min({COLUMNS}, n - j0)")
-    for load in staged_loads(kernel):
-        printer.blocked[load] = _stage(printer, load, lanes, line)
-    printer.open([line]).line("i = first + l")
-    printer.open([last]).line("j = j0 + m")
-    for store in kernel.body.stores:
-        printer.store(store.operand, store.value)
-    printer.close("for m in range(w):")
-    printer.close("for l in range(h):")
-    printer.close(f"for j0 in range(0, n, {COLUMNS}):")
+    outer.line(f"h = {f'min(n{line} - first, end - row)' if line else 'end - row'}")
+    if kernel.short:
+        _print_lines(printer, kernel, "j", str(kernel.short))
+    else:
+        outer.line(f"h = min({LINES}, h)")
+        top.line(f"n = arg(args, {last})")
+        columns = printer.open([])
+        columns.line(f"w = min({COLUMNS}, n - j0)")
+        for load in staged_loads(kernel):
+            printer.blocked[load] = _stage(printer, load, lanes, line)
+        _print_lines(printer, kernel, "m", "w", "j = j0 + m")
+        printer.close(f"for j0 in range(0, n, {COLUMNS}):")
     outer.line("row += h")
     printer.close("row = begin", "while row < end:")
     return printer, ["def kernel(args, begin, end):", *top.lines]
+
+
+def _print_lines(printer: BodyPrinter, kernel: LoopKernel, variable: str, extent: str, *head: str) -> None:
+    printer.open([kernel.rank - 2]).line("i = first + l")
+    inner = printer.open([kernel.rank - 1])
+    for text in head:
+        inner.line(text)
+    for store in kernel.body.stores:
+        printer.store(store.operand, store.value)
+    printer.close(f"for {variable} in range({extent}):")
+    printer.close("for l in range(h):")
 
 
 def _stage(printer: BodyPrinter, load: Expr, lanes: int, line: int) -> str:

@@ -8,13 +8,14 @@ sizes become words. What is left (`Body`) is free of shapes and names, so that e
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from minicc.ir.dims import Dim
 from minicc.ir.expr import EXPENSIVE, Expr, const, iteration, reduction, rewrite, walk
 from minicc.ir.types import DType, f32, f64, i64
 from minicc.lower.affine import Affine, affine, as_dim
-from minicc.lower.kernel import SHORT, Body, Operand, Store
+from minicc.lower.kernel import MOST_KNOWN, SHORT, Body, Operand, Store
 
 MAX_LITERAL = 16
 SHORT_ROW = 8  # elements
@@ -44,11 +45,12 @@ class BodyWord:
 
 @dataclass(frozen=True)
 class Normalised:
-    """The body, the words it needs, and the extents of the parallel axes that are left."""
+    """The body, the words it needs, the extents of the parallel axes that are left, and the last one if it shapes the code."""
 
     body: Body
     words: tuple[BodyWord, ...]
     extents: tuple[Dim, ...]
+    short: int = 0
 
 
 def normalise(writes: Sequence[Write], extents: Sequence[Dim], keep: bool = False) -> Normalised:
@@ -66,10 +68,22 @@ def normalise(writes: Sequence[Write], extents: Sequence[Dim], keep: bool = Fals
             state.axes[-2:] = state.axes[:-3:-1]
     rank = len(state.axes)
     line = _axis_of_loads(state) if keep else None
+    short = _short_row(state) if keep and line is None else 0
     if line is not None:
         state.axes.remove(line)
         state.axes.insert(rank - 2, line)
-    return state.finish({axis: i for i, axis in enumerate(state.axes)}, rank, rank - (1 if line is None else 2))
+    number = {axis: i for i, axis in enumerate(state.axes)}
+    known = Known(rank - 2, MOST_KNOWN) if short else Known(rank - (1 if line is None else 2), 1)
+    return replace(state.finish(number, rank, known), short=short)
+
+
+def _short_row(state: _State) -> int:
+    """The extent of rows of a few elements of which nothing is reduced, in long lines of such rows; else 0."""
+    if len(state.axes) < 2:
+        return 0
+    line, last = (state.extents[axis] for axis in state.axes[-2:])
+    plain = not any(e.op in ("reduce", "keep") for w in state.writes for e in walk(w.value))
+    return last if plain and isinstance(last, int) and 1 < last <= SHORT_ROW and not _is_short(line) else 0
 
 
 def _axis_of_loads(state: _State) -> int | None:
@@ -179,7 +193,14 @@ def normalise_epilogue(writes: Sequence[Write], extents: Sequence[Dim], operands
     places: dict[int, int] = {n: a for a, n in number.items()}
     sizes = [state.extents[places[n]] if n in places else 1 for n in range(4)]
     strides = tuple(tuple(o.get(places[n], 0) if n in places else 0 for n in range(3)) for o in operands)
-    return Space(state.finish(number, 4, 3), tuple(sizes), strides)  # type: ignore[arg-type]
+    return Space(state.finish(number, 4, Known(3, 1)), tuple(sizes), strides)  # type: ignore[arg-type]
+
+
+class Known(NamedTuple):
+    """Which strides shape the code: those along `axis` and later ones, from 0 to `most`. All others are words."""
+
+    axis: int
+    most: int
 
 
 class _State:
@@ -323,11 +344,8 @@ class _State:
                 stack.extend(expr.args)
         return used
 
-    def finish(self, number: dict[int, int], rank: int, known: int) -> Normalised:
-        """Number the axes as given (reductions after `rank`), and turn offsets into operands, sizes into words.
-
-        known: the first axis along which strides of 0 and 1 shape the code.
-        """
+    def finish(self, number: dict[int, int], rank: int, known: Known) -> Normalised:
+        """Number the axes as given (reductions after `rank`), and turn offsets into operands, sizes into words."""
         number = dict(number)
         for expr in self.expressions():
             if expr.op == "reduce":
@@ -347,9 +365,9 @@ class _State:
         return Normalised(body, tuple(words), tuple(self.extents[a] for a in self.axes))
 
 
-def _literal(stride: Dim, axis: int, known: int) -> int | None:
-    """Strides of outer parallel axes are always words; from axis `known` on 0 and 1 shape the code."""
-    return stride if isinstance(stride, int) and stride in (0, 1) and axis >= known else None  # type: ignore[return-value]
+def _literal(stride: Dim, axis: int, known: Known) -> int | None:
+    """The stride where it shapes the code, None where it is a word."""
+    return stride if isinstance(stride, int) and 0 <= stride <= known.most and axis >= known.axis else None
 
 
 class _Table:

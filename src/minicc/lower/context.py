@@ -227,7 +227,7 @@ class Lowering:
 
         writes = split_reductions(writes, shape, emit_parts, isinstance(self.target, CudaTarget))
         normal = normalise(writes, shape, keep=isinstance(self.target, CpuTarget))
-        kernel = LoopKernel(len(normal.extents), normal.body, name[:60])
+        kernel = LoopKernel(len(normal.extents), normal.body, name[:60], normal.short)
         for value in allocate:
             self.allocate(value)
         words = [Word(e) for e in normal.extents] + self.words(normal.words)

@@ -18,7 +18,8 @@ from minicc.ir.types import DType
 class Operand:
     """One array a kernel touches.
 
-    strides: per loop axis (parallel axes, then reduction axes): 0, 1, or None for a stride given as a word.
+    strides: per loop axis (parallel axes, then reduction axes): 0, 1, another small number that shapes the code, or None for
+             a stride given as a word.
     output:  True when the kernel stores to it.
     shared:  True when its memory may be an output's (in-place), so that loads belong to the output's alias scope.
     """
@@ -36,6 +37,8 @@ class Store(NamedTuple):
     value: Expr
 
 
+# Strides and extents up to this may shape the code.
+MOST_KNOWN = 64
 # A sum of so many terms needs no parts: its vector's lanes keep it accurate.
 SHORT = 4096
 
@@ -69,11 +72,14 @@ class LoopKernel:
 
     Words: the extents of the parallel axes, then those of the body. The domain (begin..end) is elements when rank is
     1 and nothing is reduced, else rows: the product of all parallel extents but the last.
+
+    short: the extent of the last axis where that is part of the code, else 0.
     """
 
     rank: int
     body: Body
     name: str = field(default="loops", compare=False)
+    short: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from minicc.errors import ArtifactError, MiniccError
 from minicc.ir.dims import FUNCTIONS, Dim, SymbolicDim, product, symbol, weighted_sum
 from minicc.ir.expr import BINARY, COMPARE, REDUCTIONS, UNARY, Expr, walk
 from minicc.ir.types import BY_NAME, DType, OpaqueType, TensorType, Type
-from minicc.lower.kernel import Body, Kernel, LoopKernel, Operand, Store, TemplateKernel
+from minicc.lower.kernel import MOST_KNOWN, Body, Kernel, LoopKernel, Operand, Store, TemplateKernel
 from minicc.lower.program import Buffer, ControlStep, HostStep, KernelStep, Program, Step, Update, Word
 
 FORMAT = 2
@@ -127,7 +127,7 @@ class _Writer:
 
     def kernel(self, k: Kernel) -> dict[str, Any]:
         if isinstance(k, LoopKernel):
-            return {"rank": k.rank, "body": self.body(k.body), "name": k.name}
+            return {"rank": k.rank, "body": self.body(k.body), "name": k.name, "short": k.short}
         epilogue = None if k.epilogue is None else self.body(k.epilogue)
         return {
             "template": k.template,
@@ -348,7 +348,8 @@ class _Reader:
         k = _object(data)
         name = _harmless(k["name"])
         if "rank" in k:
-            return LoopKernel(_integer(k["rank"], 0, 64), self.body(k["body"]), name)
+            short = _integer(k["short"], 0, MOST_KNOWN)
+            return LoopKernel(_integer(k["rank"], 0, 64), self.body(k["body"]), name, short)
         constants = tuple((_harmless(key), _constant(value)) for key, value in _list(k["constants"]))
         epilogue = None if k["epilogue"] is None else self.body(k["epilogue"])
         return TemplateKernel(_harmless(k["template"]), constants, epilogue, name)
@@ -357,7 +358,7 @@ class _Reader:
         b = _object(data)
         operands = []
         for name, strides, output, shared in _list(b["operands"]):
-            given = tuple(None if s is None else _integer(s, 0, 1) for s in _list(strides))
+            given = tuple(None if s is None else _integer(s, 0, MOST_KNOWN) for s in _list(strides))
             operands.append(Operand(self.dtype(name), given, _boolean(output), _boolean(shared)))
         sizes = _integer(b["sizes"], 0, MAX_ITEMS)
         exprs: list[Expr] = []

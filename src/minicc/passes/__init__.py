@@ -20,12 +20,13 @@ from minicc.passes.recognise import recognise
 from minicc.passes.resize import resize_by_axis
 from minicc.passes.simplify import simplify
 from minicc.passes.specialise import specialise_ranks
+from minicc.passes.transposed_convolutions import phases_as_channels
 from minicc.passes.transposes import sink_transposes
 from minicc.passes.zero_points import zero_points
 
 
 def _fuse(graph: Graph, context: PassContext) -> int:
-    return fuse(graph, context.is_anchor, context.refuse_pair)
+    return fuse(graph, context.is_anchor, context.refuse_pair, context.row)
 
 
 FOLD_SHAPES = Pass("fold-shape-values", fold_shape_values)
@@ -42,6 +43,7 @@ ZERO_POINTS = Pass("zero-points", zero_points)
 SIMPLIFY = Pass("simplify", simplify)
 RECOGNISE = Pass("recognise", recognise)
 FOLD_AFFINE = Pass("fold-affine", fold_affine)
+PHASES = Pass("phases-as-channels", phases_as_channels)
 LAYOUT = Pass("choose-layout", choose_layout)
 SINK = Pass("sink-transposes", sink_transposes)
 RESIZE = Pass("resize-by-axis", resize_by_axis)
@@ -55,7 +57,7 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     products = (INTEGER_PRODUCTS, PACKED_WEIGHTS)
     first = Repeat((FOLD_SHAPES, *products, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     expanded = Repeat((*first.passes, ZERO_POINTS))
-    layout = (LAYOUT, SINK, RESIZE, first) if options.opt_level >= 2 else ()
+    layout = (PHASES, LAYOUT, SINK, RESIZE, first) if options.opt_level >= 2 else ()
     return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)
 
 

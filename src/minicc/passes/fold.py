@@ -31,7 +31,8 @@ from minicc.passes.common import (
 )
 from minicc.passes.manager import PassContext
 
-SMALL_BYTES = 64 << 10  # results up to this size are always kept
+SMALL_BYTES = 1 << 20  # results up to this size are always kept
+REPEATED_BYTES = 64 << 10  # but those that only repeat their inputs, which readers can do as well
 MAX_GROWTH = 4  # larger results may take this many times the bytes of the inputs
 
 
@@ -76,7 +77,8 @@ def _constant(graph: Graph, value: Value) -> Value:
 def fold_constants(graph: Graph, context: PassContext) -> int:
     """Evaluate deterministic nodes whose inputs are all numeric constants, if the result is not much larger.
 
-    A result may take 64 KiB, or four times the bytes of the inputs, and never more than options.max_bytes.
+    A result may take 1 MiB (64 KiB where it repeats its input), or four times the bytes of the inputs, and never more than
+    options.max_bytes.
     """
     changes = 0
     changed: set[Value] = set()
@@ -129,7 +131,7 @@ def _foldable(node: Node, context: PassContext) -> bool:
 
 def _cap(node: Node) -> int:
     return max(
-        SMALL_BYTES,
+        REPEATED_BYTES if node.op.name in ("Expand", "Tile") else SMALL_BYTES,
         MAX_GROWTH * sum(v.data.nbytes for v in node.inputs if v is not None and v.data is not None),
     )
 

@@ -16,12 +16,13 @@ from minicc.ir.expr import EXPENSIVE, Expr, const, walk
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.opdef import Kind
 from minicc.ir.types import KERNEL_DTYPES, TensorType
-from minicc.passes.common import RESHAPES
+from minicc.passes.common import RESHAPES, estimate
 from minicc.passes.manager import no_pair
 
 RefusePair = Callable[[Sequence[Node], Node], str]
 MAX_NODES = 40  # in one group: bounds the size of an expression and its compile time
 MAX_INPUTS = 16
+MANY_ROWS = 256  # of results, from which on another kernel costs little
 LOOPS = (Kind.POINTWISE, Kind.INDEX, Kind.REDUCE)
 # INDEX ops that read each input element at most once per output element, at one place.
 SINGLE_READ = frozenset((
@@ -34,23 +35,24 @@ VIEWS = frozenset(("Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsquee
 ALONE = frozenset(("Concat",))
 
 
-def fuse(graph: Graph, is_anchor: Callable[[Node], bool], refuse_pair: RefusePair = no_pair) -> int:
+def fuse(graph: Graph, is_anchor: Callable[[Node], bool], refuse_pair: RefusePair = no_pair, row: int = 0) -> int:
     """Group ops into `Fused` nodes, also in bodies of control flow; returns the number of nodes that disappeared.
 
     is_anchor: whether a node has a template that takes an epilogue (known to the target).
     refuse_pair: why the target does not compute a region together with the anchor that reads its result; "" when it does.
+    row: elements of the last axis below which an epilogue is computed one by one, and takes in nothing expensive.
     """
     absorbed = 0
     for node in graph.nodes:
         if node.op.name != "Fused":
-            absorbed += sum(fuse(a, is_anchor, refuse_pair) for a in node.attrs.values() if isinstance(a, Graph))
+            absorbed += sum(fuse(a, is_anchor, refuse_pair, row) for a in node.attrs.values() if isinstance(a, Graph))
     graph.tidy()
     position = {node: i for i, node in enumerate(graph.nodes)}
     taken: set[Node] = set()
     anchored: dict[Node, tuple[Node, list[Node]]] = {}  # anchors and their regions, by the last node
     for node in graph.nodes:
         if node not in taken and is_anchor(node):
-            region = _grow_epilogue(graph, node, position, taken)
+            region = _grow_epilogue(graph, node, position, taken, row)
             taken.update(region)
             before = _only_read_by(graph, node, anchored)
             if before and not refuse_pair(before, node):
@@ -86,9 +88,10 @@ def has_loops(node: Node) -> bool:
 # -- forward: epilogues of templates
 
 
-def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken: set[Node]) -> list[Node]:
+def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken: set[Node], row: int) -> list[Node]:
     """The anchor and the pointwise ops after it, as many as leave a single value escaping."""
     shape = anchor.output.tensor.shape
+    cheap = _is_narrow(anchor.output, row)
     if any(v.uses for v in anchor.outputs[1:]) or anchor.output in graph.outputs:
         return [anchor]
     region = [anchor]
@@ -98,7 +101,7 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
         inside = set(region)
         candidates = [
             node for member in region for node in member.output.consumers()
-            if node not in inside and node not in taken and _fits_epilogue(node, shape)
+            if node not in inside and node not in taken and _fits_epilogue(node, shape) and not (cheap and is_expensive(node))
         ]  # fmt: skip
         candidates = [node for node in dict.fromkeys(candidates) if not _depends_on(node, inside, anchor, position)]
         if not candidates:
@@ -115,6 +118,14 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
     wide = [v for node in best[1:] for v in node.inputs if v is not None and v.producer not in inside]
     before = {node for v in dict.fromkeys(wide) for node in _widening(v, inside, taken, outputs, shape)}
     return [anchor, *sorted(before, key=position.__getitem__), *best[1:]]
+
+
+def _is_narrow(value: Value, row: int) -> bool:
+    """Whether a template's output has many rows that do not fill a vector: functions of its elements are computed behind it."""
+    shape = value.tensor.shape
+    if not shape or not isinstance(shape[-1], int) or shape[-1] >= row:
+        return False
+    return estimate(shape[:-1], MANY_ROWS) >= MANY_ROWS
 
 
 def _widening(value: Value, readers: set[Node], taken: set[Node], outputs: set[Value], shape: object) -> list[Node]:

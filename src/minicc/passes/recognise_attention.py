@@ -96,7 +96,47 @@ def _guarded(chain: Chain, weights: Value) -> tuple[Value, bool]:
 
 
 def _scores(b: Builder, chain: Chain, value: Value) -> Scores | Refusal | None:
-    """Masks first, then factors, then the product."""
+    """Masks first, then factors, then the product; a mask of windows (Liu et al., 2021) before any other."""
+    mark = len(chain.nodes)
+    windows = _masked_windows(b, chain, value)
+    if windows is None:
+        del chain.nodes[mark:]
+        return _masked_scores(b, chain, value)
+    found = _masked_scores(b, chain, windows[0])
+    if not isinstance(found, Scores):
+        return found
+    own = windows[1]
+    return Scores(found.query, found.keys, found.scale, own if found.mask is None else b.op("Add", found.mask, own))
+
+
+def _masked_windows(b: Builder, chain: Chain, value: Value) -> tuple[Value, Value] | None:
+    """(scores, mask [windows, H, S, T]) of scores [images * windows, H, S, T] that are [images, windows, ...] for their mask."""
+    joined = chain.producer(value, "Reshape")
+    if joined is None:
+        return None
+    chain.take(joined)
+    add = chain.producer(joined.inputs[0], "Add")
+    if add is None:
+        return None
+    chain.take(add)
+    for masked, mask in (add.inputs, add.inputs[::-1]):
+        split = chain.producer(masked, "Reshape")
+        source = split.inputs[0] if split is not None else None
+        whole, of_mask = _shape(masked), _shape(mask)
+        if split is None or source is None or mask is None or whole is None or of_mask is None or _shape(source) != value.shape:
+            continue
+        if len(whole) != 5 or len(of_mask) > 5 or whole[2:] != value.shape[1:] or broadcast_shapes(whole, of_mask) != whole:
+            continue
+        chain.take(split)
+        sizes = (*(1,) * (5 - len(of_mask)), *of_mask)
+        if whole[0] != 1:
+            mask = b.op("Expand", mask, b.shape([*whole[:2], *sizes[2:]]))
+            sizes = (*whole[:2], *sizes[2:])
+        return source, b.op("Reshape", mask, b.shape([sizes[0] * sizes[1], *sizes[2:]]), allowzero=1)
+    return None
+
+
+def _masked_scores(b: Builder, chain: Chain, value: Value) -> Scores | Refusal | None:
     where = chain.producer(value, "Where")
     if where is not None:
         found = _replaced(b, where)
@@ -139,13 +179,16 @@ def _scaled_product(b: Builder, chain: Chain, value: Value | None) -> tuple[Valu
     """(q, k^T, scale) of a product whose result or operands are multiplied by numbers."""
     mark = len(chain.nodes)
     value, scale = _unscaled(chain, value)
+    value, of_heads = _unscaled_heads(chain, value)
     product = chain.producer(value, "MatMul")
     if product is None:
         del chain.nodes[mark:]
         return None
     chain.take(product)
     query, keys = product.inputs
-    query, of_query = _unscaled(chain, query)
+    if of_heads is not None and query is not None:
+        return (b.op("Mul", query, of_heads), keys, scale) if keys is not None else None
+    query, of_query = _unscaled_below_views(b, chain, query)
     keys, of_keys = _unscaled_below_views(b, chain, keys)
     if query is None or keys is None:
         return None
@@ -169,6 +212,21 @@ def _unscaled(chain: Chain, value: Value | None) -> tuple[Value | None, float]:
         scale = scale / number if node.op.name == "Div" else scale * number
         value = x
     return value, scale
+
+
+def _unscaled_heads(chain: Chain, value: Value | None) -> tuple[Value | None, Value | None]:
+    """Scores and the constants, one for each head, that they are multiplied by: rows of queries may be instead."""
+    node = chain.producer(value, "Mul")
+    if node is None or value is None:
+        return value, None
+    for scores, factor in (node.inputs, node.inputs[::-1]):
+        shape = _shape(factor)
+        if shape is None or factor is None or factor.data is None or scores is None or scores.type != value.type:
+            continue
+        if len(shape) in (3, 4) and shape[-2:] == (1, 1) and shape[:-3] in ((), (1,)):
+            chain.take(node)
+            return scores, factor
+    return value, None
 
 
 def _unscaled_below_views(b: Builder, chain: Chain, value: Value | None) -> tuple[Value | None, float]:

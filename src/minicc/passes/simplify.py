@@ -350,21 +350,6 @@ def fold_known_size(b: Builder, node: Node) -> Result:
     return b.constant(np.asarray(evaluate_node(node, [placeholder])[0]))
 
 
-@rule("gather-range", op("Gather", var("x"), const("indices"), name="node"))
-def gather_range(b: Builder, x: Value, indices: Value, node: Node) -> Result:
-    """Gathering an ascending range of constant positions is a Slice."""
-    assert indices.data is not None
-    if indices.data.ndim != 1 or indices.data.size < 2:
-        return None
-    places = indices.data.tolist()
-    step = places[1] - places[0]
-    if step <= 0 or places[0] < 0 or places != list(range(places[0], places[-1] + 1, step)):
-        return refuse("the positions are not a range")
-    axis = node.attrs["axis"]
-    ends = [[v] for v in (places[0], places[-1] + 1, axis, step)]
-    return b.op("Slice", x, *(b.constant(np.array(v, dtype=np.int64)) for v in ends))
-
-
 @rule("concat-of-concat", op("Concat", name="node"))
 def concat_of_concat(b: Builder, node: Node) -> Result:
     """Nested Concats along one axis are one; a Concat of one value is the value."""
@@ -416,5 +401,5 @@ RULES: Sequence[Rule] = (
     subtract_constant, add_negative, subtract_negative, merge_constants, double, non_negative, relu_into_clip,
     clip_of_clip, unbounded, where_constant, same_operands, boolean_constant, expand_into_broadcast,
     uniform_constant,
-    fold_known_size, gather_range, *GATHER_RULES, concat_of_concat, split_into_one, pad_nothing,
+    fold_known_size, *GATHER_RULES, concat_of_concat, split_into_one, pad_nothing,
 )  # fmt: skip

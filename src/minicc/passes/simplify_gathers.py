@@ -1,7 +1,8 @@
-"""Rules about gathers whose positions are computed from the output's own: they are views.
+"""Rules about gathers and scatters whose positions count evenly: they are views, or rows put between others.
 
 Exporters write a mask's `mask[batch, key]` as GatherND over ranges of both axes, and a strided view of an array as Gather of
-the flat array at sums of multiples of ranges. Here a tensor of positions is understood where it is affine along its axes.
+the flat array at sums of multiples of ranges, x[1:] = y as ScatterND of a range of rows. Here a tensor of positions is
+understood where it is affine along its axes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from minicc.ir.dims import Dim, product
 from minicc.ir.graph import Builder, Node, Value
-from minicc.ir.rewrite import Result, op, rule
+from minicc.ir.rewrite import Result, const, op, refuse, rule, var
 from minicc.passes.common import has_shape
 from minicc.passes.simplify_views import RESHAPES, reshape_to
 
@@ -205,4 +206,46 @@ def _columns(indices: Value) -> list[Positions] | None:
     return known if known and len(known) == len(found) else None
 
 
-GATHER_RULES = (gather_in_order, gather_by_axes)
+def rows_of(b: Builder, x: Value, axis: int, first: int, stop: int, step: int = 1) -> Value:
+    """Slice x[..., first:stop:step, ...] along an axis."""
+    return b.op("Slice", x, *(b.constant(np.array([v], dtype=np.int64)) for v in (first, stop, axis, step)))
+
+
+@rule("gather-range", op("Gather", var("x"), const("indices"), name="node"))
+def gather_range(b: Builder, x: Value, indices: Value, node: Node) -> Result:
+    """Gathering an ascending range of constant positions is a Slice, and so is gathering a single one of several axes."""
+    assert indices.data is not None
+    if not has_shape(x) or indices.data.ndim > 1 or indices.data.size == 0:
+        return None
+    axis, places = node.attrs["axis"] % len(x.shape), indices.data.reshape(-1).tolist()
+    if len(places) > 1:
+        step = places[1] - places[0]
+        if step <= 0 or places[0] < 0 or places != list(range(places[0], places[-1] + 1, step)):
+            return refuse("the positions are not a range")
+        return rows_of(b, x, axis, places[0], places[-1] + 1, step)
+    size, (place,) = x.shape[axis], places
+    if len(x.shape) < 2 or not isinstance(size, int) or not -size <= place < size or not has_shape(node.output):
+        return None  # of a vector there is nothing to be read in place
+    return reshape_to(b, rows_of(b, x, axis, place % size, place % size + 1), node.output.shape)
+
+
+@rule("scatter-range", op("ScatterND", var("x"), var("indices"), var("updates"), name="node"))
+def scatter_range(b: Builder, x: Value, indices: Value, updates: Value, node: Node) -> Result:
+    """Writing over a known range of rows, half of them or more, puts the new rows between the others."""
+    if node.attrs["reduction"] != "none" or not all(map(has_shape, (x, indices, updates))):
+        return None
+    if len(indices.shape) != 2 or indices.shape[1] != 1 or not x.shape:
+        return None
+    columns, count, size = _columns(indices), indices.shape[0], x.shape[0]
+    if columns is None or not isinstance(count, int) or not isinstance(size, int) or 2 * count < size:
+        return None
+    first, steps = columns[0].start, columns[0].steps
+    if not isinstance(first, int) or first < 0 or first + count > size or (count > 1 and steps[0] != 1):
+        return None
+    parts = [rows_of(b, x, 0, 0, first)] if first else []
+    parts.append(updates)
+    parts += [rows_of(b, x, 0, first + count, size)] if first + count < size else []
+    return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=0)
+
+
+GATHER_RULES = (gather_in_order, gather_by_axes, gather_range, scatter_range)

@@ -123,6 +123,34 @@ def slice_of_slice(b: Builder, outer: Node) -> Result:
     return b.op("Slice", inner.inputs[0], *(b.constant(np.array(c, dtype=np.int64)) for c in columns))
 
 
+@rule("slice-of-concat", op("Slice", name="outer"))
+def slice_of_concat(b: Builder, outer: Node) -> Result:
+    """A slice of several values side by side that lies within one of them is a slice of that one."""
+    inner = outer.inputs[0].producer if outer.inputs[0] is not None else None
+    bounds = _plain_slice(outer)
+    if inner is None or inner.op.domain or inner.op.name != "Concat" or bounds is None:
+        return None
+    if not all(map(has_shape, (*inner.inputs, inner.output))):
+        return None
+    axis = inner.attrs["axis"] % inner.output.tensor.rank
+    sizes = [v.shape[axis] for v in inner.inputs if v is not None]
+    known = [size for size in sizes if isinstance(size, int)]
+    if axis not in bounds or len(known) < len(sizes):
+        return None
+    start, end, step = bounds[axis]
+    if step != 1:
+        return None
+    start, end, _ = slice(start, end).indices(sum(known))
+    before = 0
+    for value, size in zip(inner.inputs, known):
+        if before <= start < end <= before + size:
+            moved = sorted({**bounds, axis: (start - before, end - before, 1)}.items())
+            columns = zip(*((*place[:2], number, place[2]) for number, place in moved))
+            return b.op("Slice", value, *(b.constant(np.array(c, dtype=np.int64)) for c in columns))
+        before += size
+    return None
+
+
 def _plain_slice(node: Node) -> dict[int, tuple[int, int, int]] | None:
     """(start, end, step) by axis when all are known integers."""
     x = node.inputs[0]
@@ -148,4 +176,5 @@ VIEW_RULES = (
     free_transpose,
     merge_expands,
     slice_of_slice,
+    slice_of_concat,
 )

@@ -27,6 +27,8 @@ Sizes = Mapping[str, int]
 
 # Idle contexts kept per bound shape, and idle arenas kept per segment.
 KEPT_CONTEXTS = 8
+# So many words are written faster one by one than by numpy.
+FEW_WORDS = 32
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -94,7 +96,7 @@ class Context:
     """Memory for one run of a bound segment.
 
     words, rows: private copies, the rows pointing at the words; table is the address of the rows.
-    values:      addresses of the external buffers, in the order of `Segment.externals`.
+    cells:       the words, for quick writes of a few.
     base:        the address that the words of temporaries count from.
     arena:       where the temporaries are during a run.
     views:       arrays on the arena `viewed` of the temporaries that later parts read, by buffer.
@@ -103,7 +105,7 @@ class Context:
     words: Words
     rows: Words
     table: int
-    values: Words
+    cells: memoryview
     base: int = 0
     arena: Arena = _NONE
     views: tuple[tuple[int, Array], ...] = ()
@@ -137,6 +139,8 @@ class Bound:
         self.external_at = segment.external_at
         self.external_base = segment.external_base
         self.external_offset = words[segment.external_at]
+        places = zip(self.external_at.tolist(), self.external_base.tolist(), self.external_offset.tolist())
+        self._places = tuple(places) if len(self.external_at) <= FEW_WORDS else ()
         self._idle: list[Context] = []
         self._without: dict[tuple[int, ...], NDArray[np.intp]] = {}
 
@@ -180,12 +184,16 @@ class Bound:
     def _new_context(self) -> Context:
         words, rows = self.words.copy(), self.rows.copy()
         rows[:, 1] += words.ctypes.data
-        return Context(words, rows, rows.ctypes.data, np.zeros(len(self.segment.externals), np.int64))
+        return Context(words, rows, rows.ctypes.data, memoryview(words))  # type: ignore[arg-type]
 
-    def patch(self, context: Context) -> None:
-        """Write the addresses of external buffers (`context.values`) into the words."""
-        if len(self.external_at):
-            context.words[self.external_at] = context.values[self.external_base] + self.external_offset
+    def patch(self, context: Context, addresses: Sequence[int]) -> None:
+        """Write the addresses of external buffers, in the order of `Segment.externals`, into the words."""
+        if self._places:
+            cells = context.cells
+            for at, buffer, offset in self._places:
+                cells[at] = addresses[buffer] + offset
+        elif len(self.external_at):
+            context.words[self.external_at] = np.array(addresses, np.int64)[self.external_base] + self.external_offset
 
 
 def _exports(

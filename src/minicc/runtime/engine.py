@@ -171,8 +171,7 @@ class Runner:
         for b, shape, dtype in bound.outputs:
             if values[b] is None:
                 values[b] = np.empty(shape, dtype)
-        context.values[:] = [_address(values[b], self.program.buffers[b]) for b in segment.externals]
-        bound.patch(context)
+        bound.patch(context, [_address(values[b], self.program.buffers[b]) for b in segment.externals])
         for b, view in context.views:
             values[b] = view
         self.execute(segment, bound, context)

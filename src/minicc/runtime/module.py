@@ -84,9 +84,9 @@ class CompiledModule:
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any], out: Any = None) -> list[Any]:
         """The named outputs (all for None) as a list, as `onnxruntime.InferenceSession.run`. out: as in a call."""
-        wanted = range(len(self.outputs)) if names is None else [self._output_number(name) for name in names]
+        wanted = None if names is None else [self._output_number(name) for name in names]
         outputs = self.run_items(self.signature.order((), feeds), out)
-        return [outputs[i] for i in wanted]
+        return outputs if wanted is None else [outputs[i] for i in wanted]
 
     def run_items(self, items: Sequence[Any], out: Any = None) -> list[Item]:
         """All outputs for inputs in order. out: as in a call."""
@@ -308,6 +308,7 @@ class _ShortWay:
         self.program, self.executor = runner.program, runner.executor
         self.segment = runner.segments[0]
         position = {b: i for i, b in enumerate(self.segment.externals)}
+        self.externals = len(position)
         self.inputs = [(position[b], i) for i, b in enumerate(self.program.inputs) if b in position]
         self.output_order = [self.segment.outputs.index(b) for b in self.program.outputs]
         self.output_positions = [position[b] for b in self.program.outputs]
@@ -352,12 +353,12 @@ class _ShortWay:
             outputs.append(np.empty(shape, dtype) if array is None else array)
         context = bound.acquire()
         try:
-            values = context.values
+            addresses = [0] * self.externals
             for position, i in self.inputs:
-                values[position] = address_of(arrays[i])
+                addresses[position] = address_of(arrays[i])
             for position, output in zip(self.output_positions, outputs):
-                values[position] = address_of(output)
-            bound.patch(context)
+                addresses[position] = address_of(output)
+            bound.patch(context, addresses)
             if dropped:
                 self.executor.run(bound.rows_without(context, dropped))
             else:

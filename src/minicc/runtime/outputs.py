@@ -26,27 +26,33 @@ def given_outputs(out: Any, ports: Sequence[Port], module: str) -> Given:
 
     Raises InputError for whatever results cannot be written to.
     """
-    known = "the outputs are " + ", ".join(map(str, ports))
-    if isinstance(out, Mapping):
+    if isinstance(out, np.ndarray):
+        found: Sequence[Any] = (out,)
+    elif isinstance(out, Mapping):
         names = [port.name for port in ports]
         unknown = [name for name in out if name not in names]
         if unknown:
-            raise InputError(f"{module!r} has no output {unknown[0]!r}", hint=known)
+            raise InputError(f"{module!r} has no output {unknown[0]!r}", hint=_list(ports))
         found = [out.get(name) for name in names]
-    elif isinstance(out, tuple | list):
-        found = list(out)
     else:
-        found = [out]
+        found = list(out) if isinstance(out, tuple | list) else [out]
     if len(found) != len(ports):
         raise InputError(f"out holds {len(found)} arrays, but {module!r} has {len(ports)} outputs",
-                         hint=f"{known}; give None for those not wanted, or a mapping by name")  # fmt: skip
+                         hint=f"{_list(ports)}; give None for those not wanted, or a mapping by name")  # fmt: skip
     for array, port in zip(found, ports):
         if array is not None:
             _check_kind(array, port, module)
     return found
 
 
+def _list(ports: Sequence[Port]) -> str:
+    return "the outputs are " + ", ".join(map(str, ports))
+
+
 def _check_kind(array: Any, port: Port, module: str) -> None:
+    fits = type(array) is np.ndarray and isinstance(port.type, TensorType) and array.dtype == port.type.dtype.numpy
+    if fits and array.flags.carray:  # writeable, aligned and in C order, as nearly always
+        return
     what = f"out for output {port.name!r} of {module!r}"
     if not isinstance(port.type, TensorType):
         raise InputError(f"{what} is given, but the output is no tensor", hint="give None for it")
@@ -67,19 +73,20 @@ def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], nam
 
     Raises InputError where one shares memory with another input or another given array.
     """
-    read = [(f"input {name!r}", i, item) for i, (name, item) in enumerate(zip(names, inputs)) if isinstance(item, np.ndarray)]
+    read = [(name, i, item) for i, (name, item) in enumerate(zip(names, inputs)) if isinstance(item, np.ndarray)]
     wanted: list[Update] = []
     for number, (port, array) in enumerate(zip(ports, given)):
         if array is None:
             continue
-        for what, i, other in read:
+        for source, i, other in read:
             if not np.may_share_memory(array, other):  # exact, as both are contiguous
                 continue
             update = next((u for u in updates if (u.input, u.output) == (i, number)), None)
             if update is None or update.reason or not _is_same(array, other):
+                what = f"{'input' if i >= 0 else 'out for output'} {source!r}"
                 raise _shares(f"out for output {port.name!r} of {module!r} shares memory with {what}", update, i)
             wanted.append(update)
-        read.append((f"out for output {port.name!r}", -1, array))
+        read.append((port.name, -1, array))
     return wanted
 
 

@@ -64,6 +64,8 @@ class Signature:
         """Arguments in input order. Raises InputError for a missing, unknown or repeated input."""
         if not named and len(args) == len(self.inputs):
             return list(args)
+        if not args and named.keys() == self._position.keys():
+            return [named[name] for name in self._position]
         if len(args) > len(self.inputs):
             raise InputError(
                 f"{self.name!r} takes {len(self.inputs)} inputs, got {len(args)}", hint=self._list()

@@ -70,8 +70,7 @@ class Sliced:
             done = self.turns * self.rows
             context = self.rest.acquire()
             try:
-                context.values[:] = [starts[b] + done * steps[b] for b in self.segment.externals]
-                self.rest.patch(context)
+                self.rest.patch(context, [starts[b] + done * steps[b] for b in self.segment.externals])
                 self.executor.run_at(context.table, len(context.rows))
             finally:
                 self.rest.release(context)

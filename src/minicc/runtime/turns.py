@@ -161,8 +161,7 @@ def describe(
     segment: Segment, bound: Bound, context: Context, walks: Mapping[int, Walk], number: NDArray[np.int64], flag: Array | None
 ) -> _Description:
     """Put the first turn's addresses into a context, and list what moves between the turns. To be kept until they are done."""
-    context.values[:] = [walks[b].first for b in segment.externals]
-    bound.patch(context)
+    bound.patch(context, [walks[b].first for b in segment.externals])
     steps = np.array([walks[b].steps for b in segment.externals], np.int64).reshape(-1, 3)[bound.external_base]
     moving = np.flatnonzero(steps.any(axis=1))
     moves = np.empty((len(moving) + 1, MOVE_WORDS), np.int64)

@@ -188,6 +188,9 @@ def _check_kernel_step(step: KernelStep, program: Program, kernel: Kernel, writt
     where = f"{kernel.name} ({', '.join(step.origin)})"
     first, body = _words_of(kernel)
     _need(len(step.words) >= first, "a call has too few words", where)
+    if isinstance(kernel, LoopKernel) and kernel.short:
+        fits = kernel.rank > 1 and step.words[kernel.rank - 1] == Word(kernel.short)
+        _need(fits, "the rows of a call are not as long as its kernel's", where)
     for b in step.reads:
         _need(
             b in written or b in step.writes,
