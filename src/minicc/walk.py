@@ -76,7 +76,7 @@ def optimise(graph: Graph, options: Options, observers: Sequence[Observer] = (),
     cpu = not isinstance(target, CudaTarget)
     row = 0 if isinstance(target, CudaTarget) else target.vector_width
     context = PassContext(
-        options, keeps(target), is_anchor, expansion_refusal(target), zero_points=cpu, resize_by_axis=cpu, row=row
+        options, keeps(target), is_anchor, expansion_refusal(target), zero_points=cpu, resize_by_axis=cpu, row=row, widen=cpu
     )
     return run_passes(graph, default_pipeline(options), options, observers, context)
 

@@ -350,6 +350,10 @@ def conv_integer_domain(w: Words, constants: Mapping[str, int], target: CpuTarge
     return units
 
 
+# To read and write what is around the sum of a window takes as long as so many taps.
+OUTPUT_TAPS = 3
+
+
 def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threads: int) -> int:
     """Fill ROW_TILES and PANELS of a depthwise convolution or a pooling; the number of units."""
     mr, m, n = tile_rows(target), w["M"], w["N"]
@@ -361,7 +365,7 @@ def window_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, thr
     # Addresses are shared by all panels, so channels are not cut before pixels.
     most = TABLE // (mr * taps) if taps <= TAPS else 1
     units = w["IMAGES"]
-    work = units * m * n * taps
+    work = units * m * n * (taps + OUTPUT_TAPS)
     wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT // 8)) if threads > 1 else 1
     row_tiles, row_blocks = _blocks(tiles, min(most, max(1, tiles * units // max(1, wanted))))
     block_panels, panel_blocks = _blocks(panels, panels * units * row_blocks // max(1, wanted))
@@ -381,8 +385,8 @@ def line_domain(w: Words, constants: Mapping[str, int], target: CpuTarget, threa
     if w["M"] == 0 or w["N"] == 0 or w["IMAGES"] == 0:
         return 0
     few = "CHANNELS" in constants
-    taps = w["KH"] * constants["LINE_TAPS"]
-    work = w["IMAGES"] * w["M"] * w["N"] * taps * constants["CHANNELS" if few else "GROUP"]
+    taps = w["KH"] * constants["LINE_TAPS"] * constants["CHANNELS" if few else "GROUP"]
+    work = w["IMAGES"] * w["M"] * w["N"] * (taps + (0 if few else OUTPUT_TAPS))
     wanted = min(threads * UNITS_PER_THREAD, work // (MIN_UNIT if few else MIN_UNIT // 8)) if threads > 1 else 1
     lines, panels = w["OH"], ceil_divide(w["N"], constants["NR"])
     w["LINES"], line_blocks = _blocks(lines, lines * w["IMAGES"] // max(1, wanted))

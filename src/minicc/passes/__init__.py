@@ -22,6 +22,7 @@ from minicc.passes.simplify import simplify
 from minicc.passes.specialise import specialise_ranks
 from minicc.passes.transposed_convolutions import phases_as_channels
 from minicc.passes.transposes import sink_transposes
+from minicc.passes.widen import widen_half
 from minicc.passes.zero_points import zero_points
 
 
@@ -41,6 +42,7 @@ PRECISION = Pass("reduced-precision", reduced_precision, rounds=True)
 EXPAND = Pass("expand", expand, Stage.EXPANDED)
 ZERO_POINTS = Pass("zero-points", zero_points)
 SIMPLIFY = Pass("simplify", simplify)
+WIDEN = Pass("widen-half", widen_half, rounds=True)
 RECOGNISE = Pass("recognise", recognise)
 FOLD_AFFINE = Pass("fold-affine", fold_affine)
 PHASES = Pass("phases-as-channels", phases_as_channels)
@@ -58,7 +60,7 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     first = Repeat((FOLD_SHAPES, *products, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     expanded = Repeat((*first.passes, ZERO_POINTS))
     layout = (PHASES, LAYOUT, SINK, RESIZE, first) if options.opt_level >= 2 else ()
-    return (first, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)
+    return (first, WIDEN, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)
 
 
 __all__ = ["default_pipeline"]

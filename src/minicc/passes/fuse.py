@@ -224,6 +224,8 @@ def refuse_to_absorb(node: Node, root: Node, region: set[Node]) -> str:
     if node.op.kind is Kind.REDUCE:
         if any(c.op.kind is Kind.INDEX for c in consumers):
             return "a reduction is read at computed positions"
+        if _is_reduced_again(node, region):
+            return "another reduction would compute it again for each of its terms"
         return _refuse_reduction(node, root, region)
     if root.op.kind is Kind.CONTRACT:
         return "a contraction reads its operands many times"
@@ -231,6 +233,27 @@ def refuse_to_absorb(node: Node, root: Node, region: set[Node]) -> str:
         if consumer.op.name in RESHAPES and not _splits_only(consumer) and node.op.name not in VIEWS:
             return "its reader merges axes"
     return ""
+
+
+def _is_reduced_again(node: Node, region: set[Node]) -> bool:
+    """Whether results of a reduction are terms of another one in the region."""
+    seen: set[Node] = set()
+    stack = [c for v in node.outputs for c in v.consumers() if c in region]
+    while stack:
+        reader = stack.pop()
+        if reader in seen:
+            continue
+        seen.add(reader)
+        source = reader.inputs[0]
+        if reader.op.kind is Kind.REDUCE and source is not None:
+            before, after = source.shape, reader.output.shape
+            if len(after) != len(before) or len(node.output.shape) != len(before):
+                return True
+            if any(a != b and mine != 1 for a, b, mine in zip(after, before, node.output.shape)):
+                return True
+            continue
+        stack += [c for v in reader.outputs for c in v.consumers() if c in region]
+    return False
 
 
 def _refuse_reduction(node: Node, root: Node, region: set[Node]) -> str:

@@ -56,6 +56,7 @@ class PassContext:
     channels_last: whether the target's convolutions want layout "NHWC".
     zero_points:   whether the target's integer products take zero points.
     resize_by_axis: whether the target gains when an interpolation is done axis by axis.
+    widen: whether models of 16-bit floats are computed in float32.
     row: elements of a template's row below which its epilogue is computed one element at a time; 0 where it always is.
     symbols:       sizes known outside the graph at hand (set while bodies are visited).
     """
@@ -68,6 +69,7 @@ class PassContext:
     zero_points: bool = True
     resize_by_axis: bool = True
     row: int = 0
+    widen: bool = True
     symbols: frozenset[str] = frozenset()
     rules: Counter[str] = field(default_factory=Counter)
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)

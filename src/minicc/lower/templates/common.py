@@ -23,6 +23,7 @@ FLOATS = (f32, f16, bf16)  # element types that templates compute in float32
 # Taps, stride and dilation along a line up to which kernels are compiled for them: so many weights stay in registers.
 MOST_TAPS, MOST_STEP, MOST_APART = 7, 2, 4
 OPERATIONS_PER_NS = 40  # of floats on one thread, for estimates of what a call costs
+BYTES_PER_NS = 64  # to and from a cache
 Constants = Mapping[str, int | float | str]
 
 
@@ -109,9 +110,10 @@ def emit(low: Lowering, node: Node, template: str, constants: Constants, values:
     touched = [w.buffer for w in words if w.buffer is not None]
     all_reads = tuple(dict.fromkeys(b for b in (*reads, *touched) if b not in written))
     kernel = TemplateKernel(template, tuple(sorted(constants.items())), body, (name or f"{template}_{node.op.name}")[:60].lower())
+    moved = low.traffic([b for b in (*all_reads, *written) if b not in aside])
     low.steps.append(KernelStep(
         low.kernels.number(kernel), tuple(words), 0, all_reads, tuple(dict.fromkeys(written)), node.origin,
-        cost or flops // OPERATIONS_PER_NS, flops=flops, bytes=low.traffic([b for b in (*all_reads, *written) if b not in aside]),
+        cost or flops // OPERATIONS_PER_NS + moved // BYTES_PER_NS, flops=flops, bytes=moved,
     ))  # fmt: skip
 
 
@@ -137,6 +139,11 @@ def operand_view(low: Lowering, value: Value, shape: Sequence[Dim], contiguous: 
 def contiguous_view(low: Lowering, value: Value, shape: Sequence[Dim]) -> tuple[int, Dim, tuple[Dim, ...]]:
     """As `float_view`, of the operand's own contiguous array, which is made where it has none."""
     return low.buffer(value), 0, _broadcast_strides(value.shape, shape)
+
+
+def rows_walk(strides: Sequence[Dim]) -> dict[int, Dim]:
+    """The axes along which rows of a product's left operand move; its last axis, of the sum, is none."""
+    return {axis: stride for axis, stride in enumerate(strides[:-1]) if stride != 0}
 
 
 def _broadcast_strides(own: Sequence[Dim], shape: Sequence[Dim]) -> tuple[Dim, ...]:

@@ -55,16 +55,20 @@ def lower_cuda_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
     shape = anchor.output.shape
     batch, m, n, k = shape[:-2], shape[-2], shape[-1], a.shape[-1]
     left = common.operand_view(low, a, (*batch, m, k), len(batch) + 1)
-    a_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(left[2][:-1]) if s != 0}
+    a_walk = common.rows_walk(left[2])
     found = low.view(b, (*batch, k, n)) if b.data is None else None
     if found is not None and (found[2][-2] == 1 or k == 1):
-        b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(found[2]) if s != 0 and axis != len(batch)}
+        b_walk = {axis: s for axis, s in enumerate(found[2]) if s != 0 and axis != len(batch)}
         space = common.epilogue(low, node, lead, [a_walk, b_walk], dtype=sums)
         if not isinstance(space, str):
             _emit_gemm(low, node, lead, left, (found[0], found[1], found[2][-1]), k, space, product(shape) * k * 2)
             return ""
     packed, strides, row = _rows_of_k(low, b, (*batch, k, n))
-    space = common.epilogue(low, node, lead, [a_walk, {axis: s for axis, s in enumerate(strides) if s != 0}], dtype=sums)
+    b_walk = {axis: s for axis, s in enumerate(strides) if s != 0}
+    space = common.epilogue(low, node, lead, [a_walk, b_walk], dtype=sums)
+    if isinstance(space, str) and low.is_inline(a):  # as for CPUs
+        left = common.contiguous_view(low, a, (*batch, m, k))
+        space = common.epilogue(low, node, lead, [common.rows_walk(left[2]), b_walk], dtype=sums)
     if isinstance(space, str):
         return space
     _emit_gemm(low, node, lead, left, (packed, 0, row), k, space, product(shape) * k * 2)

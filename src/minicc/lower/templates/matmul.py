@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from minicc.ir.dims import Dim, ceil_divide, product
@@ -27,10 +26,10 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
     b_buffer, b_strides, nr = _right_operand(low, node, b, (*batch, k, n))
     b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(b_strides) if s != 0}
     a_buffer, a_offset, a_strides = common.float_view(low, a, (*batch, m, k), len(batch) + 1)
-    space = common.epilogue(low, node, lead, [_walk(a_strides), b_walk])
+    space = common.epilogue(low, node, lead, [common.rows_walk(a_strides), b_walk])
     if isinstance(space, str) and low.is_inline(a):  # rows that lie too far apart, as those of windows of an image: copied
         a_buffer, a_offset, a_strides = common.contiguous_view(low, a, (*batch, m, k))
-        space = common.epilogue(low, node, lead, [_walk(a_strides), b_walk])
+        space = common.epilogue(low, node, lead, [common.rows_walk(a_strides), b_walk])
     if isinstance(space, str):
         return space
     (a0, a1, a_row), (b0, b1, _) = space.strides
@@ -42,11 +41,6 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
         space, (a_buffer, b_buffer), product(shape) * k * 2, results=(node.outputs if lead is not None else (anchor.output,)),
     )  # fmt: skip
     return ""
-
-
-def _walk(strides: Sequence[Dim]) -> dict[int, Dim]:
-    """The axes along which rows of the left operand move; its last axis, of the sum, is none."""
-    return {axis: stride for axis, stride in enumerate(strides[:-1]) if stride != 0}
 
 
 def _right_operand(low: Lowering, node: Node, b: Value, shape: tuple[Dim, ...]) -> tuple[int, tuple[Dim, ...], int]:
