@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,28 +124,22 @@ def verify(network: Network, path: Path) -> float:
     return worst
 
 
-def main() -> int:
-    """Export the chosen models; 1 if any fails."""
-    parser = argparse.ArgumentParser("benchmarks.export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.onnx")
-    parser.add_argument("--only", default=",".join(NAMES), help="comma-separated names; default all")
-    parser.add_argument("--layers", type=int, help="cap the depth of the transformers, for smaller files")
-    arguments = parser.parse_args()
+def prepare() -> None:
+    """Nothing is downloaded, and exporters' warnings are dropped."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    from benchmarks.networks import builders
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
+
+def write(known: Mapping[str, Callable[[], Network]], folder: Path) -> int:
+    """Export and verify networks, a line for each; 1 if any fails."""
+    folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    known = builders(arguments.layers)
-    for name in arguments.only.split(","):
-        if name not in known:
-            parser.error(f"unknown model {name}; known: {', '.join(NAMES)}")
-        path = arguments.out / f"{name}.onnx"
+    for name, build in known.items():
+        path = folder / f"{name}.onnx"
         start = time.perf_counter()
         try:
-            network = known[name]()
+            network = build()
             network.module.eval()
             export(network, path)
             worst = verify(network, path)
@@ -156,6 +151,23 @@ def main() -> int:
         size, seconds = path.stat().st_size / 1e6, time.perf_counter() - start
         print(f"{name:24} {size:7.1f} MB  differs from torch by {worst:.1e}  {seconds:.0f} s", flush=True)
     return 1 if failed else 0
+
+
+def main() -> int:
+    """Export the chosen models; 1 if any fails."""
+    parser = argparse.ArgumentParser("benchmarks.export", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.onnx")
+    parser.add_argument("--only", default=",".join(NAMES), help="comma-separated names; default all")
+    parser.add_argument("--layers", type=int, help="cap the depth of the transformers, for smaller files")
+    arguments = parser.parse_args()
+    prepare()
+    from benchmarks.networks import builders
+
+    known = builders(arguments.layers)
+    names = arguments.only.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown model {unknown[0]}; known: {', '.join(NAMES)}")
+    return write({name: known[name] for name in names}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from minicc.kernels import template as templates
 from minicc.lower.kernel import Kernel, TemplateKernel
 from minicc.lower.program import Buffer, KernelStep, Program
 from minicc.runtime.ahead import Ahead, Steps
-from minicc.runtime.context import Arenas, Array, Bound, Recent, Sizes, Words
+from minicc.runtime.context import FEW_WORDS, Arenas, Array, Bound, Recent, Sizes, Words
 from minicc.runtime.executor import GUARD, MAX_ROWS, MIN_STAGE_NS, ROW_WORDS, chunking
 from minicc.runtime.memory import Interval, Layout, MemoryPlan, layout, place
 from minicc.runtime.sizes import DimTable
@@ -144,6 +144,8 @@ class Segment:
         self.temporary_at = np.flatnonzero(is_temporary)
         self.external_at = np.flatnonzero(self._word_base >= first_external)
         self.external_base = self._word_base[self.external_at] - first_external
+        few = len(self.external_at) <= FEW_WORDS
+        self.few_words = tuple(zip(self.external_at.tolist(), self.external_base.tolist())) if few else ()
 
     def _index_templates(self, templates_at: Sequence[int], copies: Sequence[tuple[int, int]]) -> None:
         """Where the sizes of template calls lie, and of which (earlier, later) steps the later has the same."""

@@ -139,8 +139,7 @@ class Bound:
         self.external_at = segment.external_at
         self.external_base = segment.external_base
         self.external_offset = words[segment.external_at]
-        places = zip(self.external_at.tolist(), self.external_base.tolist(), self.external_offset.tolist())
-        self._places = tuple(places) if len(self.external_at) <= FEW_WORDS else ()
+        self._offsets = self.external_offset.tolist() if segment.few_words else ()
         self._idle: list[Context] = []
         self._without: dict[tuple[int, ...], NDArray[np.intp]] = {}
 
@@ -188,9 +187,9 @@ class Bound:
 
     def patch(self, context: Context, addresses: Sequence[int]) -> None:
         """Write the addresses of external buffers, in the order of `Segment.externals`, into the words."""
-        if self._places:
+        if self.segment.few_words:
             cells = context.cells
-            for at, buffer, offset in self._places:
+            for (at, buffer), offset in zip(self.segment.few_words, self._offsets):
                 cells[at] = addresses[buffer] + offset
         elif len(self.external_at):
             context.words[self.external_at] = np.array(addresses, np.int64)[self.external_base] + self.external_offset
