@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo --out DIR [--only NAME,NAME]
 
-Classifiers, detectors and segmentation of torchvision, timm's architectures, small configurations of transformers' and
+Classifiers and segmentation of torchvision, timm's architectures, small configurations of transformers' and
 diffusers' models, and a few written here. Weights are random, shapes fixed; nothing is downloaded. Run it in the
 environment of `benchmarks.export` with timm and diffusers in it; `benchmarks.cpu NAME ... --generated DIR` times them.
 """
@@ -26,7 +26,7 @@ from benchmarks.networks import SEED, Apply, Network, generator, load_torchvisio
 TORCHVISION = {
     "vit_b_32": 224, "swin_t": 224, "swin_v2_t": 224, "densenet121": 224, "googlenet": 224, "inception_v3": 299,
     "regnet_y_400mf": 224, "regnet_x_800mf": 224, "efficientnet_v2_s": 224, "maxvit_t": 224, "alexnet": 224,
-    "deeplabv3_mobilenet_v3_large": 224, "fcn_resnet50": 128, "retinanet_resnet50_fpn": 200, "fcos_resnet50_fpn": 200,
+    "deeplabv3_mobilenet_v3_large": 224, "fcn_resnet50": 128,
 }  # fmt: skip
 TIMM = {
     "mobilevit_s": 256, "mobilevitv2_050": 256, "levit_128": 224, "efficientformer_l1": 224, "ghostnet_100": 224,
@@ -95,22 +95,19 @@ def jittered(module: nn.Module) -> nn.Module:
     return module
 
 
-def network(module: nn.Module, *arguments: Any, exporter: str = "dynamo") -> Network:
+def network(module: nn.Module, *arguments: Tensor) -> Network:
     """A network of fixed shapes; inputs are numbered."""
     with torch.no_grad():
         jittered(module.eval())
     names = [f"x{number}" for number in range(len(arguments))]
-    return Network(module, arguments, names, ["y"], {}, exporter, 18 if exporter == "dynamo" else 17)
+    return Network(module, arguments, names, ["y"])
 
 
 def of_torchvision(name: str, size: int) -> Network:
-    """A classifier or segmentation of an image, or a detector of one, whose exporter is the older one."""
+    """A classifier or a segmentation of an image."""
     models = load_torchvision().models
     torch.manual_seed(SEED)
     settings: dict[str, Any] = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    if name.startswith(("retinanet", "fcos")):
-        module = models.get_model(name, weights=None, weights_backbone=None, min_size=size, max_size=256)
-        return network(module, [torch.rand(3, size, size, generator=generator(2))], exporter="legacy")
     if name.startswith(("deeplab", "fcn")):
         settings["weights_backbone"] = None
     module = models.get_model(name, weights=None, **settings)
