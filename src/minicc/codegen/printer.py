@@ -537,21 +537,23 @@ def print_loops(kernel: LoopKernel) -> tuple[BodyPrinter, list[str]]:
     return printer, ["def kernel(args, begin, end):", *top.lines]
 
 
-def _print_rows(printer: BodyPrinter, rank: int, vector: int) -> None:
-    """Rows of the domain, each with its inner loop, whole or in blocks."""
-    top = printer.scopes[0]
-    row = printer.open(range(rank - 1))
-    decode = []
+def print_places(top: Scope, row: Scope, rank: int) -> None:
+    """The places i0, i1, ... of a row along all axes but the last, from its number."""
     rest = "row"
     for axis in range(rank - 2, 0, -1):
         top.line(f"n{axis} = arg(args, {axis})")
-        decode += [f"i{axis} = {rest} % n{axis}", f"t{axis} = {rest} // n{axis}"]
+        row.line(f"i{axis} = {rest} % n{axis}")
+        row.line(f"t{axis} = {rest} // n{axis}")
         rest = f"t{axis}"
     if rank > 1:
-        decode.append(f"i0 = {rest}")
+        row.line(f"i0 = {rest}")
+
+
+def _print_rows(printer: BodyPrinter, rank: int, vector: int) -> None:
+    """Rows of the domain, each with its inner loop, whole or in blocks."""
+    top = printer.scopes[0]
+    print_places(top, printer.open(range(rank - 1)), rank)
     top.line(f"n = arg(args, {vector})")
-    for text in decode:
-        row.line(text)
     blocked = printer.blocked_reductions(vector)
     begin, end = ("begin", "end") if rank == 1 else ("0", "n")
     if not blocked:

@@ -7,7 +7,7 @@ Short rows: their length is part of the code, so that LLVM unrolls them and make
 
 from __future__ import annotations
 
-from minicc.codegen.printer import INDENT, BodyPrinter
+from minicc.codegen.printer import INDENT, BodyPrinter, print_places
 from minicc.ir.expr import Expr, walk
 from minicc.ir.types import f32
 from minicc.lower.kernel import LoopKernel
@@ -37,14 +37,8 @@ def print_blocks(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[str]
     printer = BodyPrinter(kernel.body, kernel.rank, {axis: f"i{axis}" for axis in range(line)} | {line: "i", last: "j"})
     top = printer.open([])
     outer = printer.open(range(line))
-    rest = "row"
-    for axis in range(line, 0, -1):
-        top.line(f"n{axis} = arg(args, {axis})")
-        outer.line(f"{'first' if axis == line else f'i{axis}'} = {rest} % n{axis}")
-        outer.line(f"t{axis} = {rest} // n{axis}")
-        rest = f"t{axis}"
-    outer.line(f"{'i0' if line else 'first'} = {rest}")
-    outer.line(f"h = {f'min(n{line} - first, end - row)' if line else 'end - row'}")
+    print_places(top, outer, kernel.rank)
+    outer.line(f"h = {f'min(n{line} - i{line}, end - row)' if line else 'end - row'}")
     if kernel.short:
         _print_lines(printer, kernel, "j", str(kernel.short))
     else:
@@ -62,7 +56,8 @@ def print_blocks(kernel: LoopKernel, lanes: int) -> tuple[BodyPrinter, list[str]
 
 
 def _print_lines(printer: BodyPrinter, kernel: LoopKernel, variable: str, extent: str, *head: str) -> None:
-    printer.open([kernel.rank - 2]).line("i = first + l")
+    line = kernel.rank - 2
+    printer.open([line]).line(f"i = i{line} + l")
     inner = printer.open([kernel.rank - 1])
     for text in head:
         inner.line(text)
@@ -80,7 +75,7 @@ def _stage(printer: BodyPrinter, load: Expr, lanes: int, line: int) -> str:
     printer.scopes[0].line(f"{name} = stack_{stack}({LINES * COLUMNS})")
     printer.imports |= {f"stack_{stack}", "ld_scratch"}
     named, whole = dict(printer.variables), dtype == f32
-    printer.variables |= {line: "first", last: "j0"} if whole else {line: "(first + l)", last: "(j0 + m)"}
+    printer.variables |= {line: f"i{line}", last: "j0"} if whole else {line: f"(i{line} + l)", last: "(j0 + m)"}
     printer.open([line, last])
     if whole:
         pointer, at, step = printer.pointer(number), printer.offset(number), printer.stride(number, last)

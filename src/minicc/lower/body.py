@@ -111,8 +111,7 @@ def _is_short(extent: Dim) -> bool:
 
 def _runs_along_source(write: Write, axes: Sequence[int], extents: Sequence[Dim]) -> bool:
     """Whether a copy writes rows of a few elements, such as pixels of three channels, and reads long ones."""
-    last = extents[axes[-1]]
-    if write.value.op != "load" or not isinstance(last, int) or last > SHORT_ROW:
+    if write.value.op != "load" or not _is_short(extents[axes[-1]]):
         return False
     source = affine(write.value.args[0])
     return source.rest is None and source.strides.get(axes[-1]) != 1 and source.strides.get(axes[-2]) == 1

@@ -91,7 +91,7 @@ def has_loops(node: Node) -> bool:
 def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken: set[Node], row: int) -> list[Node]:
     """The anchor and the pointwise ops after it, as many as leave a single value escaping."""
     shape = anchor.output.tensor.shape
-    cheap = _is_narrow(anchor.output, row)
+    narrow = _is_narrow(anchor.output, row)
     if any(v.uses for v in anchor.outputs[1:]) or anchor.output in graph.outputs:
         return [anchor]
     region = [anchor]
@@ -101,7 +101,7 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
         inside = set(region)
         candidates = [
             node for member in region for node in member.output.consumers()
-            if node not in inside and node not in taken and _fits_epilogue(node, shape) and not (cheap and is_expensive(node))
+            if node not in inside and node not in taken and _fits_epilogue(node, shape) and not (narrow and is_expensive(node))
         ]  # fmt: skip
         candidates = [node for node in dict.fromkeys(candidates) if not _depends_on(node, inside, anchor, position)]
         if not candidates:

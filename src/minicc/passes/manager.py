@@ -56,8 +56,8 @@ class PassContext:
     channels_last: whether the target's convolutions want layout "NHWC".
     zero_points:   whether the target's integer products take zero points.
     resize_by_axis: whether the target gains when an interpolation is done axis by axis.
-    widen: whether models of 16-bit floats are computed in float32.
-    row: elements of a template's row below which its epilogue is computed one element at a time; 0 where it always is.
+    row:           elements of a template's row below which its epilogue is computed one by one; 0 where that never matters.
+    widen:         whether models of 16-bit floats are computed in float32.
     symbols:       sizes known outside the graph at hand (set while bodies are visited).
     """
 

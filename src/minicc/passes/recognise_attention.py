@@ -137,6 +137,7 @@ def _masked_windows(b: Builder, chain: Chain, value: Value) -> tuple[Value, Valu
 
 
 def _masked_scores(b: Builder, chain: Chain, value: Value) -> Scores | Refusal | None:
+    """Scores with one mask, added or in their place."""
     where = chain.producer(value, "Where")
     if where is not None:
         found = _replaced(b, where)
@@ -186,8 +187,8 @@ def _scaled_product(b: Builder, chain: Chain, value: Value | None) -> tuple[Valu
         return None
     chain.take(product)
     query, keys = product.inputs
-    if of_heads is not None and query is not None:
-        return (b.op("Mul", query, of_heads), keys, scale) if keys is not None else None
+    if of_heads is not None and query is not None and keys is not None:
+        return b.op("Mul", query, of_heads), keys, scale
     query, of_query = _unscaled_below_views(b, chain, query)
     keys, of_keys = _unscaled_below_views(b, chain, keys)
     if query is None or keys is None:

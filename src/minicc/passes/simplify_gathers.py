@@ -16,7 +16,7 @@ from minicc.ir.dims import Dim, product
 from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.rewrite import Result, const, op, refuse, rule, var
 from minicc.passes.common import has_shape
-from minicc.passes.simplify_views import RESHAPES, reshape_to
+from minicc.passes.simplify_views import RESHAPES, reshape_to, sliced
 
 # Nodes that are looked through for one tensor of positions.
 MOST_NODES = 64
@@ -206,11 +206,6 @@ def _columns(indices: Value) -> list[Positions] | None:
     return known if known and len(known) == len(found) else None
 
 
-def rows_of(b: Builder, x: Value, axis: int, first: int, stop: int, step: int = 1) -> Value:
-    """Slice x[..., first:stop:step, ...] along an axis."""
-    return b.op("Slice", x, *(b.constant(np.array([v], dtype=np.int64)) for v in (first, stop, axis, step)))
-
-
 @rule("gather-range", op("Gather", var("x"), const("indices"), name="node"))
 def gather_range(b: Builder, x: Value, indices: Value, node: Node) -> Result:
     """Gathering an ascending range of constant positions is a Slice, and so is gathering a single one of several axes."""
@@ -222,11 +217,11 @@ def gather_range(b: Builder, x: Value, indices: Value, node: Node) -> Result:
         step = places[1] - places[0]
         if step <= 0 or places[0] < 0 or places != list(range(places[0], places[-1] + 1, step)):
             return refuse("the positions are not a range")
-        return rows_of(b, x, axis, places[0], places[-1] + 1, step)
+        return sliced(b, x, {axis: (places[0], places[-1] + 1, step)})
     size, (place,) = x.shape[axis], places
     if len(x.shape) < 2 or not isinstance(size, int) or not -size <= place < size or not has_shape(node.output):
         return None  # of a vector there is nothing to be read in place
-    return reshape_to(b, rows_of(b, x, axis, place % size, place % size + 1), node.output.shape)
+    return reshape_to(b, sliced(b, x, {axis: (place % size, place % size + 1, 1)}), node.output.shape)
 
 
 @rule("scatter-range", op("ScatterND", var("x"), var("indices"), var("updates"), name="node"))
@@ -242,9 +237,9 @@ def scatter_range(b: Builder, x: Value, indices: Value, updates: Value, node: No
     first, steps = columns[0].start, columns[0].steps
     if not isinstance(first, int) or first < 0 or first + count > size or (count > 1 and steps[0] != 1):
         return None
-    parts = [rows_of(b, x, 0, 0, first)] if first else []
+    parts = [sliced(b, x, {0: (0, first, 1)})] if first else []
     parts.append(updates)
-    parts += [rows_of(b, x, 0, first + count, size)] if first + count < size else []
+    parts += [sliced(b, x, {0: (first + count, size, 1)})] if first + count < size else []
     return parts[0] if len(parts) == 1 else b.op("Concat", *parts, axis=0)
 
 

@@ -6,6 +6,8 @@ merge.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from minicc.ir.dims import Dim, SymbolicDim, symbols_of
@@ -106,6 +108,12 @@ def merge_expands(b: Builder, inner: Node, outer: Node, _: Value) -> Result:
     return b.op("Expand", x, b.shape(list(outer.output.shape)))
 
 
+def sliced(b: Builder, x: Value | None, bounds: Mapping[int, tuple[int, int, int]]) -> Value:
+    """A slice with (start, end, step) by axis."""
+    columns = zip(*((start, end, axis, step) for axis, (start, end, step) in sorted(bounds.items())))
+    return b.op("Slice", x, *(b.constant(np.array(column, dtype=np.int64)) for column in columns))
+
+
 @rule("slice-of-slice", op("Slice", name="outer"))
 def slice_of_slice(b: Builder, outer: Node) -> Result:
     """Two slices of different axes with plain bounds are one."""
@@ -115,12 +123,7 @@ def slice_of_slice(b: Builder, outer: Node) -> Result:
     first, second = _plain_slice(inner), _plain_slice(outer)
     if first is None or second is None or set(first) & set(second):
         return None
-    merged = {**first, **second}
-    columns = [
-        list(column)
-        for column in zip(*((*bounds[:2], axis, bounds[2]) for axis, bounds in sorted(merged.items())))
-    ]
-    return b.op("Slice", inner.inputs[0], *(b.constant(np.array(c, dtype=np.int64)) for c in columns))
+    return sliced(b, inner.inputs[0], {**first, **second})
 
 
 @rule("slice-of-concat", op("Slice", name="outer"))
@@ -144,9 +147,7 @@ def slice_of_concat(b: Builder, outer: Node) -> Result:
     before = 0
     for value, size in zip(inner.inputs, known):
         if before <= start < end <= before + size:
-            moved = sorted({**bounds, axis: (start - before, end - before, 1)}.items())
-            columns = zip(*((*place[:2], number, place[2]) for number, place in moved))
-            return b.op("Slice", value, *(b.constant(np.array(c, dtype=np.int64)) for c in columns))
+            return sliced(b, value, {**bounds, axis: (start - before, end - before, 1)})
         before += size
     return None
 

@@ -308,7 +308,6 @@ class _ShortWay:
         self.program, self.executor = runner.program, runner.executor
         self.segment = runner.segments[0]
         position = {b: i for i, b in enumerate(self.segment.externals)}
-        self.externals = len(position)
         self.inputs = [(position[b], i) for i, b in enumerate(self.program.inputs) if b in position]
         self.output_order = [self.segment.outputs.index(b) for b in self.program.outputs]
         self.output_positions = [position[b] for b in self.program.outputs]
@@ -353,7 +352,7 @@ class _ShortWay:
             outputs.append(np.empty(shape, dtype) if array is None else array)
         context = bound.acquire()
         try:
-            addresses = [0] * self.externals
+            addresses = [0] * len(self.segment.externals)
             for position, i in self.inputs:
                 addresses[position] = address_of(arrays[i])
             for position, output in zip(self.output_positions, outputs):

@@ -49,22 +49,23 @@ def _list(ports: Sequence[Port]) -> str:
     return "the outputs are " + ", ".join(map(str, ports))
 
 
+def _what(port: Port, module: str) -> str:
+    return f"out for output {port.name!r} of {module!r}"
+
+
 def _check_kind(array: Any, port: Port, module: str) -> None:
-    fits = type(array) is np.ndarray and isinstance(port.type, TensorType) and array.dtype == port.type.dtype.numpy
-    if fits and array.flags.carray:  # writeable, aligned and in C order, as nearly always
-        return
-    what = f"out for output {port.name!r} of {module!r}"
     if not isinstance(port.type, TensorType):
-        raise InputError(f"{what} is given, but the output is no tensor", hint="give None for it")
+        raise InputError(f"{_what(port, module)} is given, but the output is no tensor", hint="give None for it")
     if not isinstance(array, np.ndarray):
-        raise InputError(f"{what} is a {type(array).__name__}", hint=f"give a numpy array of type {port.type}")
+        raise InputError(f"{_what(port, module)} is a {type(array).__name__}", hint=f"give a numpy array of type {port.type}")
     if array.dtype != port.type.dtype.numpy:
-        raise InputError(f"{what} has type {array.dtype}, expected {port.type}", hint="results are not cast")
+        raise InputError(f"{_what(port, module)} has type {array.dtype}, expected {port.type}", hint="results are not cast")
+    if array.flags.carray:  # writeable, aligned and in C order
+        return
     if not array.flags.writeable:
-        raise InputError(f"{what} is read-only")
-    if not array.flags.c_contiguous or not array.flags.aligned:
-        raise InputError(f"{what} is not contiguous", why=f"strides {array.strides} of shape {list(array.shape)}",
-                         hint="give an array in C order, such as numpy.empty makes")  # fmt: skip
+        raise InputError(f"{_what(port, module)} is read-only")
+    raise InputError(f"{_what(port, module)} is not contiguous", why=f"strides {array.strides} of shape {list(array.shape)}",
+                     hint="give an array in C order, such as numpy.empty makes")  # fmt: skip
 
 
 def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], names: Sequence[str], module: str,
@@ -84,7 +85,7 @@ def check_memory(given: Given, ports: Sequence[Port], inputs: Sequence[Any], nam
             update = next((u for u in updates if (u.input, u.output) == (i, number)), None)
             if update is None or update.reason or not _is_same(array, other):
                 what = f"{'input' if i >= 0 else 'out for output'} {source!r}"
-                raise _shares(f"out for output {port.name!r} of {module!r} shares memory with {what}", update, i)
+                raise _shares(f"{_what(port, module)} shares memory with {what}", update, i)
             wanted.append(update)
         read.append((port.name, -1, array))
     return wanted
@@ -106,7 +107,7 @@ def _is_same(array: Array, other: Array) -> bool:
 def check_shape(array: Array, shape: tuple[int, ...], port: Port, module: str) -> None:
     """Raise InputError unless a given array has the shape of the result."""
     if array.shape != shape:
-        raise InputError(f"out for output {port.name!r} of {module!r} has shape {list(array.shape)}",
+        raise InputError(f"{_what(port, module)} has shape {list(array.shape)}",
                          why=f"the result has shape {list(shape)}", hint=f"give an array of type {port.type}")  # fmt: skip
 
 
