@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import minicc
-from minicc.errors import ResourceLimitError
+from minicc.errors import InputError, ResourceLimitError
 from minicc.ir.dims import Dim, evaluate, maximum, minimum, symbol
-from minicc.runtime.sizes import DimTable
+from minicc.ir.types import TensorType, f32
+from minicc.runtime.signature import Signature, ports
+from minicc.runtime.sizes import DimTable, ShapePattern
 
 NAMES = ("a", "b", "c")
 OPERATIONS = (
@@ -28,6 +30,33 @@ dims = st.recursive(
     lambda inner: st.builds(lambda f, x, y: f(x, y), st.sampled_from(OPERATIONS), inner, inner),
     max_leaves=8,
 )
+
+
+few_dims = st.sampled_from(NAMES).map(symbol) | st.integers(0, 3) | st.sampled_from([symbol("a") * 2, symbol("b") + symbol("a")])
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_sizes_read_from_shapes(data: st.DataObject) -> None:
+    """The pattern takes what the strict check takes, and reads the same sizes; that it refuses is told by the check's error."""
+    declared = data.draw(st.lists(st.none() | st.lists(few_dims, max_size=3), min_size=1, max_size=4))
+    sizes = {name: data.draw(st.integers(0, 3)) for name in NAMES}
+    shapes = [tuple(evaluate(d, sizes) for d in shape or ()) for shape in declared]
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(shapes) - 1))
+        shapes[at] = data.draw(st.lists(st.integers(0, 3), max_size=3).map(tuple))
+    types = [TensorType(f32, None if shape is None else tuple(shape)) for shape in declared]
+    signature = Signature("m", ports([f"x{i}" for i in range(len(types))], types))
+    arrays = [np.empty(shape, np.float32) for shape in shapes]
+    found = ShapePattern(declared).sizes(shapes)
+    try:
+        expected = signature.check(arrays)
+    except InputError:
+        assert found is None
+        with pytest.raises(InputError):
+            signature.sizes(arrays)
+    else:
+        assert found == expected == signature.sizes(arrays)
 
 
 @given(st.lists(dims, max_size=12), st.lists(st.integers(0, 300) | st.integers(0, 1 << 40), min_size=3, max_size=3))

@@ -8,12 +8,16 @@ here is left to the call that needs it, which fails in its own words.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import SimpleQueue
 
 from minicc.errors import MiniccError
+
+# After each task, for calls that wait for the interpreter; without a pause this thread would be the first to take it again.
+PAUSE_S = 50e-6
 
 Key = tuple[int, ...]
 Task = Callable[[], object]
@@ -27,8 +31,8 @@ class Ahead:
         self._lock = threading.Lock()
         self._started = False
 
-    def submit(self, task: Task) -> None:
-        """Run a task soon. What it raises of ours is dropped."""
+    def submit(self, tasks: Iterable[Task]) -> None:
+        """Run tasks soon. What they raise of ours is dropped."""
         with self._lock:
             if not self._started:
                 self._started = True
@@ -36,7 +40,8 @@ class Ahead:
                 with suppress(RuntimeError):  # the system grants no more threads, or Python is shutting down
                     thread.start()
                     weakref.finalize(self, self._tasks.put, None)
-        self._tasks.put(task)
+        for task in tasks:
+            self._tasks.put(task)
 
 
 def _serve(tasks: SimpleQueue[Task | None]) -> None:
@@ -44,6 +49,7 @@ def _serve(tasks: SimpleQueue[Task | None]) -> None:
         with suppress(MiniccError):
             task()
         del task  # it holds the module
+        time.sleep(PAUSE_S)
 
 
 class Steps:
@@ -53,11 +59,12 @@ class Steps:
         self._last: Key = ()
         self._step: Key = ()
 
-    def next(self, key: Key) -> Key | None:
-        """The next sizes where the last two steps to `key` were the same one, all sizes at least 1."""
+    def next(self, key: Key, count: int) -> list[Key]:
+        """The next `count` sizes where the last two steps to `key` were the same one; only those of at least 1."""
         if key == self._last:
-            return None
-        step = tuple(b - a for a, b in zip(self._last, key)) if self._last else ()
-        guess = tuple(a + b for a, b in zip(key, step)) if step and step == self._step else None
+            return []
+        step = tuple([b - a for a, b in zip(self._last, key)]) if self._last else ()
+        even = bool(step) and step == self._step
         self._last, self._step = key, step
-        return guess if guess is not None and min(guess) > 0 else None
+        guesses = [tuple([a + b * n for a, b in zip(key, step)]) for n in range(1, count + 1)] if even else []
+        return [guess for guess in guesses if min(guess) > 0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from math import prod
 from typing import Any
@@ -34,6 +35,8 @@ from minicc.targets.parse import Target
 
 # Bound shapes kept per segment.
 KEPT_SHAPES = 16
+# How many calls to come are bound at a time: waking the thread that does it is most of what it costs the present call.
+STEPS_AHEAD = 4
 # Chosen blocks of template calls kept per segment.
 KEPT_BLOCKINGS = 1024
 
@@ -205,11 +208,13 @@ class Segment:
                 where=", ".join(self.steps[0].origin),
             ) from None
         found = self.recent.get(key, lambda: self.bind(sizes))
-        coming = self._calls.next(key)
-        if coming is not None:
-            later = dict(zip(self.symbols, coming))
-            self.machine.ahead.submit(lambda: self.recent.get(coming, lambda: self.bind(later)).prepare())
+        coming = self._calls.next(key, STEPS_AHEAD)
+        if coming and self.recent.find(coming[0]) is None:
+            self.machine.ahead.submit([partial(self._bind_ahead, later) for later in coming])
         return found
+
+    def _bind_ahead(self, key: tuple[int, ...]) -> None:
+        self.recent.get(key, lambda: self.bind(dict(zip(self.symbols, key)))).prepare()
 
     def bind(self, sizes: Sizes) -> Bound:
         """Evaluate words, place memory, cut into chunks.

@@ -35,21 +35,33 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """A mapping that keeps the values used last; `get` makes a missing value, once, under a lock."""
+    """A mapping that keeps the values used last; `get` makes a missing value, once, and lets those pass who find theirs."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._values: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the mapping, held for a moment
+        self._making = threading.Lock()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
+        found = self.find(key)
+        if found is not None:
+            return found
+        with self._making:
+            found = self.find(key)  # another thread may have made it meanwhile
+            if found is None:
+                found = make()
+                with self._lock:
+                    self._values[key] = found
+                    if len(self._values) > self._capacity:
+                        self._values.popitem(last=False)
+            return found
+
+    def find(self, key: K) -> V | None:
+        """The value, which is then the one used last; None where there is none."""
         with self._lock:
             value = self._values.get(key)
-            if value is None:
-                value = self._values[key] = make()
-                if len(self._values) > self._capacity:
-                    self._values.popitem(last=False)
-            else:
+            if value is not None:
                 self._values.move_to_end(key)
             return value
 
@@ -73,14 +85,18 @@ class Arenas:
 
     def __init__(self) -> None:
         self._idle: list[Arena] = []
+        self.likely = 0  # the address of the arena that was taken last
 
     def take(self, size: int) -> Arena:
-        """An arena of at least that size. One that is too small is let go."""
+        """An arena of at least that size; where the idle one is too small, a new one with a quarter to spare."""
         try:
             arena = self._idle.pop()
         except IndexError:
-            return Arena(size)
-        return arena if arena.size >= size else Arena(size)
+            arena = Arena(size)
+        if arena.size < size:
+            arena = Arena(size + size // 4)
+        self.likely = arena.address
+        return arena
 
     def give(self, arena: Arena) -> None:
         """Keep an arena for the next run."""
@@ -151,8 +167,7 @@ class Bound:
             context = self._new_context()
         arena = context.arena = self.segment.arenas.take(self.plan.arena_bytes)
         if context.base != arena.address:
-            context.words[self.segment.temporary_at] += arena.address - context.base
-            context.base = arena.address
+            self._move(context, arena.address)
         if self.exports and context.viewed is not arena:
             context.viewed = arena
             memory = arena.memory
@@ -176,9 +191,16 @@ class Bound:
         return context.rows[kept]
 
     def prepare(self) -> None:
-        """Have a context ready for the next caller."""
+        """Have a context ready for the next caller, whose arena will likely be the one that is used now."""
         if not self._idle:
-            self._idle.append(self._new_context())
+            context = self._new_context()
+            self._move(context, self.segment.arenas.likely)
+            self._idle.append(context)
+
+    def _move(self, context: Context, base: int) -> None:
+        """Have the words of temporaries count from another address."""
+        context.words[self.segment.temporary_at] += base - context.base
+        context.base = base
 
     def _new_context(self) -> Context:
         words, rows = self.words.copy(), self.rows.copy()

@@ -20,8 +20,8 @@ from minicc.lower.program import ControlStep, HostStep, KernelStep, Program, Ste
 from minicc.options import Options
 from minicc.runtime.bind import KEPT_SHAPES, Machine, Segment, address_of
 from minicc.runtime.code import Code
-from minicc.runtime.context import Array, Bound
-from minicc.runtime.engine import ControlRunner, HostRunner, Item, Other, Runner, bind_sizes
+from minicc.runtime.context import Array, Bound, Sizes
+from minicc.runtime.engine import ControlRunner, HostRunner, Item, Other, Runner
 from minicc.runtime.executor import Executor
 from minicc.runtime.outputs import Given, check_memory, check_shape, copied, given_outputs
 from minicc.runtime.signature import Port, Signature, ports
@@ -119,7 +119,7 @@ class CompiledModule:
         updates = check_memory(given, self.outputs, arrays, names, name, self.program.updates)
         entry = self._entry(arrays)
         if updates and isinstance(entry, Sliced):
-            entry = self._short.whole(arrays)
+            entry = self._short.segment.bound(self.signature.sizes(arrays))
         for array, shape, port in zip(given, self._short.shapes(entry), self.outputs):
             if array is not None:
                 check_shape(array, shape, port, name)
@@ -213,8 +213,7 @@ class CompiledModule:
         shapes = tuple([array.shape for array in arrays])
         entry = self._short.by_shapes.get(shapes)
         if entry is None:
-            self.signature.check(arrays)
-            entry = self._short.bind(shapes, arrays)
+            entry = self._short.bind(shapes, self.signature.sizes(arrays))
         return entry
 
     def _ready(self, items: Sequence[Any]) -> Sequence[Any]:
@@ -313,21 +312,8 @@ class _ShortWay:
         self.output_positions = [position[b] for b in self.program.outputs]
         self.by_shapes: dict[Shapes, Bound | Sliced] = {}
 
-    def _sizes(self, arrays: Sequence[Array]) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for type_, array, name in zip(
-            self.program.input_types, arrays, self.program.input_names or [""] * len(arrays)
-        ):
-            assert isinstance(type_, TensorType)  # see _is_short
-            bind_sizes(type_, array, sizes, name)
-        return sizes
-
-    def whole(self, arrays: Sequence[Array]) -> Bound:
-        """Bound for all rows at once."""
-        return self.segment.bound(self._sizes(arrays))
-
-    def bind(self, shapes: Shapes, arrays: Sequence[Array]) -> Bound | Sliced:
-        sizes = self._sizes(arrays)
+    def bind(self, shapes: Shapes, sizes: Sizes) -> Bound | Sliced:
+        """The segment for inputs of these shapes, which show these sizes."""
         bound = sliced(self.program, self.segment, self.executor, sizes) or self.segment.bound(sizes)
         if len(self.by_shapes) >= KEPT_SHAPES:
             self.by_shapes = {}

@@ -16,6 +16,7 @@ import numpy as np
 from minicc.errors import InputError
 from minicc.ir.dims import Dim, bare_symbol, evaluate
 from minicc.ir.types import DType, OpaqueType, TensorType, Type, dtype_of, string
+from minicc.runtime.sizes import ShapePattern
 
 
 class Port(NamedTuple):
@@ -54,6 +55,7 @@ class Signature:
     def __init__(self, name: str, inputs: Sequence[Port]) -> None:
         self.name, self.inputs = name, tuple(inputs)
         self._position = {port.name: i for i, port in enumerate(inputs)}
+        self._pattern = ShapePattern([p.type.shape if isinstance(p.type, TensorType) else None for p in inputs])
         self.dtypes = tuple(p.type.dtype.numpy if isinstance(p.type, TensorType) else None for p in inputs)
 
     def has(self, name: str) -> bool:
@@ -94,8 +96,13 @@ class Signature:
         """As `arrays`, one of them."""
         return self._array(item, self.inputs[position])
 
-    def check(self, arrays: Sequence[Any]) -> None:
-        """Raise InputError unless all sizes fit the declared shapes, with one value per symbol."""
+    def sizes(self, arrays: Sequence[Any]) -> dict[str, int]:
+        """The same as `check`, quickly where all fit."""
+        found = self._pattern.sizes([array.shape for array in arrays])
+        return self.check(arrays) if found is None else found
+
+    def check(self, arrays: Sequence[Any]) -> dict[str, int]:
+        """The size of every symbol. Raises InputError unless all fit the declared shapes, with one value per symbol."""
         sizes: dict[str, tuple[int, str]] = {}
         for array, port in zip(arrays, self.inputs):
             if isinstance(port.type, TensorType) and port.type.shape is not None:
@@ -105,6 +112,7 @@ class Signature:
             if isinstance(port.type, TensorType) and port.type.shape is not None:
                 for axis, dim in enumerate(port.type.shape):
                     self._check_expression(array, port, axis, dim, values)
+        return values
 
     def _array(self, item: Any, port: Port) -> Any:
         type_ = port.type

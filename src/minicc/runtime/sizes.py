@@ -1,27 +1,78 @@
-"""The distinct dimensions of a segment, all evaluated at once for given sizes.
+"""Sizes from shapes, and dimensions from sizes: what a call with new sizes evaluates, prepared so that it is quick.
 
-A dimension is a polynomial over atoms, which are symbols or functions of other dimensions. Atoms are evaluated one
-by one; the polynomials of all dimensions are then summed by a few array operations. Nothing here knows what the
-dimensions are used for.
+`ShapePattern` reads the sizes that given shapes show. `DimTable` evaluates the distinct dimensions of a segment at once: a
+dimension is a polynomial over atoms, which are symbols or functions of other dimensions; atoms are evaluated one by one, the
+polynomials of all dimensions are then summed by a few array operations. Nothing here knows what the dimensions are used for,
+and what does not fit is only told from what does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicc.errors import ResourceLimitError
-from minicc.ir.dims import Atom, Dim, SymbolicDim, evaluate, symbols_of
+from minicc.errors import ResourceLimitError, ShapeError
+from minicc.ir.dims import Atom, Dim, SymbolicDim, bare_symbol, evaluate, symbols_of
 
 Values = NDArray[np.int64]
 Sizes = Mapping[str, int]
 
 # Sums whose parts stay below this are right in 64 bits, whatever the rounding of the float64 they are compared in.
 SAFE = float(1 << 61)
+
+
+class ShapePattern:
+    """Declared shapes of several arrays in order, prepared for reading sizes from the shapes of arrays that are given.
+
+    declared: a shape for each array, None for one of any shape.
+    """
+
+    def __init__(self, declared: Sequence[Sequence[Dim] | None]) -> None:
+        dims = [dim for shape in declared for dim in shape or ()]
+        self._ranks = [None if shape is None else len(shape) for shape in declared]
+        first: dict[str, int] = {}
+        again: list[tuple[int, int]] = []  # places that hold the size at an earlier place
+        fixed: list[tuple[int, int]] = []
+        self._expressions: list[tuple[int, Dim]] = []
+        for place, dim in enumerate(dims):
+            name = None if isinstance(dim, int) else bare_symbol(dim)
+            if isinstance(dim, int):
+                fixed.append((place, dim))
+            elif name is None:
+                self._expressions.append((place, dim))
+            elif first.setdefault(name, place) != place:
+                again.append((place, first[name]))
+        self._names, self._sizes = tuple(first), _places(first.values())
+        self._fixed, self._fixed_values = _places(p for p, _ in fixed), tuple(value for _, value in fixed)
+        self._again, self._earlier = _places(p for p, _ in again), _places(p for _, p in again)
+
+    def sizes(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int] | None:
+        """The value of every bare symbol; None where some shape does not fit or a size cannot be told."""
+        known = [shape for shape, rank in zip(shapes, self._ranks) if rank is not None]
+        if [len(shape) for shape in known] != [rank for rank in self._ranks if rank is not None]:
+            return None
+        flat = tuple(chain.from_iterable(known))
+        if self._fixed(flat) != self._fixed_values or self._again(flat) != self._earlier(flat):
+            return None
+        sizes = dict(zip(self._names, self._sizes(flat)))
+        try:
+            fits = all(evaluate(dim, sizes) == flat[place] for place, dim in self._expressions)
+        except (KeyError, ShapeError):
+            return None
+        return sizes if fits else None
+
+
+def _places(numbers: Iterable[int]) -> Callable[[Sequence[int]], tuple[int, ...]]:
+    """What takes the numbers at these places out of a sequence."""
+    places = tuple(numbers)
+    if len(places) < 2:  # an itemgetter of one gives no tuple
+        return lambda flat: tuple([flat[place] for place in places])
+    return itemgetter(*places)
 
 
 class Polynomials(NamedTuple):

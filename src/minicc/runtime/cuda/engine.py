@@ -248,7 +248,7 @@ class DeviceRunner(Runner):
         return len(self.parts) == 1 and bool(self.segments) and set(self.program.outputs) <= set(self.segments[0].outputs)
 
     def run_on_device(self, items: Sequence[Any], names: Sequence[str], dtypes: Sequence[Any],
-                      check: Callable[[Sequence[Any]], None]) -> list[DeviceArray]:  # fmt: skip
+                      check: Callable[[Sequence[Any]], object]) -> list[DeviceArray]:  # fmt: skip
         """As `run`, for a program that `stays`, without waiting for the device; items may also be arrays of the host."""
         device, program = self.shared.device, self.program
         try:
@@ -282,7 +282,7 @@ class DeviceRunner(Runner):
         finally:
             self._streams.append(stream)
 
-    def hold(self, items: Sequence[Any], names: Sequence[str], dtypes: Sequence[Any], check: Callable[[Sequence[Any]], None],
+    def hold(self, items: Sequence[Any], names: Sequence[str], dtypes: Sequence[Any], check: Callable[[Sequence[Any]], object],
              handle: int) -> Replay:  # fmt: skip
         """A replay for the sizes of these items, which its inputs hold at first. handle: of the stream it runs on."""
         device, program, number = self.shared.device, self.program, self.shared.number
@@ -304,7 +304,7 @@ class DeviceRunner(Runner):
                    for b in program.outputs]  # fmt: skip
         return Replay(inputs, outputs, partial(plan.replay, stream), partial(device.wait, stream), (plan, self.shared))
 
-    def _plan_of(self, arrays: Sequence[Any], check: Callable[[Sequence[Any]], None]) -> tuple[Plan, dict[int, Array]]:
+    def _plan_of(self, arrays: Sequence[Any], check: Callable[[Sequence[Any]], object]) -> tuple[Plan, dict[int, Array]]:
         """The plan for the sizes of arrays, wherever they are, and what its outputs look like."""
         # Checks look at shapes and types only: arrays of the host that have them and no memory stand for the others.
         shown = [np.broadcast_to(np.empty((), a.dtype), a.shape) if isinstance(a, Foreign) else a for a in arrays]
