@@ -12,6 +12,7 @@ from minicc.passes.fold import fold_constants, fold_shape_values
 from minicc.passes.fold_affine import fold_affine
 from minicc.passes.fuse import fuse
 from minicc.passes.layout import choose_layout
+from minicc.passes.loops import loop_values
 from minicc.passes.manager import Pass, PassContext, Repeat
 from minicc.passes.packed_weights import pack_products
 from minicc.passes.precision import reduced_precision
@@ -36,6 +37,7 @@ PACKED_WEIGHTS = Pass("packed-weights", pack_products)
 FOLD_CONSTANTS = Pass("fold-constants", fold_constants)
 SPECIALISE = Pass("specialise-ranks", specialise_ranks)
 CAPTURES = Pass("fold-captures", fold_captures)
+LOOPS = Pass("loop-values", loop_values)
 DEAD_CODE = Pass("dead-code", dead_code)
 MERGE = Pass("common-subexpressions", common_subexpressions)
 PRECISION = Pass("reduced-precision", reduced_precision, rounds=True)
@@ -57,7 +59,7 @@ def default_pipeline(options: Options) -> tuple[Pass | Repeat, ...]:
     if options.opt_level == 0:
         return (FOLD_SHAPES, DEAD_CODE, PRECISION, EXPAND, FOLD_SHAPES, FOLD_CONSTANTS, ZERO_POINTS, DEAD_CODE)
     products = (INTEGER_PRODUCTS, PACKED_WEIGHTS)
-    first = Repeat((FOLD_SHAPES, *products, FOLD_CONSTANTS, SPECIALISE, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
+    first = Repeat((FOLD_SHAPES, *products, FOLD_CONSTANTS, SPECIALISE, LOOPS, CAPTURES, SIMPLIFY, MERGE, DEAD_CODE))
     expanded = Repeat((*first.passes, ZERO_POINTS))
     layout = (PHASES, LAYOUT, SINK, RESIZE, first) if options.opt_level >= 2 else ()
     return (first, WIDEN, RECOGNISE, FOLD_AFFINE, PRECISION, EXPAND, expanded, *layout, FUSE)
