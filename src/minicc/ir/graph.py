@@ -9,6 +9,7 @@ inputs. Layout is physical (permuted shapes and explicit `Transpose` nodes): no 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from minicc.errors import InvalidModelError, MiniccError, ShapeError
 from minicc.ir.dims import Dim, SymbolicDim, symbol
-from minicc.ir.opdef import REQUIRED, Content, Inference, OpDef, UnknownRank, get_op
+from minicc.ir.opdef import REQUIRED, Content, Inference, Kind, OpDef, UnknownRank, get_op
 from minicc.ir.types import TensorType, Type, dtype_of, i64
 
 # Contents larger than this are not tracked: shape arithmetic works on a handful of numbers.
@@ -293,6 +294,7 @@ def content_of(array: np.ndarray[Any, Any]) -> Content | None:
     return out
 
 
+_TRIED_RANKS = (2, 1, 3, 4, 5, 0)
 _PLAIN = frozenset(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64", "bool"))
 
 
@@ -310,8 +312,7 @@ def infer(node: Node, graph: Graph, outputs: int) -> tuple[list[Type], list[Cont
     try:
         types = list(node.op.infer(inference))
     except UnknownRank:
-        known = [v.type for v in node.inputs if v is not None and isinstance(v.type, TensorType)]
-        types = [TensorType(known[0].dtype, None)] * outputs
+        types = _without_ranks(inference, outputs)
     except MiniccError:
         raise
     except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -326,6 +327,24 @@ def infer(node: Node, graph: Graph, outputs: int) -> tuple[list[Type], list[Cont
         contents[: len(found)] = [c if c is None or c.size <= MAX_CONTENT else None for c in found]
     node.symbols = tuple(made)
     return types, contents
+
+
+def _without_ranks(inference: Inference, outputs: int) -> list[Type]:
+    """Types of unknown rank, with the element types that the op would give for inputs of some rank."""
+    dim = symbol("any")
+    for rank in _TRIED_RANKS if inference.op.kind is not Kind.CONTROL else ():
+        inputs = [
+            Value(v.name, v.type.with_shape((dim,) * rank)) if v is not None and isinstance(v.type, TensorType)
+            and v.type.shape is None else v for v in inference.inputs
+        ]  # fmt: skip
+        tried = replace(inference, inputs=tuple(inputs), new_symbol=lambda _: dim)
+        try:
+            types = list(inference.op.infer(tried))
+        except (MiniccError, UnknownRank, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            continue
+        return [t.with_shape(None) if isinstance(t, TensorType) else t for t in types]
+    known = [v.type for v in inference.inputs if v is not None and isinstance(v.type, TensorType)]
+    return [TensorType(known[0].dtype, None)] * outputs
 
 
 def _complete_attrs(op: OpDef, given: Mapping[str, Any], origin: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from minicc.kernels.domain import Words, ceil_divide
-from minicc.kernels.sequential import scatter_domain, topk_domain
+from minicc.kernels.sequential import scatter_domain, topk_domain, trees_domain
 from minicc.targets.cuda import CudaTarget
 
 # Threads of a block whose threads work alone, the most of one that reduces together, and of one that steps
@@ -133,6 +133,11 @@ def launch_topk(w: Words, constants: Constants, target: CudaTarget) -> Launch:
 def launch_suppress(w: Words, constants: Constants, target: CudaTarget) -> Launch:
     """A block per class of a batch."""
     return launch_blocks(w["BATCHES"] * w["CLASSES"], w["N"], target)
+
+
+def launch_trees(w: Words, constants: Constants, target: CudaTarget) -> Launch:
+    """A thread per row and tree. ShapeError when a row has too few features."""
+    return launch_elements(trees_domain(w, {}, None, 1) * w["TREES"], target)
 
 
 def launch_recurrent(w: Words, constants: Constants, target: CudaTarget) -> Launch:

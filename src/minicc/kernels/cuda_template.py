@@ -57,6 +57,7 @@ CUDA_TEMPLATES: dict[str, CudaTemplate] = {
     "scatter": CudaTemplate(launches.launch_scatter),
     "topk": CudaTemplate(launches.launch_topk),
     "suppress": CudaTemplate(launches.launch_suppress, threads=launches.REDUCTION_THREADS),
+    "trees": CudaTemplate(launches.launch_trees),
     "recurrent": CudaTemplate(launches.launch_recurrent, threads=launches.RECURRENT_THREADS),
 }
 

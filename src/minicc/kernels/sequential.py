@@ -1,4 +1,4 @@
-"""Domains of the templates that are sequential inside a unit: scatter, scan, topk, suppress.
+"""Domains of the templates that are sequential inside a unit: scatter, scan, topk, suppress, trees.
 
 Their kernels trust the sizes they get, so sizes that came from different arrays are compared here, where the
 words are known.
@@ -58,3 +58,10 @@ def topk_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None
 def suppress_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None, threads: int) -> int:
     """One unit is one class of one batch."""
     return w["BATCHES"] * w["CLASSES"]
+
+
+def trees_domain(w: Words, constants: Mapping[str, int], target: CpuTarget | None, threads: int) -> int:
+    """One unit is one row. ShapeError when it has fewer features than the nodes ask for."""
+    if w["NEEDED"] > w["WIDTH"]:
+        raise ShapeError(f"a tree ensemble asks for {w['NEEDED']} features, rows have {w['WIDTH']}")
+    return w["ROWS"] if w["TREES"] else 0

@@ -169,6 +169,12 @@ suppress  non-maximum suppression per batch and class (no epilogue). Constant CE
   CHOSEN COUNTS   results: positions [BATCHES, CLASSES, MOST] and how many there are [BATCHES, CLASSES]
   KEYS KEPT       int64 memory [BATCHES, CLASSES, N], float32 memory [BATCHES, CLASSES, 4, MOST]
   BATCHES CLASSES N MOST  extents
+
+trees     the leaf that each row reaches in each tree (no epilogue). Constant MARKED: some node tells NaN or equal numbers apart
+  X               address of features [ROWS, WIDTH], of which the nodes ask for the first NEEDED
+  NODES ROOTS NUMBERS  addresses of int32 [nodes, 4] (feature, split, below, above), [TREES], and by node the leaf's number
+  Y               address of int32 [ROWS, TREES]
+  ROWS TREES WIDTH NEEDED  extents
 """
 
 from __future__ import annotations
@@ -363,6 +369,13 @@ TEMPLATES: dict[str, Template] = {
             "BOXES SCORES LIMIT OVERLAP LEAST CHOSEN COUNTS KEYS KEPT BATCHES CLASSES N MOST",
             "CENTER",
             sequential.suppress_domain,
+            fused=False,
+        ),
+        _template(
+            "trees",
+            "X NODES ROOTS NUMBERS Y ROWS TREES WIDTH NEEDED",
+            "POINTER LOAD MARKED",
+            sequential.trees_domain,
             fused=False,
         ),
     )

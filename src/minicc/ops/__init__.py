@@ -10,11 +10,13 @@ from minicc.ops import (
     conv,
     einsum,
     failure,
+    features,
     fused,
     image,
     index,
     linalg,
     linear_attention,
+    linear_models,
     losses,
     matmul,
     norm,
@@ -37,6 +39,7 @@ from minicc.ops import (
     signal,
     softmax,
     suppress,
+    trees,
 )
 
 __all__ = [
@@ -49,11 +52,13 @@ __all__ = [
     "conv",
     "einsum",
     "failure",
+    "features",
     "fused",
     "image",
     "index",
     "linalg",
     "linear_attention",
+    "linear_models",
     "losses",
     "matmul",
     "norm",
@@ -76,4 +81,5 @@ __all__ = [
     "signal",
     "softmax",
     "suppress",
+    "trees",
 ]

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from minicc.errors import ResourceLimitError, ShapeError
+from minicc.errors import MiniccError, ResourceLimitError, ShapeError
 from minicc.ir.dims import Dim, SymbolicDim, maximum, symbols_of
 from minicc.ir.evaluate import Evaluation, Item
 from minicc.ir.graph import Graph, Value
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import OpaqueType, TensorType, Type, boolean, i64
+from minicc.ops.failure import failing_branch
 
 
 def set_input_types(body: Graph, types: Sequence[Type]) -> None:
@@ -60,13 +61,30 @@ def _infer_if(n: Inference) -> list[Type]:
     if not n.has(0) or n.dtype(0) != boolean:
         raise n.error("the condition must be bool")
     captures = [n.value(i).type for i in range(1, len(n.inputs))]
-    for branch in branches:
-        set_input_types(branch, captures)
+    branches = _fitting(n, branches, captures)
     first, second = ([v.type for v in branch.outputs] for branch in branches)
     if len(first) != len(second):
         raise n.error(f"the branches have {len(first)} and {len(second)} outputs")
     visible = _visible(n)
     return [_merge_branches(n, a, b, visible) for a, b in zip(first, second)]
+
+
+def _fitting(n: Inference, branches: tuple[Graph, Graph], captures: Sequence[Type]) -> tuple[Graph, Graph]:
+    """The branches for these captures. One whose types come to misfit can never be taken: it becomes an error, unless both do."""
+    fitting: list[Graph] = []
+    problems: list[MiniccError] = []
+    for name, branch in zip(("then_branch", "else_branch"), branches):
+        try:
+            set_input_types(branch, captures)
+            fitting.append(branch)
+        except MiniccError as error:
+            problems.append(error)
+            fitting.append(failing_branch(branch, branch.outputs, error.what))
+            set_input_types(fitting[-1], captures)
+            n.attrs[name] = fitting[-1]  # type: ignore[index]
+    if len(problems) == len(fitting):
+        raise problems[0]
+    return fitting[0], fitting[1]
 
 
 def _merge_branches(n: Inference, a: Type, b: Type, visible: frozenset[str]) -> Type:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minicc.errors import ShapeError
+from minicc.ir.graph import Graph, Value
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import BY_NAME, TensorType, Type
 
@@ -23,3 +24,14 @@ RAISE = register(OpDef(
     "Raise", Kind.HOST, infer=_infer, eval=_eval, attrs={"message": REQUIRED, "dtypes": REQUIRED, "shapes": REQUIRED},
     deterministic=False, domain="minicc",
 ))  # fmt: skip
+
+
+def failing_branch(body: Graph, like: Sequence[Value], why: str) -> Graph:
+    """A branch with the inputs of `body` that raises; its outputs have the types of `like`."""
+    new = body.subgraph(body.name)
+    for value in body.inputs:
+        new.input(value.name, value.type)
+    types = [v.tensor for v in like]
+    attrs = {"message": why, "dtypes": tuple(t.dtype.name for t in types), "shapes": tuple(t.shape for t in types)}
+    new.outputs = list(new.add(RAISE, [], attrs, outputs=len(types)).outputs)
+    return new

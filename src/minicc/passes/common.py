@@ -13,6 +13,7 @@ from minicc.ir.dims import Dim, SymbolicDim, bare_symbol, substitute
 from minicc.ir.graph import Graph, Node, Value, object_array
 from minicc.ir.opdef import Kind, get_op
 from minicc.ir.types import TensorType, Type, f32, i8, u8
+from minicc.ops.failure import failing_branch
 
 # One family: their results hold the same elements in the same order.
 RESHAPES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
@@ -44,17 +45,6 @@ def visit_bodies_of(node: Node, visit: Callable[[Graph], int]) -> int:
             node.attrs[name] = failing_branch(body, body.outputs, error.what)
             changes += 1
     return changes
-
-
-def failing_branch(body: Graph, like: Sequence[Value], why: str) -> Graph:
-    """A branch with the inputs of `body` that raises; its outputs have the types of `like`."""
-    new = body.subgraph(body.name)
-    for value in body.inputs:
-        new.input(value.name, value.type)
-    types = [v.tensor for v in like]
-    attrs = {"message": why, "dtypes": tuple(t.dtype.name for t in types), "shapes": tuple(t.shape for t in types)}
-    new.outputs = list(new.add(get_op("Raise", "minicc"), [], attrs, outputs=len(types)).outputs)
-    return new
 
 
 def has_control(graph: Graph) -> bool:

@@ -116,7 +116,8 @@ def _grow_epilogue(graph: Graph, anchor: Node, position: dict[Node, int], taken:
             best = list(region)
     inside = set(best)
     wide = [v for node in best[1:] for v in node.inputs if v is not None and v.producer not in inside]
-    before = {node for v in dict.fromkeys(wide) for node in _widening(v, inside, taken, outputs, shape)}
+    behind = inside - {anchor}  # what the anchor reads has to be in memory
+    before = {node for v in dict.fromkeys(wide) for node in _widening(v, behind, taken, outputs, shape)}
     return [anchor, *sorted(before, key=position.__getitem__), *best[1:]]
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace as with_fields
 from minicc.errors import MiniccError
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import TensorType
-from minicc.passes.common import add_copies, failing_branch, inline, plain_symbols, settle_sizes, visit_bodies
+from minicc.ops.failure import failing_branch
+from minicc.passes.common import add_copies, inline, plain_symbols, refresh_types, settle_sizes, visit_bodies_of
 from minicc.passes.fold import fold_constants, fold_shape_values
 from minicc.passes.manager import MAX_ROUNDS, PassContext
 
@@ -24,11 +25,26 @@ MAX_BRANCHES = 16  # Ifs of unknown rank in one graph: each may double what foll
 
 def specialise_ranks(graph: Graph, context: PassContext) -> int:
     """Move what follows an If of unknown rank into its branches; returns how many were moved."""
-    changes = visit_bodies(graph, lambda body: specialise_ranks(body, context))
+    changes = _visit(graph, context)
     for node in list(graph.nodes):
         if _decides_a_rank(node) and _specialise(graph, node, context):
             graph.tidy()
             return changes + 1  # positions have changed; the pipeline repeats this pass
+    return changes
+
+
+def _visit(graph: Graph, context: PassContext) -> int:
+    """The pass in all bodies; what a body comes to return may tell more of the types outside."""
+    changes = 0
+    changed: set[Value] = set()
+    for node in graph.nodes:
+        done = visit_bodies_of(node, lambda body: specialise_ranks(body, context)) if node.op.name != "Fused" else 0
+        if done:
+            before = [v.type for v in node.outputs]
+            graph.refresh(node)
+            changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
+            changes += done
+    refresh_types(graph, changed)
     return changes
 
 

@@ -26,6 +26,7 @@ from minicc.lower.templates.scan import lower_scan
 from minicc.lower.templates.scatter import lower_scatter_elements, lower_scatter_nd
 from minicc.lower.templates.suppress import lower_select_boxes
 from minicc.lower.templates.topk import lower_topk
+from minicc.lower.templates.trees import lower_tree_leaves
 from minicc.targets.cuda import CudaTarget
 from minicc.targets.parse import Target
 
@@ -50,6 +51,7 @@ TABLE: dict[tuple[str, str], Lower] = {
     ("", "TopK"): lower_topk,
     ("minicc", "Attention"): lower_attention,
     ("minicc", "SelectBoxes"): lower_select_boxes,
+    ("minicc", "TreeLeaves"): lower_tree_leaves,
     ("com.microsoft", "MatMulNBits"): lower_matmul_bits,
 }
 # Templates that end in a generated epilogue.
@@ -80,6 +82,7 @@ CUDA_TABLE: dict[tuple[str, str], Lower] = {
     ("", "TopK"): lower_topk,
     ("minicc", "Attention"): lower_attention,
     ("minicc", "SelectBoxes"): lower_select_boxes,
+    ("minicc", "TreeLeaves"): lower_tree_leaves,
 }
 
 
