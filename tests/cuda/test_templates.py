@@ -14,6 +14,8 @@ from minicc.api import HostNodesWarning
 from tests.cuda.loop_kernels import TARGET
 from tests.cuda.modules import node_model, reference, run_model, run_module
 from tests.kernels.test_suppress import suppress
+from tests.ops import classical
+from tests.ops.test_trees import MODES, ORDERED, draw_rows, draw_trees
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(11)
@@ -126,3 +128,15 @@ def test_recurrent_layers(op: str, direction: str, attributes: dict[str, Any]) -
     proto = node_model(op, feeds, outputs, ("W", "R", "B"), direction=direction, hidden_size=h, **attributes)
     for found, wanted in zip(run_model(proto, feeds), reference(proto, feeds), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("modes", "missing"), [(ORDERED[:1], False), (MODES, True)])
+def test_trees(modes: tuple[str, ...], missing: bool) -> None:
+    attrs, leaves = draw_trees(RNG, 5, modes, missing)
+    weights = [(tree, node, 0, float(RNG.standard_normal())) for tree, node in leaves]
+    for name, column in zip(("treeids", "nodeids", "ids", "weights"), zip(*weights)):
+        attrs[f"target_{name}"] = list(column)
+    x = draw_rows(RNG, missing)
+    proto = classical.node_model("TreeEnsembleRegressor", [x], 1, n_targets=1, **attrs)
+    found = run_model(proto, {"x0": x})[0]
+    np.testing.assert_allclose(found, classical.by_onnxruntime(proto, [x])[0], rtol=1e-5, atol=1e-5)

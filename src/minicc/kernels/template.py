@@ -170,11 +170,11 @@ suppress  non-maximum suppression per batch and class (no epilogue). Constant CE
   KEYS KEPT       int64 memory [BATCHES, CLASSES, N], float32 memory [BATCHES, CLASSES, 4, MOST]
   BATCHES CLASSES N MOST  extents
 
-trees     the leaf that each row reaches in each tree (no epilogue). Constant MARKED: some node tells NaN or equal numbers apart
+trees     the leaf that each row reaches in each tree (no epilogue). Constants NANS, EQUALS: some node tells them apart
   X               address of features [ROWS, WIDTH], of which the nodes ask for the first NEEDED
   NODES ROOTS NUMBERS  addresses of int32 [nodes, 4] (feature, split, below, above), [TREES], and by node the leaf's number
   Y               address of int32 [ROWS, TREES]
-  ROWS TREES WIDTH NEEDED  extents
+  ROWS TREES WIDTH NEEDED  extents; DEPTH: steps from a root to a leaf at most
 """
 
 from __future__ import annotations
@@ -373,8 +373,8 @@ TEMPLATES: dict[str, Template] = {
         ),
         _template(
             "trees",
-            "X NODES ROOTS NUMBERS Y ROWS TREES WIDTH NEEDED",
-            "POINTER LOAD MARKED",
+            "X NODES ROOTS NUMBERS Y ROWS TREES WIDTH NEEDED DEPTH",
+            "POINTER LOAD NANS EQUALS",
             sequential.trees_domain,
             fused=False,
         ),

@@ -80,7 +80,7 @@ def _reads_symbol(node: Node, symbol: str) -> bool:
 
 def _is_independent(node: Node, having: Sequence[bool], symbol: str) -> bool:
     op = node.op
-    if _reads_symbol(node, symbol) or not op.deterministic:
+    if _reads_symbol(node, symbol) or not op.deterministic or (op.refuse is not None and op.refuse(node) is not None):
         return False
     if op.name == "Fused":
         body: Graph = node.attrs["body"]

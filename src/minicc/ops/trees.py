@@ -96,16 +96,14 @@ def _by_trees(attrs: Mapping[str, Any], prefix: str, targets: int, aggregate: st
         children.append(np.array([
             i if mode == LEAF else number[keys[i][0], child] for i, (mode, child) in enumerate(zip(modes.tolist(), ids))
         ], np.int64))  # fmt: skip
-    inner = modes != LEAF
-    reached = {*children[0][inner].tolist(), *children[1][inner].tolist()}
-    roots = [i for i in range(count) if i not in reached]
-    if len({keys[i][0] for i in roots}) < len({tree for tree, _ in keys}) or len(roots) > len({tree for tree, _ in keys}):
-        raise ValueError("a tree needs one root")
+    first: dict[int, int] = {}  # the first node of a tree is its root
+    for i, (tree, _) in enumerate(keys):
+        first.setdefault(tree, i)
     ids = _integers(attrs, f"{prefix}_ids")
     at = [number[key] for key in zip(*(_integers(attrs, f"{prefix}_{name}").tolist() for name in ("treeids", "nodeids")))]
     weights = (np.array(at, np.int64), ids, _floats(attrs, f"{prefix}_weights"))
     transform = attrs.get("post_transform") or "NONE"
-    return Forest(features, splits, modes, missing, children[0], children[1], np.array(roots, np.int64), weights,
+    return Forest(features, splits, modes, missing, children[0], children[1], np.array(list(first.values()), np.int64), weights,
                   _floats(attrs, "base_values"), targets, aggregate, transform, np.zeros(0))  # fmt: skip
 
 
@@ -145,14 +143,20 @@ def _checked(forest: Forest, where: str) -> Forest:
         raise InvalidModelError(f"{len(forest.base)} base values for {forest.targets} targets", where=where)
     if np.any((forest.features < 0) | (forest.features > FEATURE_MASK)):
         raise InvalidModelError("a tree ensemble names a feature below 0", where=where)
-    level = np.unique(forest.roots)
-    inner = forest.modes != LEAF
-    for _ in range(len(forest.modes) + 1):
+    if _depth(forest) > len(forest.modes):
+        raise InvalidModelError("a tree ensemble has nodes that lead back to themselves", where=where)
+    return forest
+
+
+def _depth(forest: Forest) -> int:
+    """Steps from a root to a leaf at most; more than there are nodes where some walk never ends."""
+    level, inner = np.unique(forest.roots), forest.modes != LEAF
+    for depth in range(len(forest.modes) + 1):
         level = level[inner[level]]
         if not level.size:
-            return forest
+            return depth
         level = np.unique(np.concatenate([forest.true[level], forest.false[level]]))
-    raise InvalidModelError("a tree ensemble has nodes that lead back to themselves", where=where)
+    return len(forest.modes) + 1
 
 
 def forest_of(op: str, attrs: Mapping[str, Any], where: str) -> Forest:
@@ -176,14 +180,14 @@ def _labels(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(attrs["classlabels_strings"] or attrs["classlabels_int64s"] or ())
 
 
-# -- minicc.TreeLeaves(x [N, F], nodes [M, 4], roots [T], leaves [M]) -> [N, T]
+# -- minicc.TreeLeaves(x [N, F], nodes [M, 4], roots [T], leaves [M]) -> [N, T]; features that nodes ask for, steps at most
 
 
 def _leaves_infer(n: Inference) -> list[Type]:
     return [TensorType(i32, (n.shape(0)[0], n.shape(2)[0]))]
 
 
-def _leaves_eval(x: Array, nodes: Array, roots: Array, leaves: Array, *, features: int) -> Array:
+def _leaves_eval(x: Array, nodes: Array, roots: Array, leaves: Array, *, features: int, depth: int) -> Array:
     splits = nodes[:, SPLIT].copy().view(np.float32)
     at = np.broadcast_to(roots, (len(x), len(roots)))
     while True:
@@ -205,8 +209,8 @@ def _leaves_refuse(node: Node) -> str | None:
 
 
 register(OpDef(
-    "TreeLeaves", Kind.TEMPLATE, infer=_leaves_infer, eval=_leaves_eval, refuse=_leaves_refuse, attrs={"features": REQUIRED},
-    domain="minicc",
+    "TreeLeaves", Kind.TEMPLATE, infer=_leaves_infer, eval=_leaves_eval, refuse=_leaves_refuse,
+    attrs={"features": REQUIRED, "depth": REQUIRED}, domain="minicc",
 ))  # fmt: skip
 
 
@@ -319,7 +323,7 @@ def _leaves(b: Builder, x: Value, forest: Forest) -> Value:
     numbers = (np.cumsum(~inner) - 1).astype(np.int32)
     features = int(forest.features[inner].max(initial=-1)) + 1
     return b.op("TreeLeaves", x, b.constant(node_table(forest)), b.constant(forest.roots.astype(np.int32)), b.constant(numbers),
-                domain="minicc", features=features)  # fmt: skip
+                domain="minicc", features=features, depth=_depth(forest))  # fmt: skip
 
 
 def _weight_table(forest: Forest) -> tuple[Array, Array]:
@@ -331,6 +335,46 @@ def _weight_table(forest: Forest) -> tuple[Array, Array]:
     np.add.at(table, (numbers[at], targets), weights)
     given[numbers[at], targets] = True
     return table, given
+
+
+def _leaves_of(forest: Forest, root: int) -> Array:
+    """Numbers among the leaves of those that a root leads to."""
+    inner = forest.modes != LEAF
+    level, leaves = np.array([root]), np.zeros(0, np.int64)
+    while level.size:
+        leaves = np.concatenate([leaves, level[~inner[level]]])
+        level = level[inner[level]]
+        level = np.concatenate([forest.true[level], forest.false[level]])
+    return (np.cumsum(~inner) - 1)[leaves]
+
+
+def _spoken_of(forest: Forest, given: Array) -> Array:
+    """Whether some tree has a weight for a target in each of its leaves [T, targets]."""
+    return np.array([given[_leaves_of(forest, root)].all(axis=0) for root in forest.roots.tolist()])
+
+
+def _by_target(forest: Forest, given: Array) -> Forest | None:
+    """The same forest with trees in order of their targets, where each tree has one and each target as many trees."""
+    owners = []
+    for root in forest.roots.tolist():
+        targets = np.flatnonzero(given[_leaves_of(forest, root)].any(axis=0))
+        if len(targets) > 1:
+            return None
+        owners.append(int(targets[0]) if len(targets) else 0)
+    if len(set(np.bincount(owners, minlength=forest.targets).tolist())) > 1:
+        return None
+    return forest._replace(roots=forest.roots[np.argsort(owners, kind="stable")])
+
+
+def _sums(b: Builder, x: Value, forest: Forest) -> Value:
+    """The sums [N, targets] of the weights that trees lead to."""
+    table, given = _weight_table(forest)
+    ordered = _by_target(forest, given) if forest.targets > 1 else None
+    if ordered is None:
+        return _aggregate(b, _leaves(b, x, forest), table, "ReduceSum")
+    each = b.op("Gather", b.constant(table.sum(axis=1).astype(np.float32)), _leaves(b, x, ordered), axis=0)
+    by_target = b.op("Reshape", each, b.constant(np.array([0, forest.targets, -1], np.int64)))
+    return b.op("ReduceSum", by_target, b.constant(np.array([2], np.int64)), keepdims=0)
 
 
 def _aggregate(b: Builder, leaves: Value, table: Array, reduce: str) -> Value:
@@ -347,8 +391,11 @@ def _regressor_expand(b: Builder, node: Node) -> Sequence[Value]:
     forest = forest_of(node.op.name, node.attrs, node.describe())
     x = node.inputs[0]
     assert x is not None
-    reduce = {"MIN": "ReduceMin", "MAX": "ReduceMax"}.get(forest.aggregate, "ReduceSum")
-    scores = _aggregate(b, _leaves(b, x, forest), _weight_table(forest)[0], reduce)
+    reduce = {"MIN": "ReduceMin", "MAX": "ReduceMax"}.get(forest.aggregate)
+    if reduce:
+        scores = _aggregate(b, _leaves(b, x, forest), _weight_table(forest)[0], reduce)
+    else:
+        scores = _sums(b, x, forest)
     if forest.aggregate == "AVERAGE":
         scores = b.op("Div", scores, b.scalar(max(1, len(forest.roots)), scores))
     scores = _with_base(b, scores, forest.base)
@@ -404,17 +451,17 @@ def _classifier_expand(b: Builder, node: Node) -> Sequence[Value]:
     x = node.inputs[0]
     assert x is not None
     table, given = _weight_table(forest)
-    leaves = _leaves(b, x, forest)
     only = _single(forest, labels)
-    if len(labels) == 1:
-        return _one_label(b, _with_base(b, _aggregate(b, leaves, table, "ReduceSum"), forest.base), forest, node)
     if only is not None:
-        score = _aggregate(b, leaves, table[:, [only]], "ReduceSum")
-        return _two_labels(b, _with_base(b, score, forest.base if only == 0 else np.zeros(0)), forest, labels, only)
-    scores = _with_base(b, _aggregate(b, leaves, table, "ReduceSum"), forest.base)
+        score = _aggregate(b, _leaves(b, x, forest), table[:, [only]], "ReduceSum")
+        score = _with_base(b, score, forest.base if only == 0 else np.zeros(0))
+        return _two_labels(b, score, forest, labels, only)[: len(node.outputs)]
+    scores = _with_base(b, _sums(b, x, forest), forest.base)
+    if len(labels) == 1:
+        return _one_label(b, scores, forest, node)
     candidates = scores
-    if not given.all():  # a class that no leaf has spoken of is not chosen
-        spoken = b.op("Greater", _aggregate(b, leaves, given, "ReduceMax"), b.scalar(0, scores))
+    if not _spoken_of(forest, given).any(axis=0).all():  # a class that no leaf has spoken of is not chosen
+        spoken = b.op("Greater", _aggregate(b, _leaves(b, x, forest), given, "ReduceMax"), b.scalar(0, scores))
         candidates = b.op("Where", spoken, scores, b.scalar(-np.inf, scores))
     places = b.op("ArgMax", candidates, axis=1, keepdims=0)
     return [labelled(b, places, labels), transformed(b, scores, forest.transform)][: len(node.outputs)]

@@ -11,7 +11,7 @@ import numpy as np
 from minicc.errors import MiniccError, VerifyError
 from minicc.ir.dims import Dim, SymbolicDim, bare_symbol, substitute
 from minicc.ir.graph import Graph, Node, Value, object_array
-from minicc.ir.opdef import Kind, get_op
+from minicc.ir.opdef import Kind
 from minicc.ir.types import TensorType, Type, f32, i8, u8
 from minicc.ops.failure import failing_branch
 

@@ -14,10 +14,11 @@ from minicc.kernels.cpu.intrinsics import arg, helper, ld, ld_out, off, ptr_f32,
 # Trees that are walked together.
 BLOCK = 32
 
-# Constants: memory access of the features; whether some node sends NaN below, or asks for equality.
+# Constants: memory access of the features; whether some node sends NaN below; whether some node asks for equality.
 POINTER = ptr_f32
 LOAD = ld
-MARKED = False
+NANS = False
+EQUALS = False
 
 # Words. Features [ROWS, WIDTH]; nodes are rows of four int32: feature, split (float32), below, above.
 X = 0
@@ -29,6 +30,7 @@ ROWS = 5
 TREES = 6
 WIDTH = 7
 NEEDED = 8  # features that the nodes ask for
+DEPTH = 9  # steps from a root to a leaf at most
 
 # Marks of a feature, as in ops/trees.py.
 FEATURE_MASK = (1 << 28) - 1
@@ -41,16 +43,13 @@ def step(x, nodes, splits, at):
     """The node that follows another."""
     feature = ld(nodes, 4 * at)
     split = ld(splits, 4 * at + 1)
-    if MARKED:
-        value = LOAD(x, feature & FEATURE_MASK)
-        if (feature & IS_EQUAL) != 0:
-            below = value == split
-        else:
-            below = value <= split
+    value = LOAD(x, feature & FEATURE_MASK) if NANS or EQUALS else LOAD(x, feature)
+    below = value <= split
+    if EQUALS:
+        below = (value == split) if (feature & IS_EQUAL) != 0 else below
+    if NANS:
         below |= (value != value) & ((feature & NAN_BELOW) != 0)
-    else:
-        below = LOAD(x, feature) <= split
-    return ld(nodes, 4 * at + 2) if below else ld(nodes, 4 * at + 3)
+    return ld(nodes, 4 * at + (2 if below else 3))
 
 
 def kernel(args, begin, end):
@@ -68,8 +67,10 @@ def kernel(args, begin, end):
             for t in range(count):
                 st(y, t, ld(roots, first + t))
             moved = True
-            while moved:
+            left = arg(args, DEPTH)
+            while moved and left > 0:
                 moved = False
+                left -= 1
                 for t in range(count):
                     at = np.int64(ld_out(y, t))
                     following = step(x, nodes, splits, at)

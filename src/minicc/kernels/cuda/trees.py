@@ -9,10 +9,11 @@ import numpy as np
 
 from minicc.kernels.cuda.intrinsics import all_threads, arg, first_element, helper, ld, off, ptr_f32, ptr_f64, ptr_i32, st
 
-# Constants: memory access of the features; whether some node sends NaN below, or asks for equality.
+# Constants: memory access of the features; whether some node sends NaN below; whether some node asks for equality.
 POINTER = ptr_f32
 LOAD = ld
-MARKED = False
+NANS = False
+EQUALS = False
 THREADS = 256
 
 # Words. Features [ROWS, WIDTH]; nodes are rows of four int32: feature, split (float32), below, above.
@@ -25,7 +26,8 @@ ROWS = 5
 TREES = 6
 WIDTH = 7
 NEEDED = 8  # features that the nodes ask for
-WORDS = 9
+DEPTH = 9  # steps from a root to a leaf at most
+WORDS = 10
 
 # Marks of a feature, as in ops/trees.py.
 FEATURE_MASK = (1 << 28) - 1
@@ -38,16 +40,13 @@ def step(x, nodes, splits, at):
     """The node that follows another."""
     feature = ld(nodes, 4 * at)
     split = ld(splits, 4 * at + 1)
-    if MARKED:
-        value = LOAD(x, feature & FEATURE_MASK)
-        if (feature & IS_EQUAL) != 0:
-            below = value == split
-        else:
-            below = value <= split
+    value = LOAD(x, feature & FEATURE_MASK) if NANS or EQUALS else LOAD(x, feature)
+    below = value <= split
+    if EQUALS:
+        below = (value == split) if (feature & IS_EQUAL) != 0 else below
+    if NANS:
         below |= (value != value) & ((feature & NAN_BELOW) != 0)
-    else:
-        below = LOAD(x, feature) <= split
-    return ld(nodes, 4 * at + 2) if below else ld(nodes, 4 * at + 3)
+    return ld(nodes, 4 * at + (2 if below else 3))
 
 
 def kernel(args):

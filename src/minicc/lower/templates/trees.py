@@ -9,10 +9,10 @@ from minicc.ir.graph import Node
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common, elements
-from minicc.ops.trees import FEATURE, FEATURE_MASK
+from minicc.ops.trees import FEATURE, IS_EQUAL, NAN_BELOW
 
-# Steps that a row takes in a tree, as a guess for estimates, and what one takes in ns.
-STEPS, STEP_NS = 8, 2
+# What a step in a tree takes in ns, for estimates.
+STEP_NS = 2
 
 
 def lower_tree_leaves(low: Lowering, node: Node, lead: Node | None) -> str:  # noqa: ARG001
@@ -23,16 +23,19 @@ def lower_tree_leaves(low: Lowering, node: Node, lead: Node | None) -> str:  # n
     x, nodes, roots, numbers = node.inputs
     assert x is not None and nodes is not None and roots is not None and numbers is not None
     access = elements.access(x.tensor.dtype)
-    table = nodes.data
-    marked = table is None or bool(np.any(table[:, FEATURE] > FEATURE_MASK))
-    constants = {"POINTER": access["POINTER"], "LOAD": access["LOAD"], "MARKED": marked}
+    marks = {
+        name: nodes.data is None or bool(np.any(nodes.data[:, FEATURE] & mark))
+        for name, mark in (("NANS", NAN_BELOW), ("EQUALS", IS_EQUAL))
+    }
+    constants = {"POINTER": access["POINTER"], "LOAD": access["LOAD"], **marks}
     sources = [low.buffer(v) for v in (x, nodes, roots, numbers)]
     found = low.allocate(node.output)
     words = dict(zip(("X", "NODES", "ROOTS", "NUMBERS", "Y"), (Word(0, b) for b in (*sources, found))))
     common.emit(
         low, node, "trees", constants,
-        {**words, "ROWS": x.shape[0], "TREES": roots.shape[0], "WIDTH": x.shape[1], "NEEDED": node.attrs["features"]},
-        None, tuple(sources), 0, writes=(found,), cost=product(node.output.shape) * STEPS * STEP_NS, name="trees",
-        aside=(sources[1],),
+        {**words, "ROWS": x.shape[0], "TREES": roots.shape[0], "WIDTH": x.shape[1], "NEEDED": node.attrs["features"],
+         "DEPTH": node.attrs["depth"]},
+        None, tuple(sources), 0, writes=(found,), cost=product(node.output.shape) * min(node.attrs["depth"], 12) * STEP_NS,
+        name="trees", aside=(sources[1],),
     )  # fmt: skip
     return ""
