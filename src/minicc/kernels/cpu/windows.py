@@ -102,29 +102,50 @@ def fill_table(args, x, size, padding, rows, i_begin, i_end, columns, first, cou
     plane = i_begin // ow // oh
     last = i_end - i_begin - 1
     entries = table
+    before = table  # the addresses of the pixel before
+    is_free = False  # whether its taps were all inside, and the next pixel is on the same line
+    step = size * arg(args, SW) * x_w
+    reach_d = (arg(args, KD) - 1) * dd
+    reach_h = (kh - 1) * dh
+    reach_w = 0 if runs else (columns - 1) * dw
     r = 0
     for inner in range((last + rows) // rows * rows):
-        d = plane * arg(args, SD) - arg(args, PD) + first_d * dd
-        h = line * arg(args, SH) - arg(args, PH) + first_h * dh
-        w = column * arg(args, SW) - arg(args, PW) + first_w * dw
-        h_end = line * arg(args, SH) - arg(args, PH) + kh * dh
-        w_end = column * arg(args, SW) - arg(args, PW) + columns * dw
-        for t in range(count):
-            # Unsigned, so that negative positions are too large.
-            inside = (
-                (np.uint64(d) < np.uint64(id_))
-                & (np.uint64(h) < np.uint64(ih))
-                & (np.uint64(w + w_shift) < np.uint64(w_bound))
-            )
-            at = x + size * (d * x_d + h * x_h + w * x_w)
-            st_scratch(entries, t * rows + r, at if inside else padding)
-            w += dw
-            if w == w_end:
-                w -= columns * dw
-                h += dh
-                if h == h_end:
-                    h -= kh * dh
-                    d += dd
+        d = plane * arg(args, SD) - arg(args, PD)
+        h = line * arg(args, SH) - arg(args, PH)
+        w = column * arg(args, SW) - arg(args, PW)
+        inside_d = (d >= 0) & (d + reach_d < id_)
+        inside_h = (h >= 0) & (h + reach_h < ih)
+        inside_w = runs | ((w >= 0) & (w + reach_w < arg(args, IW)))
+        all_inside = inside_d & inside_h & inside_w
+        if inner > last or (is_free and all_inside):
+            # The same addresses, moved by a pixel: most of an image.
+            moved = step if inner <= last else 0
+            for t in range(count):
+                st_scratch(entries, t * rows + r, ld_scratch(before, t * rows) + moved)
+        else:
+            d += first_d * dd
+            h += first_h * dh
+            w += first_w * dw
+            h_end = line * arg(args, SH) - arg(args, PH) + kh * dh
+            w_end = column * arg(args, SW) - arg(args, PW) + columns * dw
+            for t in range(count):
+                # Unsigned, so that negative positions are too large.
+                inside = (
+                    (np.uint64(d) < np.uint64(id_))
+                    & (np.uint64(h) < np.uint64(ih))
+                    & (np.uint64(w + w_shift) < np.uint64(w_bound))
+                )
+                at = x + size * (d * x_d + h * x_h + w * x_w)
+                st_scratch(entries, t * rows + r, at if inside else padding)
+                w += dw
+                if w == w_end:
+                    w -= columns * dw
+                    h += dh
+                    if h == h_end:
+                        h -= kh * dh
+                        d += dd
+        before = off(entries, r)
+        is_free = all_inside and column + 1 < ow
         r += 1
         if r == rows:
             r = 0

@@ -14,7 +14,7 @@ from minicc.ir.expr import Expr, cast, const, iteration
 from minicc.ir.graph import Node, Value
 from minicc.ir.types import f32, i64
 from minicc.kernels import packing
-from minicc.kernels.domain import panel_columns
+from minicc.kernels.domain import panel_columns, tile_rows
 from minicc.lower.affine import linearise, row_major
 from minicc.lower.body import Space, Write
 from minicc.lower.context import Lowering
@@ -38,6 +38,8 @@ Place = tuple[int, Dim, tuple[Dim, ...]]  # buffer, offset, strides over [N, *sp
 
 # Input channels, products of a pixel with a line of taps, and stride along a line up to which `conv_few` is: its code grows.
 MOST_FEW, MOST_FEW_PRODUCTS, MOST_FEW_STEP = 4, 28, 4
+# The same for lines that its tiles fill but for a tenth, at stride 1.
+MOST_IN_FULL_LINES = 8
 # Fourier transforms that are estimated to take so many times as long as another way are none.
 MOST_WORSE = 2
 
@@ -72,10 +74,13 @@ def lower_conv(low: Lowering, node: Node, lead: Node | None) -> str:
     results = node.outputs if lead is not None else (anchor.output,)
     matrix = groups == 1 and all(k == 1 for k in kernel) and set(geometry.strides) == {1} and not any(
         geometry.padded(a) for a in range(rank))  # fmt: skip
-    few = groups == 1 and not matrix and w.data is not None and _takes_few(geometry, channels, kernel)
+    few = False
     ways: dict[str, Way] = {}
     if groups == 1 and not matrix and w.data is not None:
+        few = _takes_few(geometry, channels, kernel, MOST_FEW)
         ways = _ways(low, w.data.shape, geometry, out[0], few)
+        if isinstance(next(iter(ways.values())), int) and _fills_lines(low, geometry, filters):
+            few = few or _takes_few(geometry, channels, kernel, MOST_IN_FULL_LINES)
     if few:
         way = low.choose(node, ways)
         image = _few_image(low, x, layout) if isinstance(way, int) else None
@@ -169,12 +174,21 @@ def lower_depthwise(low: Lowering, node: Node, lead: Node | None) -> str:
     return _lower_narrow(low, node, lead, channels_last(low, x, layout), w, geometry, spatial, finish, flops)
 
 
-def _takes_few(geometry: Window, channels: Dim, kernel: Sequence[Dim]) -> bool:
-    """Whether `conv_few` takes these windows over so many channels."""
+def _takes_few(geometry: Window, channels: Dim, kernel: Sequence[Dim], most: int) -> bool:
+    """Whether `conv_few` takes these windows over so many channels, at most `most`."""
     if not isinstance(channels, int) or not isinstance(kernel[-1], int) or geometry.rank > 2:
         return False
-    short = 0 < channels <= MOST_FEW and channels * kernel[-1] <= MOST_FEW_PRODUCTS
+    short = 0 < channels <= most and channels * kernel[-1] <= MOST_FEW_PRODUCTS
     return short and geometry.dilations[-1] == 1 and geometry.strides[-1] <= MOST_FEW_STEP
+
+
+def _fills_lines(low: Lowering, geometry: Window, filters: Dim) -> bool:
+    """Whether the pixels of a tile of `conv_few` fill a line but for a tenth, at stride 1."""
+    line = geometry.output[-1]
+    if not isinstance(line, int) or not isinstance(filters, int) or geometry.strides[-1] > 1:
+        return False
+    pixels = tile_rows(low.cpu) * (2 if panel_columns(low.cpu, filters) == low.cpu.vector_width else 1)
+    return 10 * (-line % pixels) <= line
 
 
 def _few_image(low: Lowering, x: Value, layout: str) -> Place | None:
