@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from minicc.kernels import recurrent
-from minicc.kernels.domain import panel_columns
-from minicc.kernels.packing import pack_b
+from minicc.kernels.packing import pack_gates
 from tests.kernels.template_harness import TARGETS, Array, aligned, call
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -76,16 +75,17 @@ def ours(
         rb[:, 2 * h :] = 0
     shares = np.einsum("tbi,dgi->dtbg", x.astype(np.float64), w.astype(np.float64)) + (wb + rb)[:, None, None]
     shares = shares.astype(np.float32)
-    nr = panel_columns(TARGETS[target], None)
-    split = 2 * h if op == "GRU" else gates * h
-    packed = [aligned(pack_b(part.swapaxes(1, 2), nr)) for part in (r[:, :split], r[:, split:])]
+    nr = recurrent.panel_units(TARGETS[target], h)
+    split = 2 if op == "GRU" and not linear else gates
+    packed = [aligned(pack_gates(part, count, nr)) if count else np.zeros((1, 1), np.float32)
+              for part, count in ((r[:, : split * h], split), (r[:, split * h :], gates - split))]  # fmt: skip
     y = np.full((t, directions, b, h), np.nan, np.float32)
     y_h, y_c = (np.full((directions, b, h), np.nan, np.float32) for _ in range(2))
     words = {
         "GATES": shares, "R": packed[0], "R2": packed[1], "RB": recurrent_bias, "P": feeds.get("P"),
         "H0": feeds["initial_h"], "C0": feeds.get("initial_c"), "LENGTHS": feeds["sequence_lens"],
         "Y": y, "Y_H": y_h, "Y_C": y_c if op == "LSTM" else None,
-        "SCRATCH": np.full(directions * (b + 8) * 7 * h, np.nan, np.float32),
+        "SCRATCH": np.full(directions * 2 * (b + 8) * 5 * h, np.nan, np.float32),
         "T": t, "B": b, "H": h, "DIRECTIONS": directions,
         "REVERSE": int(attributes.get("direction") == "reverse"),
         "G_D": t * b * gates * h, "G_T": b * gates * h, "G_B": gates * h,
@@ -158,11 +158,11 @@ def test_stages(op: str, data: st.DataObject) -> None:
 
 def test_when_there_are_stages() -> None:
     target = TARGETS["cpu"]
-    constants = {"COUNT": 3, "NR": 2 * target.vector_width}
+    constants = {"COUNT": 3, "NR": 2 * target.vector_width, "LINEAR_BEFORE_RESET": 0}
     words = {"B": 1, "DIRECTIONS": 1, "H": 400, "T": 20, "ROWS": 0, "STAGE": 0}
     units = recurrent.recurrent_domain(words, constants, target, 2)
     found = recurrent.recurrent_stages(words, constants)
-    assert len(found) == 2 + 4 * 20 and units == len(found) * words["STAGE"]
+    assert len(found) == 2 + 2 * 20 and units == len(found) * words["STAGE"]
     assert [first for first, _, _ in found] == list(range(0, units, words["STAGE"]))
     for changed, threads in (({}, 1), ({"H": 40}, 2), ({"T": 1}, 2), ({"DIRECTIONS": 2}, 2), ({"T": 10**6}, 2)):
         other = words | changed

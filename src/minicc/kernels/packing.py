@@ -225,3 +225,15 @@ def integer_totals(weights: Array, zero_points: Array | None, groups: int, colum
     planes = [totals] if zero_points is None else [totals, zero_points.astype(np.int32)]
     padded = pack_b(np.stack([plane.reshape(groups, -1) for plane in planes], axis=1), columns)
     return np.ascontiguousarray(padded.reshape(groups, -1, len(planes), columns)).reshape(-1)
+
+
+def pack_gates(matrix: Array, gates: int, nr: int) -> Array:
+    """Recurrent weights [D, gates * H, K], a row for each unit of a gate, as panels [D, NR units][gate][K][NR], zero-padded."""
+    directions, rows, depth = matrix.shape
+    units = rows // gates
+    pieces = -(-units // nr)
+    padded = np.zeros((directions, gates, pieces * nr, depth), np.float32)
+    padded[:, :, :units] = matrix.reshape(directions, gates, units, depth)
+    packed = aligned_empty((directions, pieces, gates, depth, nr), np.float32)
+    packed[...] = padded.reshape(directions, gates, pieces, nr, depth).transpose(0, 2, 1, 4, 3)
+    return packed

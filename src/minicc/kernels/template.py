@@ -123,14 +123,15 @@ recurrent the sequential part of LSTM, GRU and RNN (no epilogue). Constants CELL
           hard_sigmoid elu softsign softplus, with ALPHA_x and BETA_x; CLIP (0.0 for none), INPUT_FORGET,
           LINEAR_BEFORE_RESET
   GATES           x * W + biases [D][T][B][COUNT * H], made by gemm; strides G_D G_T G_B
-  R R2            R^T packed by pack_b per direction, R_D and R2_D floats each: R [H, COUNT * H]; gru:
-                  R [H, 2 * H] (z, r) and R2 [H, H]
+  R R2            R^T, R_D and R2_D floats per direction. On CPUs packed by pack_gates: R the gates of the only or first
+                  product of a step; of a GRU without LINEAR_BEFORE_RESET R z and r, R2 the hidden gate. On CUDA packed by
+                  pack_b: R [H, COUNT * H]; of any GRU R [H, 2 * H] (z, r) and R2 [H, H]
   RB              [D][H]: with LINEAR_BEFORE_RESET the recurrent bias of the hidden gate (else in GATES), or 0
   P               peepholes [D][3 * H], or 0
   H0 C0           initial states, strides S_D S_B, or 0
   LENGTHS         int32 [B], or 0
   Y Y_H Y_C       results, or 0 each; strides of Y: Y_D Y_T Y_B, of the others S_D S_B
-  SCRATCH         float32 memory of at least D * (B + 8) * 7 * H elements
+  SCRATCH         float32 memory of at least D * 2 * (B + 8) * 5 * H elements
   T B H DIRECTIONS  extents; REVERSE: 1 when the only direction runs backwards (a second one always does)
   ROWS STAGE      (bind)
 

@@ -33,7 +33,7 @@ GUARD = -1  # as the number of chunks
 # Sharing a row out costs less than a microsecond (0.2 for two chunks, 0.4 for twelve), so each chunk should be worth five.
 MIN_CHUNK_NS = 5_000.0
 # Those of the stages of one kernel follow each other so closely that no thread goes to sleep in between.
-MIN_STAGE_NS = 3_000.0
+MIN_STAGE_NS = 1_500.0
 CHUNKS_PER_THREAD = 6
 
 # Of the description of a loop and of the native state, as laid out in kernels/cpu/executor.py (a test compares them).

@@ -12,12 +12,14 @@ from minicc.ir.graph import Node, Value
 from minicc.ir.types import f32
 from minicc.kernels import packing
 from minicc.kernels.domain import panel_columns
+from minicc.kernels.recurrent import panel_units
 from minicc.lower.affine import linearise
 from minicc.lower.body import Write, normalise_epilogue
 from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 from minicc.ops.recurrent import Activation, activations_of, directions_of
+from minicc.targets.cpu import CpuTarget
 from minicc.targets.cuda import CudaTarget
 
 Array = np.ndarray[Any, Any]
@@ -51,16 +53,17 @@ def lower_recurrent(low: Lowering, node: Node, lead: Node | None) -> str:
     linear_before_reset = int(node.attrs.get("linear_before_reset", 0))
     bias, recurrent_bias = _biases(b, cell, number, hidden, linear_before_reset)
     gates, gate_strides = _input_share(low, node, x, w, bias, (number, steps, batch, width), batch_major)
-    nr = panel_columns(low.target, width)
-    first = 2 * hidden if cell == "GRU" else width
-    packed = _packed(low, r, nr, slice(0, first), "a")
-    second = _packed(low, r, nr, slice(first, width), "b") if cell == "GRU" else None
+    whole = isinstance(low.target, CpuTarget) and (cell != "GRU" or linear_before_reset == 1)  # gates of a step are one product
+    first = width if whole or cell != "GRU" else 2 * hidden
+    nr = panel_units(low.target, hidden) if isinstance(low.target, CpuTarget) else panel_columns(low.target, width)
+    packed, size = _packed(low, r, nr, 0, first // hidden)
+    second, second_size = _packed(low, r, nr, first // hidden, count) if first < width else (None, 0)
     state_d, state_b = (hidden, number * hidden) if batch_major else (batch * hidden, hidden)
     y_d, y_t, y_b = ((hidden, number * hidden, steps * number * hidden) if batch_major
                      else (batch * hidden, number * batch * hidden, hidden))  # fmt: skip
     results = [low.allocate(v) if v.uses or _is_output(v) else None for v in node.outputs]
     results += [None] * (3 - len(results))
-    scratch = low.temporary("recurrent_scratch", f32, (number * (batch + 8) * 7 * hidden,))
+    scratch = low.temporary("recurrent_scratch", f32, (number * 2 * (batch + 8) * 5 * hidden,))
 
     def address(buffer: int | None) -> Word:
         return Word(0) if buffer is None else Word(0, buffer)
@@ -74,7 +77,7 @@ def lower_recurrent(low: Lowering, node: Node, lead: Node | None) -> str:
         "H0": operand(h0), "C0": operand(c0), "LENGTHS": operand(lengths), "Y": address(results[0]),
         "Y_H": address(results[1]), "Y_C": address(results[2]), "SCRATCH": Word(0, scratch), "T": steps, "B": batch,
         "H": hidden, "DIRECTIONS": number, "REVERSE": int(backwards[0]), "G_D": gate_strides[0], "G_T": gate_strides[1],
-        "G_B": gate_strides[2], "R_D": _panel_size(first, hidden, nr), "R2_D": _panel_size(width - first, hidden, nr),
+        "G_B": gate_strides[2], "R_D": size, "R2_D": second_size,
         "Y_D": y_d, "Y_T": y_t, "Y_B": y_b, "S_D": state_d, "S_B": state_b,
     }  # fmt: skip
     constants: dict[str, int | float | str] = {
@@ -119,18 +122,22 @@ def _biases(b: Value | None, cell: str, directions: int, hidden: int, linear_bef
     return total, None
 
 
-def _panel_size(columns: int, hidden: int, nr: int) -> int:
-    return int(ceil_divide(columns, nr)) * hidden * nr if columns else 0  # type: ignore[arg-type]
-
-
-def _packed(low: Lowering, r: Value, nr: int, rows: slice, part: str) -> int:
-    """R^T of some gates, packed per direction."""
+def _packed(low: Lowering, r: Value, nr: int, first: int, last: int) -> tuple[int, int]:
+    """(buffer of R^T of gates `first` to `last`, packed per direction; its elements per direction)."""
     assert r.data is not None
-    key = ("recurrent", id(r.data), nr, part)
+    key = ("recurrent", id(r.data), nr, f"{first}:{last}")
     if key not in low.constants:
-        matrix = np.ascontiguousarray(r.data[:, rows].transpose(0, 2, 1).astype(np.float32, copy=False))
-        low.constant(packing.pack_b(matrix, nr), f"{r.name}_packed", key)
-    return low.constants[key]
+        hidden = r.data.shape[2]
+        rows = r.data[:, first * hidden : last * hidden].astype(np.float32, copy=False)
+        if isinstance(low.target, CpuTarget):
+            panels = packing.pack_gates(rows, last - first, nr)
+        else:
+            panels = packing.pack_b(np.ascontiguousarray(rows.transpose(0, 2, 1)), nr)
+        low.constant(panels, f"{r.name}_packed", key)
+    number = low.constants[key]
+    data = low.buffers[number].data
+    assert data is not None
+    return number, data[0].size
 
 
 def _input_share(low: Lowering, node: Node, x: Value, w: Value, bias: Array, shape: tuple[Dim, Dim, Dim, Dim],
