@@ -8,15 +8,23 @@ per element: right, but slow. Nothing here raises.
 Methods: Cody and Waite range reduction; polynomials of Cephes (S. L. Moshier); erf after N. Juffa.
 """
 
-# ruff: noqa: ARG001  (Numba prescribes the parameters of intrinsics and of their emitters)
-
 import math
 
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
-from minicc.kernels.cpu.intrinsics import F32, F64, I32, I64, call_vector_intrinsic, helper, type_suffix
+from minicc.kernels.cpu.float_bits import (
+    choose,
+    copysign,
+    exponent_of,
+    exponent_of_f64,
+    has_bit,
+    mantissa_of,
+    mantissa_of_f64,
+    power_of_two,
+    power_of_two_f64,
+    scale,
+)
+from minicc.kernels.cpu.intrinsics import helper
 
 f32 = np.float32
 f64 = np.float64
@@ -30,142 +38,6 @@ LOG2_E = f32(1.44269504088896341)
 # log(2) in two parts; the first has few bits, so that its product with an exponent is exact.
 LOG_2_HIGH = f32(0.693359375)
 LOG_2_LOW = f32(-2.12194440e-4)
-
-
-# ---------------------------------------------------------------------------------------- bits of numbers
-
-
-@intrinsic
-def copysign(typing_context, x, y):
-    """The magnitude of x with the sign of y."""
-    if not isinstance(x, types.Float) or x != y:
-        return None
-
-    def emit(context, builder, signature, values):
-        name = f"llvm.copysign.{type_suffix(values[0].type)}"
-        return call_vector_intrinsic(builder, name, values, values[0].type)
-
-    return x(x, y), emit
-
-
-@intrinsic
-def choose(typing_context, condition, x, y):
-    """`x if condition else y` as a select: Python's form begins as branches, which LLVM may thread into a tree of paths
-    that it then does not vectorise."""
-    if x != y:
-        return None
-
-    def emit(context, builder, signature, values):
-        return builder.select(values[0], *values[1:])
-
-    return x(types.boolean, x, x), emit
-
-
-@intrinsic
-def power_of_two(typing_context, rounded):
-    """2**k in float32 for rounded = k + ROUND_F32 and k in -126..127; 0 for -127."""
-
-    def emit(context, builder, signature, values):
-        exponent = builder.shl(builder.bitcast(values[0], I32), I32(23))
-        return builder.bitcast(builder.add(exponent, I32(127 << 23)), F32)
-
-    return types.float32(types.float32), emit
-
-
-@intrinsic
-def scale(typing_context, x, rounded):
-    """x * 2**k in float32 for rounded = k + ROUND_F32 and k in -252..254; over- and underflows rightly."""
-
-    def emit(context, builder, signature, values):
-        k = builder.sub(builder.bitcast(values[1], I32), I32(0x4B400000))
-        half = builder.ashr(k, I32(1))
-        result = values[0]
-        for part in (half, builder.sub(k, half)):
-            power = builder.bitcast(builder.shl(builder.add(part, I32(127)), I32(23)), F32)
-            result = builder.fmul(result, power)
-        return result
-
-    return types.float32(types.float32, types.float32), emit
-
-
-@intrinsic
-def power_of_two_f64(typing_context, rounded):
-    """2**k in float64 for rounded = k + ROUND_F64 and k in -1022..1023."""
-
-    def emit(context, builder, signature, values):
-        exponent = builder.shl(builder.bitcast(values[0], I64), I64(52))
-        return builder.bitcast(builder.add(exponent, I64(1023 << 52)), F64)
-
-    return types.float64(types.float64), emit
-
-
-def _split_f32(builder, x):
-    """(exponent k as i32, bits of m) with x = m * 2**k and m in [sqrt(1/2), sqrt(2)), for normal x."""
-    bits = builder.bitcast(x, I32)
-    k = builder.ashr(builder.sub(bits, I32(0x3F3504F3)), I32(23))
-    return k, builder.sub(bits, builder.shl(k, I32(23)))
-
-
-@intrinsic
-def exponent_of(typing_context, x):
-    """k of x = m * 2**k, m in [sqrt(1/2), sqrt(2)), as a float32; x positive and normal."""
-
-    def emit(context, builder, signature, values):
-        return builder.sitofp(_split_f32(builder, values[0])[0], F32)
-
-    return types.float32(types.float32), emit
-
-
-@intrinsic
-def mantissa_of(typing_context, x):
-    """m of x = m * 2**k, m in [sqrt(1/2), sqrt(2)); x positive and normal."""
-
-    def emit(context, builder, signature, values):
-        return builder.bitcast(_split_f32(builder, values[0])[1], F32)
-
-    return types.float32(types.float32), emit
-
-
-# The upper bits of 2**52; an unsigned number below 2**52 joined to them is the float64 2**52 + number.
-_JOIN_F64 = 0x4330000000000000
-
-
-@intrinsic
-def exponent_of_f64(typing_context, x):
-    """k of x = m * 2**k, m in [sqrt(1/2), sqrt(2)), as a float64; x positive and normal."""
-
-    def emit(context, builder, signature, values):
-        # Unsigned shift and join: vector units below AVX-512 can neither shift i64 by sign nor convert it.
-        bits = builder.sub(builder.bitcast(values[0], I64), I64(0x3FE6A09E667F3BCD - (1023 << 52)))
-        joined = builder.bitcast(builder.or_(builder.lshr(bits, I64(52)), I64(_JOIN_F64)), F64)
-        return builder.fsub(joined, F64(2.0**52 + 1023.0))
-
-    return types.float64(types.float64), emit
-
-
-@intrinsic
-def mantissa_of_f64(typing_context, x):
-    """m of x = m * 2**k, m in [sqrt(1/2), sqrt(2)); x positive and normal."""
-
-    def emit(context, builder, signature, values):
-        bits = builder.sub(builder.bitcast(values[0], I64), I64(0x3FE6A09E667F3BCD))
-        fraction = builder.and_(bits, I64((1 << 52) - 1))
-        return builder.bitcast(builder.add(fraction, I64(0x3FE6A09E667F3BCD)), F64)
-
-    return types.float64(types.float64), emit
-
-
-@intrinsic
-def has_bit(typing_context, rounded, bit):
-    """Whether this bit (a literal) of k is set, for rounded = k + ROUND_F64."""
-    if not isinstance(bit, types.IntegerLiteral):
-        return None
-
-    def emit(context, builder, signature, values):
-        chosen = builder.and_(builder.bitcast(values[0], I64), I64(1 << bit.literal_value))
-        return builder.icmp_unsigned("!=", chosen, I64(0))
-
-    return types.boolean(types.float64, bit), emit
 
 
 # ------------------------------------------------------------------------- exponential and its relatives
@@ -438,6 +310,130 @@ def pow_f32(x, y):
     return choose((y == f32(0.0)) or (x == f32(1.0)), f32(1.0), result)
 
 
+# ---------------------------------------------------------------------------------- inverses of the circle's
+
+PI = f32(math.pi)
+HALF_PI = f32(math.pi / 2)
+QUARTER_PI = f32(math.pi / 4)
+
+
+@helper
+def atan_f32(x):
+    """Arc tangent: of a third of the range by its addition theorem."""
+    a = abs(x)
+    far = a > f32(2.414213562373095)
+    middle = a > f32(0.4142135623730950)
+    above = choose(far, f32(-1.0), choose(middle, a - f32(1.0), a))
+    r = above / choose(far, a, choose(middle, a + f32(1.0), f32(1.0)))
+    z = r * r
+    p = z * f32(8.05374449538e-2) + f32(-1.38776856032e-1)
+    p = p * z + f32(1.99777106478e-1)
+    p = p * z + f32(-3.33329491539e-1)
+    p = p * z * r + r
+    return copysign(choose(far, HALF_PI, choose(middle, QUARTER_PI, f32(0.0))) + p, x)
+
+
+@helper
+def _asin_reduced(z, w):
+    """asin(w) with z = w**2, up to a half."""
+    p = z * f32(4.2163199048e-2) + f32(2.4181311049e-2)
+    p = p * z + f32(4.5470025998e-2)
+    p = p * z + f32(7.4953002686e-2)
+    p = p * z + f32(1.6666752422e-1)
+    return p * z * w + w
+
+
+@helper
+def asin_f32(x):
+    """Arc sine; NaN outside -1 .. 1."""
+    a = abs(x)
+    far = a > f32(0.5)
+    z = choose(far, (f32(1.0) - a) * f32(0.5), a * a)
+    p = _asin_reduced(z, choose(far, f32(math.sqrt(z)), a))
+    return copysign(choose(far, HALF_PI - (p + p), p), x)
+
+
+@helper
+def acos_f32(x):
+    """Arc cosine; NaN outside -1 .. 1."""
+    a = abs(x)
+    far = a > f32(0.5)
+    z = choose(far, (f32(1.0) - a) * f32(0.5), a * a)
+    p = _asin_reduced(z, choose(far, f32(math.sqrt(z)), x))
+    twice = p + p
+    return choose(far, choose(x < f32(0.0), PI - twice, twice), HALF_PI - p)
+
+
+# ------------------------------------------------------------------------------------------------ hyperbolic
+
+
+@helper
+def _half_exp(a):
+    """e**a / 2 for a >= 0, infinity only where that is."""
+    y = choose(a > f32(90.0), f32(90.0), a)
+    rounded = _round_exponent(y)
+    return scale(_expm1_reduced(y, rounded - ROUND_F32) + f32(1.0), rounded - f32(1.0))
+
+
+@helper
+def sinh_f32(x):
+    """Hyperbolic sine."""
+    a = abs(x)
+    z = x * x
+    p = z * f32(2.03721912945e-4) + f32(8.33028376239e-3)
+    p = p * z + f32(1.66667160211e-1)
+    half = _half_exp(a)
+    return choose(a < f32(1.0), p * z * x + x, copysign(half - f32(0.25) / half, x))
+
+
+@helper
+def cosh_f32(x):
+    """Hyperbolic cosine."""
+    half = _half_exp(abs(x))
+    return half + f32(0.25) / half
+
+
+LOG_2 = f32(math.log(2))
+
+
+@helper
+def asinh_f32(x):
+    """Inverse of the hyperbolic sine."""
+    a = abs(x)
+    z = a * a
+    p = z * f32(2.0122003309e-2) + f32(-4.2699340972e-2)
+    p = p * z + f32(7.4847586088e-2)
+    p = p * z + f32(-1.6666288134e-1)
+    far = a > f32(1500.0)
+    outer = log_f32(choose(far, a, a + f32(math.sqrt(z + f32(1.0))))) + choose(far, LOG_2, f32(0.0))
+    return copysign(choose(a < f32(0.5), p * z * a + a, outer), x)
+
+
+@helper
+def acosh_f32(x):
+    """Inverse of the hyperbolic cosine; NaN below 1."""
+    z = x - f32(1.0)
+    p = z * f32(1.7596881071e-3) + f32(-7.5272886713e-3)
+    p = p * z + f32(2.6454905019e-2)
+    p = p * z + f32(-1.1784741703e-1)
+    p = p * z + f32(1.4142135263)
+    far = x > f32(1500.0)
+    outer = log_f32(choose(far, x, x + f32(math.sqrt(z * (x + f32(1.0)))))) + choose(far, LOG_2, f32(0.0))
+    return choose(z < f32(0.5), p * f32(math.sqrt(z)), outer)
+
+
+@helper
+def atanh_f32(x):
+    """Inverse of the hyperbolic tangent; NaN outside -1 .. 1."""
+    z = x * x
+    p = z * f32(1.81740078349e-1) + f32(8.24370301058e-2)
+    p = p * z + f32(1.46691431730e-1)
+    p = p * z + f32(1.99782164500e-1)
+    p = p * z + f32(3.33337300303e-1)
+    outer = f32(0.5) * log_f32((f32(1.0) + x) / (f32(1.0) - x))
+    return choose(z < f32(0.25), p * z * x + x, outer)
+
+
 # ---------------------------------------------------------------------- by the C library, once per element
 
 
@@ -451,14 +447,14 @@ def _library(function):
     return call
 
 
-asin_f32 = asin_f64 = _library(math.asin)
-acos_f32 = acos_f64 = _library(math.acos)
-atan_f32 = atan_f64 = _library(math.atan)
-sinh_f32 = sinh_f64 = _library(math.sinh)
-cosh_f32 = cosh_f64 = _library(math.cosh)
-asinh_f32 = asinh_f64 = _library(math.asinh)
-acosh_f32 = acosh_f64 = _library(math.acosh)
-atanh_f32 = atanh_f64 = _library(math.atanh)
+asin_f64 = _library(math.asin)
+acos_f64 = _library(math.acos)
+atan_f64 = _library(math.atan)
+sinh_f64 = _library(math.sinh)
+cosh_f64 = _library(math.cosh)
+asinh_f64 = _library(math.asinh)
+acosh_f64 = _library(math.acosh)
+atanh_f64 = _library(math.atanh)
 exp_f64 = _library(math.exp)
 expm1_f64 = _library(math.expm1)
 log_f64 = _library(math.log)
