@@ -94,9 +94,9 @@ def _parts_of_rows(results: Sequence[Dim], extents: Sequence[Dim], side_by_side:
     known = prod(n for n in results if isinstance(n, int))
     if len(lengths) < len(extents) or not 0 < rows < ROWS or prod(lengths) * known < WORK:
         return None
-    place = lengths.index(max(lengths))
-    count = max(n for n in range(1, ROWS // rows + 1) if lengths[place] % n == 0)
-    return (place, count) if count > 1 else None
+    counts = [max(n for n in range(1, ROWS // rows + 1) if length % n == 0) for length in lengths]
+    place = counts.index(max(counts))  # the first of them: the axes behind it stay one run of memory
+    return (place, counts[place]) if counts[place] > 1 else None
 
 
 def _free(root: Expr) -> set[int]:

@@ -100,6 +100,15 @@ def _pad_eval(
     return x
 
 
+def _folds_once(m: Margin) -> bool:
+    """Whether a reflection never comes back from the other end, as it nearly always does not: no division is needed then."""
+    sizes = m.before, m.inner, m.size - m.before - m.inner
+    if not all(isinstance(size, int) for size in sizes):
+        return False
+    before, inner, after = sizes
+    return inner > 1 and max(before, after) < inner  # type: ignore[operator, type-var]
+
+
 def _pad(c: Indexing, index: Indices, *, mode: str) -> Expr:
     axes = elements(c.content(3)) if c.has(3) else None
     position: list[Expr] = list(index)
@@ -118,6 +127,9 @@ def _pad(c: Indexing, index: Indices, *, mode: str) -> Expr:
             place = expr.maximum(expr.minimum(place, m.inner - 1), 0)
         elif mode == "wrap":
             place = place % m.inner
+        elif _folds_once(m):
+            place = expr.maximum(place, -place)
+            place = expr.minimum(place, m.inner * 2 - 2 - place)
         else:
             period = maximum(m.inner * 2 - 2, 1)
             folded = place % period
@@ -145,14 +157,24 @@ def _tile_infer(n: Inference) -> list[Type]:
     return [n.type(0).with_shape(d * r for d, r in zip(shape, elements(repeats)))]
 
 
-def _tile(c: Indexing, index: Indices) -> Expr:
-    sizes, repeats = c.type(0).dims, elements(c.content(1))
-    return c.load(0, [i if r == 1 else i % d for i, d, r in zip(index, sizes, repeats)])
+def _tile_expand(b: Builder, node: Node) -> list[Value]:
+    """An axis that is repeated becomes two, of which the first has stride 0."""
+    x, repeats = node.inputs
+    assert x is not None and repeats is not None and repeats.content is not None
+    apart: list[Dim] = []
+    wide: list[Dim] = []
+    for size, count in zip(x.shape, elements(repeats.content)):
+        apart += [size] if count == 1 else [1, size]
+        wide += [size] if count == 1 else [count, size]
+    if len(apart) == len(x.shape):
+        return [b.op("Identity", x)]
+    split = b.op("Reshape", x, b.shape(apart), allowzero=1)
+    return [b.op("Reshape", b.op("Expand", split, b.shape(wide)), b.shape(node.output.shape), allowzero=1)]
 
 
 register(OpDef(
-    "Tile", Kind.INDEX, infer=_tile_infer, propagate=propagate_moves(0), refuse=default_refuse,
-    eval=lambda x, repeats: np.tile(x, repeats.tolist()), compute=_tile, static_inputs=(1,),
+    "Tile", Kind.EXPAND, infer=_tile_infer, propagate=propagate_moves(0), refuse=default_refuse,
+    eval=lambda x, repeats: np.tile(x, repeats.tolist()), expand=_tile_expand, static_inputs=(1,),
 ))  # fmt: skip
 
 

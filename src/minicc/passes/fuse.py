@@ -27,7 +27,7 @@ LOOPS = (Kind.POINTWISE, Kind.INDEX, Kind.REDUCE)
 # INDEX ops that read each input element at most once per output element, at one place.
 SINGLE_READ = frozenset((
     "Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Pad", "Gather",
-    "DepthToSpace", "SpaceToDepth", "Trilu", "Tile",
+    "DepthToSpace", "SpaceToDepth", "Trilu",
 ))  # fmt: skip
 # Views cost nothing by themselves: their readers take strides.
 VIEWS = frozenset(("Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"))
@@ -312,7 +312,7 @@ def not_worth(node: Node) -> str:
         return f"{multiple[0].op.name} reads it several times"
     if node.op.kind is Kind.POINTWISE and is_expensive(node):
         for consumer in consumers:
-            if consumer.op.kind is Kind.INDEX and consumer.op.name in ("Expand", "Gather", "Tile"):
+            if consumer.op.kind is Kind.INDEX and consumer.op.name in ("Expand", "Gather"):
                 return f"{consumer.op.name} would repeat an expensive function"
             if consumer.op.kind is Kind.POINTWISE and not _rows(node.output, consumer.output):
                 return "broadcasting would repeat an expensive function"

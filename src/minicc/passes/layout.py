@@ -143,7 +143,7 @@ def find_role(node: Node) -> Role | None:
         return Role(tuple(range(len(node.inputs))) if name == "Concat" else (0,))
     if name in REDUCTIONS:
         return _reduction_role(node, rank)
-    if name in ("Pad", "Slice", "Expand", "Tile", "Resize"):
+    if name in ("Pad", "Slice", "Expand", "Resize"):
         return _static_role(node, rank)
     return None
 
@@ -172,7 +172,7 @@ def _reduction_role(node: Node, rank: int) -> Role | None:
 
 def _static_role(node: Node, rank: int) -> Role | None:
     name = node.op.name
-    positions = {"Pad": (1, 3), "Slice": (1, 2, 3, 4), "Expand": (1,), "Tile": (1,), "Resize": (2, 3)}[name]
+    positions = {"Pad": (1, 3), "Slice": (1, 2, 3, 4), "Expand": (1,), "Resize": (2, 3)}[name]
     statics = [node.inputs[i] for i in positions if i < len(node.inputs)]
     if any(v is not None and v.content is None and 0 not in v.shape for v in statics):
         return None
@@ -446,7 +446,7 @@ def remap(
         attrs["axis"] = where[attrs["axis"] % rank]
     elif name in REDUCTIONS and _present(node, 1):
         out[1] = b.shape([where[a] for a in _axes(node, 1, rank) or []])
-    elif name in ("Expand", "Tile"):
+    elif name == "Expand":
         out[1] = _permute_vector(b, out[1], perm)
     elif name == "Resize":
         for position in (2, 3):

@@ -1,15 +1,18 @@
 """Packs a computed right operand into panels [ceil(N / NR)][TAPS][C][NR] at run time.
 
-A matrix product has one tap and C = K. Element (tap, c, n) is read at any strides. Each batch is followed by
-TAIL zeros (a convolution uses them as the row that stands for padding). One unit is one panel of one batch.
+A matrix product has one tap and C = K. Element (tap, c, n) is read at any strides; where c lies side by side, in square tiles
+that are transposed in registers. Each batch is followed by TAIL zeros (a convolution uses them as the row that stands for
+padding). One unit is one panel of one batch.
 """
 
 import numpy as np
 
 from minicc.kernels.cpu.intrinsics import arg, ld, off, ptr_f32, st
+from minicc.kernels.cpu.transposed import transpose_tile
 
-# Constant: columns of a panel.
+# Constants: columns of a panel, vector width.
 NR = 16
+VW = 8
 
 # Words. Strides count elements.
 SOURCE = 0
@@ -47,7 +50,14 @@ def kernel(args, begin, end):
         zero = np.float32(0)
         columns = min(NR, n - p * NR)
         for t in range(taps):
-            for k in range(c):
+            whole = 0
+            if columns == NR and arg(args, S_C) == 1:
+                whole = c // VW * VW
+                for k in range(0, whole, VW):
+                    for v in range(0, NR, VW):
+                        tile = off(source, t * arg(args, S_TAP) + v * s_n + k)
+                        transpose_tile(VW, tile, s_n, VW, VW, off(target, (t * c + k) * NR + v), NR)
+            for k in range(whole, c):
                 row = off(source, t * arg(args, S_TAP) + k * arg(args, S_C))
                 packed = off(target, (t * c + k) * NR)
                 if columns == NR:

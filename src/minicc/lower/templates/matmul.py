@@ -12,6 +12,9 @@ from minicc.lower.context import Lowering
 from minicc.lower.program import Word
 from minicc.lower.templates import common
 
+# Rows up to which a right operand that is computed at run time is read as it lies, by generated loops.
+FEW_ROWS = 4
+
 
 def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
     """MatMul of numpy semantics; vectors and element types without a float kernel are refused."""
@@ -23,6 +26,8 @@ def lower_matmul(low: Lowering, node: Node, lead: Node | None) -> str:
         return "an operand is a vector"
     shape = anchor.output.shape
     batch, m, n, k = shape[:-2], shape[-2], shape[-1], a.shape[-1]
+    if b.data is None and isinstance(m, int) and m <= FEW_ROWS:
+        return "packing a matrix that so few rows read takes longer than reading it for each"
     b_buffer, b_strides, nr = _right_operand(low, node, b, (*batch, k, n))
     b_walk: dict[int, Dim] = {axis: s for axis, s in enumerate(b_strides) if s != 0}
     a_buffer, a_offset, a_strides = common.float_view(low, a, (*batch, m, k), len(batch) + 1)
