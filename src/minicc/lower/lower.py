@@ -6,7 +6,7 @@ loops; otherwise the host, with the reason. The tier of each node is a fact of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minicc.ir.dims import Dim
@@ -26,7 +26,7 @@ from minicc.lower.templates import find_template
 from minicc.lower.updates import updates_of
 from minicc.options import Options
 from minicc.passes.common import RESHAPES
-from minicc.passes.fuse import has_loops
+from minicc.passes.fuse import has_loops, wants_rows
 from minicc.targets.cpu import CpuTarget
 from minicc.targets.parse import Target
 
@@ -179,6 +179,7 @@ def lower_node(low: Lowering, node: Node, options: Options) -> None:
         _lower_concat(low, node)
         return
     if has_loops(node) or (node.op.kind is Kind.CONTRACT and _contract_loops(node)):
+        _make_rows(low, [node], {})
         inside = set(node.outputs)
         for output in node.outputs:
             if output.uses or output.index == 0 or output in inside:
@@ -235,8 +236,18 @@ def _lower_fused(low: Lowering, node: Node) -> None:
         _lower_unfused(low, node, body, outer, refusal)
         return
     inside = {v for n in body.nodes for v in n.outputs}
+    _make_rows(low, body.nodes, outer)
     composer = low.composer(inside.__contains__, lambda v: outer.get(v, v))  # type: ignore[arg-type, return-value]
     low.emit_loops(node.outputs, composer, node.origin, body.name, sources=body.outputs)
+
+
+def _make_rows(low: Lowering, nodes: Sequence[Node], outer: Mapping[Value, Value | None]) -> None:
+    """Make the views in memory that some of the nodes read neighbours of, at positions that are computed."""
+    for node in nodes:
+        for value in node.inputs[:1]:
+            read = outer.get(value, value) if value is not None else None
+            if read is not None and low.is_inline(read) and wants_rows(node, read):
+                low.buffer(read)
 
 
 def _lower_unfused(low: Lowering, node: Node, body: Graph, outer: dict[Value, Value | None], why: str) -> None:

@@ -1,7 +1,7 @@
 """Sampling at positions computed in the model: GridSample, AffineGrid, RoiAlign.
 
 GridSample follows PyTorch: positions in [-1, 1], last coordinate first. Interpolation weights are float32 or
-wider.
+wider. Images are [N, C, *spatial], or [N, *spatial, C] with layout="NHWC", where a position is computed once for all channels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from minicc.ir.expr import maximum as expr_maximum
 from minicc.ir.expr import minimum as expr_minimum
 from minicc.ir.opdef import Indexing, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, f32, i64
-from minicc.ops.conv import wide_dtype
+from minicc.ops.conv import split_index, wide_dtype
 from minicc.ops.helpers import Array, computed_in_f32, default_refuse, unknown_dims
 from minicc.ops.resize import cubic_weights
+from minicc.ops.spatial import activation_shape, channel_axis, spatial_axes
 
 if TYPE_CHECKING:
     from minicc.ir.graph import Node
@@ -48,7 +49,8 @@ def _grid_infer(n: Inference) -> list[TensorType]:
         raise n.error(f"mode {n.attr('mode')!r} is unknown")
     if n.attr("padding_mode") not in ("zeros", "border", "reflection"):
         raise n.error(f"padding_mode {n.attr('padding_mode')!r} is unknown")
-    return [TensorType(n.dtype(0), (*x[:2], *grid[1:-1]))]
+    layout = n.attr("layout")
+    return [TensorType(n.dtype(0), activation_shape(layout, x[0], x[channel_axis(layout, len(x))], grid[1:-1]))]
 
 
 def _grid_refuse(node: Node) -> str | None:
@@ -106,17 +108,18 @@ def _grid_taps(
 
 
 def _grid_compute(c: Indexing, index: tuple[Expr, ...], **attrs: Any) -> Expr:
-    x, dtype = c.type(0).dims, c.type(0).dtype
+    x, dtype, layout = c.type(0).dims, c.type(0).dtype, attrs["layout"]
     rank = len(x) - 2
     wide = f32 if dtype.is_integer else wide_dtype(dtype)
-    batch, channel, *point = index
+    batch, channel, point = split_index(layout, index)
+    spatial = spatial_axes(layout, len(x))
     taps = []
     for axis in range(rank):
         g = cast(c.load(1, (batch, *point, rank - 1 - axis)), wide)
-        taps.append(_grid_taps(c, g, x[2 + axis], attrs))
+        taps.append(_grid_taps(c, g, x[spatial[axis]], attrs))
     total: Expr | None = None
     for chosen in cartesian(*taps):
-        value = cast(c.load(0, (batch, channel, *(where for where, _, _ in chosen))), wide)
+        value = cast(c.load(0, activation_shape(layout, batch, channel, [where for where, _, _ in chosen])), wide)
         for _, weight, inside in chosen:
             value = value if weight is None else value * weight
             value = value if inside is None else select(inside, value, const(0, wide))
@@ -134,7 +137,8 @@ def _reflect_array(x: Array, low: float, high: float) -> Array:
 
 
 @computed_in_f32
-def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_mode: str) -> Array:
+def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_mode: str, layout: str) -> Array:
+    x = x if layout == "NCHW" else np.moveaxis(x, -1, 1)
     rank = x.ndim - 2
     taps: list[list[tuple[Array, Any, Any]]] = []
     for axis in range(rank):
@@ -171,12 +175,12 @@ def _grid_eval(x: Array, grid: Array, *, align_corners: int, mode: str, padding_
         at: tuple[Any, ...] = (batch, slice(None), *(where for where, _, _ in chosen))
         picked = x[at]
         total += np.where(weight[..., None] != 0, picked * weight[..., None], 0)
-    return np.ascontiguousarray(np.moveaxis(total, -1, 1)).astype(x.dtype)
+    return np.ascontiguousarray(np.moveaxis(total, -1, 1) if layout == "NCHW" else total).astype(x.dtype)
 
 
 register(OpDef(
     "GridSample", Kind.INDEX, infer=_grid_infer, eval=_grid_eval, compute=_grid_compute, refuse=_grid_refuse,
-    attrs={"align_corners": 0, "mode": "linear", "padding_mode": "zeros"},
+    attrs={"align_corners": 0, "mode": "linear", "padding_mode": "zeros", "layout": "NCHW"},
 ))  # fmt: skip
 
 

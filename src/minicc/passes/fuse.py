@@ -31,6 +31,8 @@ SINGLE_READ = frozenset((
 ))  # fmt: skip
 # Views cost nothing by themselves: their readers take strides.
 VIEWS = frozenset(("Transpose", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand"))
+# Modes of ops that read several neighbours of a position that is computed.
+INTERPOLATING = frozenset(("linear", "cubic"))
 # Ops whose lowering is several kernels writing parts of one array.
 ALONE = frozenset(("Concat",))
 
@@ -308,7 +310,7 @@ def not_worth(node: Node) -> str:
     """Why computing `node` inside the group would cost more than it saves; empty when it pays."""
     consumers = [c for v in node.outputs for c in v.consumers()]
     multiple = [c for c in consumers if c.op.kind is Kind.INDEX and c.op.name not in SINGLE_READ]
-    if multiple and node.op.name not in VIEWS:
+    if multiple and (node.op.name not in VIEWS or any(wants_rows(c, node.output) for c in multiple if c.inputs[0] is node.output)):
         return f"{multiple[0].op.name} reads it several times"
     if node.op.kind is Kind.POINTWISE and is_expensive(node):
         for consumer in consumers:
@@ -321,6 +323,15 @@ def not_worth(node: Node) -> str:
             if consumer.op.kind is Kind.POINTWISE and consumer.output.shape != node.output.shape:
                 return "broadcasting would repeat computed positions"
     return ""
+
+
+def wants_rows(reader: Node, value: Value) -> bool:
+    """Whether a node interpolates in its first input, a transposition whose elements lie apart: in memory it reads faster."""
+    node = value.producer
+    if node is None or node.op.name != "Transpose":
+        return False
+    perm = node.attrs["perm"]
+    return reader.attrs.get("mode", "nearest") in INTERPOLATING and perm is not None and perm[-1] != len(perm) - 1
 
 
 def _rows(inner: Value, outer: Value) -> bool:

@@ -25,7 +25,9 @@ from minicc.passes.common import estimate, visit_bodies
 from minicc.passes.manager import PassContext
 
 FORCED = frozenset(("Conv", "ConvTranspose", "ConvInteger"))
-POOLS = frozenset(("MaxPool", "AveragePool", "LpPool"))
+WINDOWED = frozenset(("MaxPool", "AveragePool", "LpPool", "GridSample"))
+# From so many channels on GridSample, which computes positions once for all of them, is worth transpositions.
+SAMPLED_CHANNELS = 8
 AXIS_ATTRIBUTE = frozenset(("Concat", "Split", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax"))
 REDUCTIONS = frozenset((
     "ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
@@ -68,13 +70,22 @@ def choose_layout(graph: Graph, context: PassContext) -> int:
     roles.update(
         dict.fromkeys((member for shuffle in shuffles.values() for member in shuffle.nodes), Role((0,)))
     )
-    forced = {n for n in roles if n.op.name in FORCED and not n.op.domain and n.attrs["layout"] == "NCHW"}
+    forced = {n for n in roles if _wants_channels_last(n)}
     if not forced:
         return changes
     chosen = _minimum_cut(graph, roles, forced, shuffles)
     changes += _Rebuild(graph, roles, chosen, shuffles).run()
     context.rules["channels-last"] += len(chosen)
     return changes
+
+
+def _wants_channels_last(node: Node) -> bool:
+    if node.op.domain or node.attrs.get("layout") != "NCHW":
+        return False
+    if node.op.name == "GridSample":
+        channels = node.output.shape[1]
+        return isinstance(channels, int) and channels >= SAMPLED_CHANNELS
+    return node.op.name in FORCED
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def find_role(node: Node) -> Role | None:
         return _pointwise_role(node)
     if node.op.domain or rank is None or rank < 3:
         return None
-    if name in FORCED or name in POOLS:
+    if name in FORCED or name in WINDOWED:
         return Role((0,)) if node.attrs["layout"] == "NCHW" else None
     if name == "Transpose":
         return Role(())
@@ -440,7 +451,7 @@ def remap(
     name, attrs, out = node.op.name, dict(node.attrs), list(inputs)
     perm = to_last(rank)
     where = {old: new for new, old in enumerate(perm)}
-    if name in FORCED or name in POOLS:
+    if name in FORCED or name in WINDOWED:
         attrs["layout"] = "NHWC"
     elif name in AXIS_ATTRIBUTE and node.op.kind is not Kind.POINTWISE:
         attrs["axis"] = where[attrs["axis"] % rank]
