@@ -179,7 +179,7 @@ def lower_node(low: Lowering, node: Node, options: Options) -> None:
         _lower_concat(low, node)
         return
     if has_loops(node) or (node.op.kind is Kind.CONTRACT and _contract_loops(node)):
-        _make_rows(low, [node], {})
+        _make_rows(low, [node], {v: v for v in node.inputs if v is not None})
         inside = set(node.outputs)
         for output in node.outputs:
             if output.uses or output.index == 0 or output in inside:
@@ -242,10 +242,13 @@ def _lower_fused(low: Lowering, node: Node) -> None:
 
 
 def _make_rows(low: Lowering, nodes: Sequence[Node], outer: Mapping[Value, Value | None]) -> None:
-    """Make the views in memory that some of the nodes read neighbours of, at positions that are computed."""
+    """Make the views in memory that some of the nodes read neighbours of, at positions that are computed.
+
+    outer: what stands for the inputs of a body outside; for nodes of a graph themselves their inputs.
+    """
     for node in nodes:
         for value in node.inputs[:1]:
-            read = outer.get(value, value) if value is not None else None
+            read = outer.get(value) if value is not None else None
             if read is not None and low.is_inline(read) and wants_rows(node, read):
                 low.buffer(read)
 

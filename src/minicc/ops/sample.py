@@ -246,11 +246,9 @@ register(
 def _roi_infer(n: Inference) -> list[TensorType]:
     if n.rank(0) != 4 or n.rank(1) != 2 or n.attr("mode") not in ("avg", "max"):
         raise n.error("needs images of rank 4, a matrix of boxes, and mode avg or max")
-    return [
-        TensorType(
-            n.dtype(0), (n.shape(1)[0], n.shape(0)[1], n.attr("output_height"), n.attr("output_width"))
-        )
-    ]
+    layout = n.attr("layout")
+    bins = n.attr("output_height"), n.attr("output_width")
+    return [TensorType(n.dtype(0), activation_shape(layout, n.shape(1)[0], n.shape(0)[channel_axis(layout, 4)], bins))]
 
 
 def _roi_refuse(node: Node) -> str | None:
@@ -278,10 +276,12 @@ def _roi_compute(
     output_width: int,
     sampling_ratio: int,
     spatial_scale: float,
+    layout: str,
 ) -> Expr:
     x, dtype = c.type(0).dims, c.type(0).dtype
     wide = wide_dtype(dtype)
-    roi, channel, row, column = index
+    roi, channel, (row, column) = split_index(layout, index)
+    height, width = (x[a] for a in spatial_axes(layout, 4))
     half = coordinate_transformation_mode == "half_pixel"
     batch = _clamp(cast(c.load(2, (roi,)), i64), x[0])
 
@@ -295,10 +295,10 @@ def _roi_compute(
         return start + cast(place, wide) * step + (cast(sample, wide) + 0.5) * step / float(sampling_ratio)
 
     def sample(i: Expr, j: Expr) -> Expr:
-        top, bottom, down, near_y = _border(position(0, output_height, row, i), x[2])
-        left, right, along, near_x = _border(position(1, output_width, column, j), x[3])
+        top, bottom, down, near_y = _border(position(0, output_height, row, i), height)
+        left, right, along, near_x = _border(position(1, output_width, column, j), width)
         parts = [
-            cast(c.load(0, (batch, channel, y, z)), wide) * weight
+            cast(c.load(0, activation_shape(layout, batch, channel, (y, z))), wide) * weight
             for y, z, weight in (
                 (top, left, (1.0 - down) * (1.0 - along)),
                 (top, right, (1.0 - down) * along),
@@ -330,7 +330,9 @@ def _roi_eval(
     output_width: int,
     sampling_ratio: int,
     spatial_scale: float,
+    layout: str,
 ) -> Array:
+    x = x if layout == "NCHW" else np.moveaxis(x, -1, 1)
     half = coordinate_transformation_mode == "half_pixel"
     out = np.zeros((len(rois), x.shape[1], output_height, output_width), dtype=x.dtype)
     for number, roi in enumerate(rois * spatial_scale - (0.5 if half else 0.0)):
@@ -356,7 +358,7 @@ def _roi_eval(
         value = sum(parts) if mode == "avg" else np.maximum.reduce(parts)
         value = np.where(near_y[:, None, :, None] & near_x[None, :, None, :], value, 0)
         out[number] = value.mean(axis=(3, 4)) if mode == "avg" else value.max(axis=(3, 4))
-    return out
+    return out if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(out, 1, -1))
 
 
 def _axis_table(places: Array, size: int) -> tuple[Array, Array, Array, Array]:
@@ -370,6 +372,6 @@ register(OpDef(
     "RoiAlign", Kind.REDUCE, infer=_roi_infer, eval=_roi_eval, compute=_roi_compute, refuse=_roi_refuse,
     attrs={
         "coordinate_transformation_mode": "half_pixel", "mode": "avg", "output_height": 1, "output_width": 1,
-        "sampling_ratio": 0, "spatial_scale": 1.0,
+        "sampling_ratio": 0, "spatial_scale": 1.0, "layout": "NCHW",
     },
 ))  # fmt: skip

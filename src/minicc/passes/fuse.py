@@ -310,8 +310,11 @@ def not_worth(node: Node) -> str:
     """Why computing `node` inside the group would cost more than it saves; empty when it pays."""
     consumers = [c for v in node.outputs for c in v.consumers()]
     multiple = [c for c in consumers if c.op.kind is Kind.INDEX and c.op.name not in SINGLE_READ]
-    if multiple and (node.op.name not in VIEWS or any(wants_rows(c, node.output) for c in multiple if c.inputs[0] is node.output)):
+    if multiple and node.op.name not in VIEWS:
         return f"{multiple[0].op.name} reads it several times"
+    for consumer in consumers:
+        if consumer.inputs[0] is node.output and wants_rows(consumer, node.output):
+            return f"{consumer.op.name} reads its rows several times"
     if node.op.kind is Kind.POINTWISE and is_expensive(node):
         for consumer in consumers:
             if consumer.op.kind is Kind.INDEX and consumer.op.name in ("Expand", "Gather"):
@@ -331,7 +334,8 @@ def wants_rows(reader: Node, value: Value) -> bool:
     if node is None or node.op.name != "Transpose":
         return False
     perm = node.attrs["perm"]
-    return reader.attrs.get("mode", "nearest") in INTERPOLATING and perm is not None and perm[-1] != len(perm) - 1
+    several = reader.op.name == "RoiAlign" or reader.attrs.get("mode") in INTERPOLATING
+    return several and perm is not None and perm[-1] != len(perm) - 1
 
 
 def _rows(inner: Value, outer: Value) -> bool:

@@ -25,8 +25,9 @@ from minicc.passes.common import estimate, visit_bodies
 from minicc.passes.manager import PassContext
 
 FORCED = frozenset(("Conv", "ConvTranspose", "ConvInteger"))
-WINDOWED = frozenset(("MaxPool", "AveragePool", "LpPool", "GridSample"))
-# From so many channels on GridSample, which computes positions once for all of them, is worth transpositions.
+WINDOWED = frozenset(("MaxPool", "AveragePool", "LpPool", "GridSample", "RoiAlign"))
+# Ops that compute positions once for all channels then; from so many on they are worth transpositions.
+SAMPLING = frozenset(("GridSample", "RoiAlign"))
 SAMPLED_CHANNELS = 8
 AXIS_ATTRIBUTE = frozenset(("Concat", "Split", "ArgMax", "ArgMin", "Softmax", "LogSoftmax", "Hardmax"))
 REDUCTIONS = frozenset((
@@ -82,7 +83,7 @@ def choose_layout(graph: Graph, context: PassContext) -> int:
 def _wants_channels_last(node: Node) -> bool:
     if node.op.domain or node.attrs.get("layout") != "NCHW":
         return False
-    if node.op.name == "GridSample":
+    if node.op.name in SAMPLING:
         channels = node.output.shape[1]
         return isinstance(channels, int) and channels >= SAMPLED_CHANNELS
     return node.op.name in FORCED
