@@ -209,13 +209,14 @@ def _attention_refuse(node: Node) -> str | None:
     return None
 
 
-def _attention_expand(b: Builder, node: Node) -> list[Value]:
-    x, w, bias, past = required(node, 0), required(node, 1), optional(node, 2), optional(node, 4)
-    projected = b.op("MatMul", x, w)
-    projected = projected if bias is None else b.op("Add", projected, bias)
-    heads, start = node.attrs["num_heads"], 0
+def attention_of_projected(
+    b: Builder, node: Node, projected: Value, sizes: Sequence[Dim], mask: Value | None, past: Value | None, bias: Value | None
+) -> list[Value]:
+    """Attention of queries, keys and values that lie next to each other in [B, S, sum(sizes)]; results as Attention's."""
+    attrs = node.attrs
+    heads, start = attrs["num_heads"], 0
     parts = []
-    for size in _hidden_sizes(node.attrs, w.shape):
+    for size in sizes:
         assert isinstance(size, int)
         piece = b.op("Slice", projected, b.shape([start]), b.shape([start + size]), b.shape([2]))
         parts.append(head_axis_out(b, piece, heads))
@@ -224,11 +225,34 @@ def _attention_expand(b: Builder, node: Node) -> list[Value]:
     if past is not None:
         old = [b.op("Gather", past, b.constant(np.int64(i)), axis=0) for i in (0, 1)]
         k, v = (b.op("Concat", o, n, axis=2) for o, n in zip(old, (k, v)))
-    mask = _key_mask(b, optional(node, 3), q, k.shape[2], _filler(node.attrs))
-    y = _attend(b, q, k, v, _added(b, [mask, optional(node, 5)]), node.attrs)
+    added = _added(b, [_key_mask(b, mask, q, k.shape[2], _filler(attrs)), bias])
+    y = _attend(b, q, k, v, added, attrs)
     if len(node.outputs) == 1:
         return [y]
     return [y, b.op("Concat", *(reshaped(b, p, (1, *p.shape)) for p in (k, v)), axis=0)]
+
+
+def _attention_expand(b: Builder, node: Node) -> list[Value]:
+    x, w, bias, mask, past, attention_bias = (*node.inputs, *(None,) * 4)[:6]
+    assert x is not None and w is not None
+    projected = b.op("MatMul", x, w)
+    projected = projected if bias is None else b.op("Add", projected, bias)
+    return attention_of_projected(b, node, projected, _hidden_sizes(node.attrs, w.shape), mask, past, attention_bias)
+
+
+def attention_of_projected_arrays(
+    projected: Array, sizes: Sequence[int], mask: Array | None, past: Array | None, bias: Array | None, attrs: Any
+) -> tuple[Array, Array]:
+    """As `attention_of_projected`, in numpy."""
+    q, k, v = (
+        p.reshape(*projected.shape[:2], attrs["num_heads"], -1).transpose(0, 2, 1, 3)
+        for p in np.split(projected, np.cumsum(sizes)[:2], axis=2)
+    )
+    if past is not None:
+        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
+    total = _mask_array(mask, k.shape[2], _filler(attrs)) + (0 if bias is None else bias)
+    y = _attend_arrays(q, k, v, total, attrs)
+    return y, np.stack([k, v]) if k.shape == v.shape else np.zeros((2, 0))
 
 
 @computed_in_f32
@@ -243,16 +267,7 @@ def _attention_eval(
 ) -> tuple[Array, Array]:
     projected = x @ w + (0 if bias is None else bias)
     sizes: list[Any] = _hidden_sizes(attrs, w.shape)
-    cuts = np.cumsum(sizes)[:2]
-    q, k, v = (
-        p.reshape(*x.shape[:2], attrs["num_heads"], -1).transpose(0, 2, 1, 3)
-        for p in np.split(projected, cuts, axis=2)
-    )
-    if past is not None:
-        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
-    total = _mask_array(mask, k.shape[2], _filler(attrs)) + (0 if attention_bias is None else attention_bias)
-    y = _attend_arrays(q, k, v, total, attrs)
-    return y, np.stack([k, v]) if k.shape == v.shape else np.zeros((2, 0))
+    return attention_of_projected_arrays(projected, sizes, mask, past, attention_bias, attrs)
 
 
 register(OpDef(
