@@ -52,7 +52,9 @@ def check(
 ) -> None:  # fmt: skip
     """ONNX Runtime (with `runtime`), numpy, inference and expansion agree, and so does the compiled module."""
     attrs = attrs or {}
-    expected = run_onnxruntime(op, inputs, attrs, outputs=outputs, domain=MICROSOFT, constants=list(constants)) if runtime else None
+    expected: list[Any] | None = None
+    if runtime:
+        expected = run_onnxruntime(op, inputs, attrs, outputs=outputs, domain=MICROSOFT, constants=list(constants))
     arrays = [None if x is None else np.asarray(x) for x in inputs]
     check_call(op, arrays, attrs, expected, domain=MICROSOFT, rtol=rtol, atol=atol)
     if expected is None:
