@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
+import minicc
 from minicc.errors import MiniccError, ShapeError
-from tests.ops.microsoft import by_numpy, check, compiled
+from tests.ops.microsoft import MICROSOFT, by_numpy, check, compiled
 from tests.ops.test_matmul import integers, normal
 
 SEEDS = st.integers(0, 1 << 16)
@@ -123,6 +126,27 @@ def test_transposed_convolution(pads: list[int] | None, attrs: dict[str, Any]) -
     if known:
         check("ConvTransposeWithDynamicPads", inputs, attrs, constants=(1, 3), host=("ConvTransposeWithDynamicPads",), rtol=1e-4,
               atol=1e-4)  # fmt: skip
+
+
+def test_shapes_pass_through_range_and_expand_dims() -> None:
+    """Positions counted up to a size known only at run time need no host."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], start=0, end=1),
+        helper.make_node("Squeeze", ["shape"], ["rows"]),
+        helper.make_node("Range", ["zero", "rows"], ["places"], domain=MICROSOFT),
+        helper.make_node("ExpandDims", ["places", "axis"], ["column"], domain=MICROSOFT),
+        helper.make_node("Cast", ["column"], ["real"], to=1),
+        helper.make_node("Add", ["x", "real"], ["y"]),
+    ]
+    fixed = [onnx.numpy_helper.from_array(np.asarray(v), name) for v, name in ((np.int64(0), "zero"), (np.int32(1), "axis"))]
+    info = helper.make_tensor_value_info("x", 1, ["n", 3])
+    graph = helper.make_graph(nodes, "counting", [info], [onnx.ValueInfoProto(name="y")], fixed)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
+    module = minicc.compile(helper.make_model(graph, opset_imports=opsets, ir_version=10), threads=1)
+    assert not module.stats()["host_nodes"]
+    for rows in (1, 5):
+        x = normal(rows, 3)
+        np.testing.assert_array_equal(module.run(None, {"x": x})[0], x + np.arange(rows, dtype=np.float32)[:, None])
 
 
 # -- plain
@@ -252,6 +276,17 @@ def test_bias_and_residual(dtype: type) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_split_gelu(dtype: type) -> None:
     check("BiasSplitGelu", halves(dtype, normal(2, 3, 10), normal(10)), runtime=False, free=(0,))
+
+
+def test_bias_and_softmax_of_a_larger_bias() -> None:
+    with pytest.raises(ShapeError, match="broadcast"):
+        compiled("BiasSoftmax", [normal(1, 6), normal(5, 6)], {"is_inner_broadcast": 0})
+
+
+def test_complex_products_of_free_sizes_and_of_real_numbers() -> None:
+    check("ComplexMul", [normal(2), normal(2, seed=1)], runtime=False, free=(0,))
+    with pytest.raises(ShapeError, match="imaginary"):
+        compiled("ComplexMul", [normal(4, 3), normal(4, 3)], {})
 
 
 def test_split_gelu_of_an_odd_width() -> None:

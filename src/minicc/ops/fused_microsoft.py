@@ -90,10 +90,12 @@ register(OpDef(
 def _bias_softmax_infer(n: Inference) -> list[TensorType]:
     shape = n.shape(0)
     n.axis(n.attr("axis"), len(shape))
-    require_same_dtype(n)
-    if broadcast_shape(n) != shape:
+    found = broadcast_shape(n)
+    assert found is not None
+    grown = any(isinstance(a, int) and isinstance(d, int) and a != d for a, d in zip(found, shape))
+    if len(found) != len(shape) or grown:
         raise n.error("the bias must broadcast to the data")
-    return same_as_float_input(n)  # type: ignore[return-value]
+    return [TensorType(require_same_dtype(n), found)]
 
 
 def _bias_softmax_expand(b: Builder, node: Node) -> list[Value]:

@@ -82,14 +82,18 @@ register(OpDef(
 
 
 def _complex_infer(n: Inference) -> list[TensorType]:
-    if any(n.shape(i)[-1:] != (2,) for i in (0, 1)):
+    lasts = [n.shape(i)[-1:] for i in (0, 1)]
+    if any(not last or (isinstance(last[0], int) and last[0] != 2) for last in lasts):
         raise n.error("the last axis must hold a real and an imaginary part")
-    return [TensorType(require_same_dtype(n), broadcast_shape(n))]
+    shape = broadcast_shape(n)
+    assert shape is not None
+    return [TensorType(require_same_dtype(n), (*shape[:-1], 2))]
 
 
 def _complex_expand(b: Builder, node: Node) -> list[Value]:
+    operands = [reshaped(b, required(node, i), (*required(node, i).shape[:-1], 2)) for i in (0, 1)]
     a_real, a_imaginary, b_real, b_imaginary = (
-        b.op("Gather", required(node, i), b.constant(np.array([part])), axis=-1) for i in (0, 1) for part in (0, 1)
+        b.op("Gather", x, b.constant(np.array([part])), axis=-1) for x in operands for part in (0, 1)
     )
     if node.op.name == "ComplexMulConj":
         b_imaginary = b.op("Neg", b_imaginary)
