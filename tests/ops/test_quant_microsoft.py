@@ -115,11 +115,12 @@ def test_attention(columns: bool, attrs: dict[str, Any]) -> None:
     check("QAttention", inputs, {**given_attrs, **attrs}, constants=(1, 2, 3, 4, 6, 7), free=(0,), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mask", ["counts", "rows", "all"])
+@pytest.mark.parametrize("mask", ["counts", "ends and starts", "rows", "all"])
 def test_attention_with_a_mask(mask: str) -> None:
     inputs, attrs = attention(2, 5, 12, 3)
     inputs[5] = {
         "counts": np.array([3, 5], np.int32),
+        "ends and starts": np.array([3, 5, 1, 2], np.int32),
         "rows": np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1]], np.int32),
         "all": (np.random.default_rng(0).random((2, 5, 5)) < 0.7).astype(np.int32),
     }[mask]

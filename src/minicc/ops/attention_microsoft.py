@@ -33,8 +33,8 @@ def _added(b: Builder, parts: Sequence[Value | None]) -> Value | None:
 
 
 def _key_mask(b: Builder, mask: Value | None, like: Value, keys: Dim, filler: float) -> Value | None:
-    """The additive form of a mask over keys: [B] counts of valid keys, [B, T], [B, S, T] or [B, 1, S, T] of 0
-    and 1.
+    """The additive form of a mask over keys: [B] counts of valid keys, [2 B] ends and starts of the valid keys, [B, T], [B, S, T]
+    or [B, 1, S, T] of 0 and 1.
     """
     if mask is None:
         return None
@@ -45,23 +45,40 @@ def _key_mask(b: Builder, mask: Value | None, like: Value, keys: Dim, filler: fl
             b.op("Cast", b.op("Reshape", b.shape([keys]), b.shape([])), to=i32),
             b.constant(np.int32(1)),
         )
-        return mask_bias(b, b.op("Less", places, reshaped(b, mask, (mask.shape[0], 1, 1, 1))), like, filler)
+        batch, (size,) = like.shape[0], mask.shape
+        if size != batch * 2:
+            return mask_bias(b, b.op("Less", places, reshaped(b, mask, (size, 1, 1, 1))), like, filler)
+        cuts = [b.shape([v]) for v in (0, batch, size)]
+        ends, starts = (
+            reshaped(b, b.op("Slice", mask, cuts[i], cuts[i + 1], b.shape([0])), (batch, 1, 1, 1)) for i in (0, 1)
+        )
+        valid = b.op("And", b.op("Less", places, ends), b.op("GreaterOrEqual", places, starts))
+        return mask_bias(b, valid, like, filler)
     shape = {2: (mask.shape[0], 1, 1, mask.shape[-1]), 3: (mask.shape[0], 1, *mask.shape[1:])}.get(
         mask.tensor.rank, mask.shape
     )
     return mask_bias(b, b.op("Greater", reshaped(b, mask, shape), b.scalar(0, mask)), like, filler)
 
 
-def _mask_array(mask: Array | None, keys: int, filler: float) -> Any:
+def _mask_array(mask: Array | None, batch: int, keys: int, filler: float) -> Any:
     if mask is None:
         return 0
     if mask.ndim == 1:
-        allowed = (np.arange(keys) < mask[:, None])[:, None, None, :]
+        starts = mask[batch:, None] if len(mask) > batch else 0
+        valid = (np.arange(keys) < mask[:batch, None]) & (np.arange(keys) >= starts)
+        allowed = valid[:, None, None, :]
     else:
         allowed = {2: lambda: mask[:, None, None, :], 3: lambda: mask[:, None]}.get(
             mask.ndim, lambda: mask
         )() > 0
     return np.where(allowed, 0, filler)
+
+
+def refuse_mask(mask: Value | None, batch: Dim) -> str | None:
+    """Why `_key_mask` does not know what a vector means."""
+    if mask is None or mask.tensor.rank != 1 or mask.shape[0] in (batch, batch * 2):
+        return None
+    return "a mask whose size does not follow from the batch"
 
 
 def _filler(attrs: Any) -> float:
@@ -158,7 +175,7 @@ def _multi_eval(
     query, key, value = parts
     if past_key is not None and past_value is not None:
         key, value = np.concatenate([past_key, key], axis=2), np.concatenate([past_value, value], axis=2)
-    total = _mask_array(mask, key.shape[2], _filler(attrs)) + (
+    total = _mask_array(mask, len(key), key.shape[2], _filler(attrs)) + (
         0 if attention_bias is None else attention_bias
     )
     return _attend_arrays(query, key, value, total, attrs), key, value
@@ -201,9 +218,9 @@ def _attention_refuse(node: Node) -> str | None:
     reason = default_refuse(node)
     if reason is not None:
         return reason
-    mask = optional(node, 3)
-    if mask is not None and mask.tensor.rank == 1 and mask.shape != required(node, 0).shape[:1]:
-        return "a mask of start and end positions"
+    reason = refuse_mask(optional(node, 3), required(node, 0).shape[0])
+    if reason is not None:
+        return reason
     if not all(isinstance(s, int) for s in _hidden_sizes(node.attrs, required(node, 1).shape)):
         return "head sizes known only at run time"
     return None
@@ -250,7 +267,7 @@ def attention_of_projected_arrays(
     )
     if past is not None:
         k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
-    total = _mask_array(mask, k.shape[2], _filler(attrs)) + (0 if bias is None else bias)
+    total = _mask_array(mask, len(k), k.shape[2], _filler(attrs)) + (0 if bias is None else bias)
     y = _attend_arrays(q, k, v, total, attrs)
     return y, np.stack([k, v]) if k.shape == v.shape else np.zeros((2, 0))
 

@@ -13,7 +13,7 @@ import numpy as np
 from minicc.ir.dims import Dim
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, f32, i32
-from minicc.ops.attention_microsoft import attention_of_projected, attention_of_projected_arrays
+from minicc.ops.attention_microsoft import attention_of_projected, attention_of_projected_arrays, refuse_mask
 from minicc.ops.helpers import Array, default_refuse
 from minicc.ops.matmul import matmul_shape
 from minicc.ops.norm import as_type, axes_of, layer_normalised, normalised, optional, required, reshaped
@@ -48,9 +48,9 @@ def _attention_refuse(node: Node) -> str | None:
     reason = default_refuse(node)
     if reason is not None:
         return reason
-    mask = optional(node, 5)
-    if mask is not None and mask.tensor.rank == 1 and mask.shape != required(node, 0).shape[:1]:
-        return "a mask of start and end positions"
+    reason = refuse_mask(optional(node, 5), required(node, 0).shape[0])
+    if reason is not None:
+        return reason
     return None if isinstance(required(node, 1).shape[1], int) else "head sizes known only at run time"
 
 
