@@ -92,6 +92,13 @@ def test_pool_of_integers_with_channels_last(dtype: type, seed: int) -> None:
     check("NhwcMaxPool", [integers(dtype, 2, 8, 7, 5, seed=seed)], attrs)
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 4), (1, 5, 4, 6, 2)])
+def test_pool_over_other_ranks(shape: tuple[int, ...]) -> None:
+    attrs = {"kernel_shape": [3] * (len(shape) - 2), "strides": [2] * (len(shape) - 2)}
+    check("NhwcMaxPool", [integers(np.uint8, *shape)], attrs, free=(0,), runtime=False)
+    check("NhwcMaxPool", [integers(np.int8, *shape)], attrs, free=(0,))
+
+
 # -- QAttention
 
 

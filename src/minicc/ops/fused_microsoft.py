@@ -51,23 +51,19 @@ register(OpDef(
 # -- BiasSplitGelu: X [N, S, 2 C] with a bias, its first half times Gelu of its second
 
 
-def _half(width: Dim) -> Dim:
-    return width // 2
-
-
 def _split_gelu_infer(n: Inference) -> list[TensorType]:
     require_same_dtype(n)
     x = n.shape(0)
     if not x or (isinstance(x[-1], int) and x[-1] % 2):
         raise n.error("the last axis must have two halves")
-    return [TensorType(n.dtype(0), (*x[:-1], _half(x[-1])))]
+    return [TensorType(n.dtype(0), (*x[:-1], x[-1] // 2))]
 
 
 def _split_gelu_expand(b: Builder, node: Node) -> list[Value]:
     total = b.op("Add", required(node, 0), required(node, 1))
     width, axis = total.shape[-1], b.shape([total.tensor.rank - 1])
-    left = b.op("Slice", total, b.shape([0]), b.shape([_half(width)]), axis)
-    right = b.op("Slice", total, b.shape([_half(width)]), b.shape([width]), axis)
+    left = b.op("Slice", total, b.shape([0]), b.shape([width // 2]), axis)
+    right = b.op("Slice", total, b.shape([width // 2]), b.shape([width]), axis)
     return [b.op("Mul", left, b.op("Gelu", right))]
 
 

@@ -62,7 +62,8 @@ def _register(name: str, renamed: Renamed, attrs: Mapping[str, Any], static: tup
     def evaluate(*arrays: Array | None, **given: Any) -> Any:
         found = renamed.definition().eval
         assert found is not None
-        return found(*arrays, **renamed.filled(given))
+        results = found(*arrays, **renamed.filled(given))
+        return results[:outputs] if isinstance(results, tuple) else results
 
     def expand(b: Builder, node: Node) -> list[Value]:
         return [b.op(renamed.operator, *node.inputs, domain=renamed.domain, **renamed.filled(node.attrs))]

@@ -351,11 +351,11 @@ def _masked_pool_expand(b: Builder, node: Node) -> list[Value]:
 
     best: Value | None = None
     for line in cartesian(*map(range, w.kernel[:-1])):
-        open_: Value | None = None
+        reached: Value | None = None
         for last in range(w.kernel[-1]):
             here = under(allowed, (*line, last))
-            open_ = here if open_ is None else b.op("Min", open_, here)
-            value = b.op("Where", b.op("Cast", open_, to=boolean), under(x, (*line, last)), lowest)
+            reached = here if reached is None else b.op("Min", reached, here)
+            value = b.op("Where", b.op("Cast", reached, to=boolean), under(x, (*line, last)), lowest)
             best = value if best is None else b.op("Max", best, value)
     assert best is not None
     return [best]
