@@ -33,8 +33,8 @@ def _added(b: Builder, parts: Sequence[Value | None]) -> Value | None:
 
 
 def _key_mask(b: Builder, mask: Value | None, like: Value, keys: Dim, filler: float) -> Value | None:
-    """The additive form of a mask over keys: [B] counts of valid keys, [B, T], [B, S, T] or [B, 1, S, T] of 0
-    and 1.
+    """The additive form of a mask over keys: [B] counts of valid keys, [2 B] ends and starts of the valid keys, [B, T], [B, S, T]
+    or [B, 1, S, T] of 0 and 1.
     """
     if mask is None:
         return None
@@ -45,23 +45,40 @@ def _key_mask(b: Builder, mask: Value | None, like: Value, keys: Dim, filler: fl
             b.op("Cast", b.op("Reshape", b.shape([keys]), b.shape([])), to=i32),
             b.constant(np.int32(1)),
         )
-        return mask_bias(b, b.op("Less", places, reshaped(b, mask, (mask.shape[0], 1, 1, 1))), like, filler)
+        batch, (size,) = like.shape[0], mask.shape
+        if size != batch * 2:
+            return mask_bias(b, b.op("Less", places, reshaped(b, mask, (size, 1, 1, 1))), like, filler)
+        cuts = [b.shape([v]) for v in (0, batch, size)]
+        ends, starts = (
+            reshaped(b, b.op("Slice", mask, cuts[i], cuts[i + 1], b.shape([0])), (batch, 1, 1, 1)) for i in (0, 1)
+        )
+        valid = b.op("And", b.op("Less", places, ends), b.op("GreaterOrEqual", places, starts))
+        return mask_bias(b, valid, like, filler)
     shape = {2: (mask.shape[0], 1, 1, mask.shape[-1]), 3: (mask.shape[0], 1, *mask.shape[1:])}.get(
         mask.tensor.rank, mask.shape
     )
     return mask_bias(b, b.op("Greater", reshaped(b, mask, shape), b.scalar(0, mask)), like, filler)
 
 
-def _mask_array(mask: Array | None, keys: int, filler: float) -> Any:
+def _mask_array(mask: Array | None, batch: int, keys: int, filler: float) -> Any:
     if mask is None:
         return 0
     if mask.ndim == 1:
-        allowed = (np.arange(keys) < mask[:, None])[:, None, None, :]
+        starts = mask[batch:, None] if len(mask) > batch else 0
+        valid = (np.arange(keys) < mask[:batch, None]) & (np.arange(keys) >= starts)
+        allowed = valid[:, None, None, :]
     else:
         allowed = {2: lambda: mask[:, None, None, :], 3: lambda: mask[:, None]}.get(
             mask.ndim, lambda: mask
         )() > 0
     return np.where(allowed, 0, filler)
+
+
+def refuse_mask(mask: Value | None, batch: Dim) -> str | None:
+    """Why `_key_mask` does not know what a vector means."""
+    if mask is None or mask.tensor.rank != 1 or mask.shape[0] in (batch, batch * 2):
+        return None
+    return "a mask whose size does not follow from the batch"
 
 
 def _filler(attrs: Any) -> float:
@@ -158,7 +175,7 @@ def _multi_eval(
     query, key, value = parts
     if past_key is not None and past_value is not None:
         key, value = np.concatenate([past_key, key], axis=2), np.concatenate([past_value, value], axis=2)
-    total = _mask_array(mask, key.shape[2], _filler(attrs)) + (
+    total = _mask_array(mask, len(key), key.shape[2], _filler(attrs)) + (
         0 if attention_bias is None else attention_bias
     )
     return _attend_arrays(query, key, value, total, attrs), key, value
@@ -201,21 +218,22 @@ def _attention_refuse(node: Node) -> str | None:
     reason = default_refuse(node)
     if reason is not None:
         return reason
-    mask = optional(node, 3)
-    if mask is not None and mask.tensor.rank == 1 and mask.shape != required(node, 0).shape[:1]:
-        return "a mask of start and end positions"
+    reason = refuse_mask(optional(node, 3), required(node, 0).shape[0])
+    if reason is not None:
+        return reason
     if not all(isinstance(s, int) for s in _hidden_sizes(node.attrs, required(node, 1).shape)):
         return "head sizes known only at run time"
     return None
 
 
-def _attention_expand(b: Builder, node: Node) -> list[Value]:
-    x, w, bias, past = required(node, 0), required(node, 1), optional(node, 2), optional(node, 4)
-    projected = b.op("MatMul", x, w)
-    projected = projected if bias is None else b.op("Add", projected, bias)
-    heads, start = node.attrs["num_heads"], 0
+def attention_of_projected(
+    b: Builder, node: Node, projected: Value, sizes: Sequence[Dim], mask: Value | None, past: Value | None, bias: Value | None
+) -> list[Value]:
+    """Attention of queries, keys and values that lie next to each other in [B, S, sum(sizes)]; results as Attention's."""
+    attrs = node.attrs
+    heads, start = attrs["num_heads"], 0
     parts = []
-    for size in _hidden_sizes(node.attrs, w.shape):
+    for size in sizes:
         assert isinstance(size, int)
         piece = b.op("Slice", projected, b.shape([start]), b.shape([start + size]), b.shape([2]))
         parts.append(head_axis_out(b, piece, heads))
@@ -224,11 +242,34 @@ def _attention_expand(b: Builder, node: Node) -> list[Value]:
     if past is not None:
         old = [b.op("Gather", past, b.constant(np.int64(i)), axis=0) for i in (0, 1)]
         k, v = (b.op("Concat", o, n, axis=2) for o, n in zip(old, (k, v)))
-    mask = _key_mask(b, optional(node, 3), q, k.shape[2], _filler(node.attrs))
-    y = _attend(b, q, k, v, _added(b, [mask, optional(node, 5)]), node.attrs)
+    added = _added(b, [_key_mask(b, mask, q, k.shape[2], _filler(attrs)), bias])
+    y = _attend(b, q, k, v, added, attrs)
     if len(node.outputs) == 1:
         return [y]
     return [y, b.op("Concat", *(reshaped(b, p, (1, *p.shape)) for p in (k, v)), axis=0)]
+
+
+def _attention_expand(b: Builder, node: Node) -> list[Value]:
+    x, w, bias, mask, past, attention_bias = (*node.inputs, *(None,) * 4)[:6]
+    assert x is not None and w is not None
+    projected = b.op("MatMul", x, w)
+    projected = projected if bias is None else b.op("Add", projected, bias)
+    return attention_of_projected(b, node, projected, _hidden_sizes(node.attrs, w.shape), mask, past, attention_bias)
+
+
+def attention_of_projected_arrays(
+    projected: Array, sizes: Sequence[int], mask: Array | None, past: Array | None, bias: Array | None, attrs: Any
+) -> tuple[Array, Array]:
+    """As `attention_of_projected`, in numpy."""
+    q, k, v = (
+        p.reshape(*projected.shape[:2], attrs["num_heads"], -1).transpose(0, 2, 1, 3)
+        for p in np.split(projected, np.cumsum(sizes)[:2], axis=2)
+    )
+    if past is not None:
+        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
+    total = _mask_array(mask, len(k), k.shape[2], _filler(attrs)) + (0 if bias is None else bias)
+    y = _attend_arrays(q, k, v, total, attrs)
+    return y, np.stack([k, v]) if k.shape == v.shape else np.zeros((2, 0))
 
 
 @computed_in_f32
@@ -243,16 +284,7 @@ def _attention_eval(
 ) -> tuple[Array, Array]:
     projected = x @ w + (0 if bias is None else bias)
     sizes: list[Any] = _hidden_sizes(attrs, w.shape)
-    cuts = np.cumsum(sizes)[:2]
-    q, k, v = (
-        p.reshape(*x.shape[:2], attrs["num_heads"], -1).transpose(0, 2, 1, 3)
-        for p in np.split(projected, cuts, axis=2)
-    )
-    if past is not None:
-        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
-    total = _mask_array(mask, k.shape[2], _filler(attrs)) + (0 if attention_bias is None else attention_bias)
-    y = _attend_arrays(q, k, v, total, attrs)
-    return y, np.stack([k, v]) if k.shape == v.shape else np.zeros((2, 0))
+    return attention_of_projected_arrays(projected, sizes, mask, past, attention_bias, attrs)
 
 
 register(OpDef(

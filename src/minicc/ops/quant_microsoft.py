@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 _DOMAIN = "com.microsoft"
 
 
-def _number(b: Builder, x: Value | None) -> Value | None:
+def tensor_scalar(b: Builder, x: Value | None) -> Value | None:
     """A per-tensor parameter as a scalar."""
     return None if x is None else reshaped(b, x, ())
 
 
-def _real(b: Builder, node: Node, first: int) -> Value:
+def real_operand(b: Builder, node: Node, first: int) -> Value:
     """Inputs first..first+2 (numbers, scale, zero point) as float32."""
-    scale = _number(b, required(node, first + 1))
+    scale = tensor_scalar(b, required(node, first + 1))
     assert scale is not None
-    return b.op("Mul", centred(b, required(node, first), _number(b, optional(node, first + 2))), scale)
+    return b.op("Mul", centred(b, required(node, first), tensor_scalar(b, optional(node, first + 2))), scale)
 
 
-def _rounded(b: Builder, node: Node, real: Value, scale: int, *, zero_first: bool = False) -> Value:
+def rounded_result(b: Builder, node: Node, real: Value, scale: int, *, zero_first: bool = False) -> Value:
     """A float32 value quantised with the parameters at inputs scale and scale + 1."""
-    step = _number(b, required(node, scale))
+    step = tensor_scalar(b, required(node, scale))
     assert step is not None
-    ratio, zero = b.op("Div", real, step), _number(b, optional(node, scale + 1))
+    ratio, zero = b.op("Div", real, step), tensor_scalar(b, optional(node, scale + 1))
     return quantised(b, ratio, zero, node.output.tensor.dtype, zero_first=zero_first)
 
 
-def _scalar(x: Array | None) -> Array | None:
+def array_scalar(x: Array | None) -> Array | None:
     return None if x is None else x.reshape(())
 
 
@@ -70,8 +70,8 @@ def _pair_infer(n: Inference) -> list[TensorType]:
 
 def _pair_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
     def expand(b: Builder, node: Node) -> list[Value]:
-        real = b.op(operator, _real(b, node, 0), _real(b, node, 3))
-        return [_rounded(b, node, real, 6, zero_first=True)]
+        real = b.op(operator, real_operand(b, node, 0), real_operand(b, node, 3))
+        return [rounded_result(b, node, real, 6, zero_first=True)]
 
     return expand
 
@@ -87,9 +87,9 @@ def _pair_eval(function: Any) -> Any:
         y_scale: Array,
         y_zero: Array | None = None,
     ) -> Array:
-        real = function(dequantise_array(a, a_scale.reshape(()), _scalar(a_zero)),
-                        dequantise_array(b, b_scale.reshape(()), _scalar(b_zero)))  # fmt: skip
-        return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype_of(a.dtype), zero_first=True)
+        real = function(dequantise_array(a, a_scale.reshape(()), array_scalar(a_zero)),
+                        dequantise_array(b, b_scale.reshape(()), array_scalar(b_zero)))  # fmt: skip
+        return quantise_array(real, y_scale.reshape(()), array_scalar(y_zero), dtype_of(a.dtype), zero_first=True)
 
     return evaluate
 
@@ -117,7 +117,7 @@ def _same(n: Inference) -> list[TensorType]:
 
 def _single_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
     def expand(b: Builder, node: Node) -> list[Value]:
-        return [_rounded(b, node, b.op(operator, _real(b, node, 0), **node.attrs), 3)]
+        return [rounded_result(b, node, b.op(operator, real_operand(b, node, 0), **node.attrs), 3)]
 
     return expand
 
@@ -125,9 +125,9 @@ def _single_expand(operator: str) -> Callable[[Builder, Node], list[Value]]:
 def _single_eval(function: Any, *, zero_first: bool = False) -> Any:
     def evaluate(x: Array, x_scale: Array, x_zero: Array | None, y_scale: Array, y_zero: Array | None = None,
                  **attrs: Any) -> Array:  # fmt: skip
-        real = function(dequantise_array(x, x_scale.reshape(()), _scalar(x_zero)), **attrs)
+        real = function(dequantise_array(x, x_scale.reshape(()), array_scalar(x_zero)), **attrs)
         dtype = dtype_of(x.dtype)
-        return quantise_array(real, y_scale.reshape(()), _scalar(y_zero), dtype, zero_first=zero_first)
+        return quantise_array(real, y_scale.reshape(()), array_scalar(y_zero), dtype, zero_first=zero_first)
 
     return evaluate
 
@@ -163,8 +163,8 @@ def _average_pool_infer(n: Inference) -> list[TensorType]:
 
 
 def _average_pool_expand(b: Builder, node: Node) -> list[Value]:
-    real = b.op("AveragePool", _real(b, node, 0), **_pool_attrs(node.attrs))
-    return [_rounded(b, node, real, 3, zero_first=True)]
+    real = b.op("AveragePool", real_operand(b, node, 0), **_pool_attrs(node.attrs))
+    return [rounded_result(b, node, real, 3, zero_first=True)]
 
 
 register(
@@ -203,7 +203,7 @@ def _global_expand(b: Builder, node: Node) -> list[Value]:
     count = b.op("Cast", b.op("Reshape", b.shape([product(x.shape[a] for a in axes)]), b.shape([])), to=f32)
     steps = b.op("Mul", reshaped(b, required(node, 3), ()), count)
     ratio = b.op("Mul", total, b.op("Div", reshaped(b, required(node, 1), ()), steps))
-    return [quantised(b, ratio, _number(b, optional(node, 4)), node.output.tensor.dtype)]
+    return [quantised(b, ratio, tensor_scalar(b, optional(node, 4)), node.output.tensor.dtype)]
 
 
 def _global_eval(
@@ -220,7 +220,7 @@ def _global_eval(
     count = np.float32(np.prod([x.shape[a] for a in axes]))
     total = whole.sum(axis=axes, keepdims=True).astype(np.float32)
     return requantise_array(
-        total * (x_scale.reshape(()) / (y_scale.reshape(()) * count)), _scalar(y_zero), dtype_of(x.dtype)
+        total * (x_scale.reshape(()) / (y_scale.reshape(()) * count)), array_scalar(y_zero), dtype_of(x.dtype)
     )
 
 
@@ -243,7 +243,7 @@ def _concat_infer(n: Inference) -> list[TensorType]:
 
 
 def _concat_expand(b: Builder, node: Node) -> list[Value]:
-    parts = [_rounded(b, node, _real(b, node, i), 0) for i in range(2, len(node.inputs), 3)]
+    parts = [rounded_result(b, node, real_operand(b, node, i), 0) for i in range(2, len(node.inputs), 3)]
     return [b.op("Concat", *parts, axis=node.attrs["axis"])]
 
 
@@ -284,7 +284,7 @@ def _qgemm_expand(b: Builder, node: Node) -> list[Value]:
     a, w = required(node, 0), required(node, 3)
     a = b.op("Transpose", a, perm=[1, 0]) if node.attrs["transA"] else a
     w = b.op("Transpose", w, perm=[1, 0]) if node.attrs["transB"] else w
-    total = b.op("MatMulInteger", a, w, _number(b, optional(node, 2)), optional(node, 5))
+    total = b.op("MatMulInteger", a, w, tensor_scalar(b, optional(node, 2)), optional(node, 5))
     bias = optional(node, 6)
     if bias is not None:
         total = b.op("Add", total, bias)
@@ -298,7 +298,7 @@ def _qgemm_expand(b: Builder, node: Node) -> list[Value]:
     if out is None:
         return [b.op("Mul", b.op("Cast", total, to=f32), scale)]
     ratio = b.op("Mul", b.op("Cast", total, to=f32), b.op("Div", scale, reshaped(b, out, ())))
-    return [quantised(b, ratio, _number(b, optional(node, 8)), node.output.tensor.dtype)]
+    return [quantised(b, ratio, tensor_scalar(b, optional(node, 8)), node.output.tensor.dtype)]
 
 
 def _qgemm_eval(
@@ -316,7 +316,7 @@ def _qgemm_eval(
     transA: int,
     transB: int,
 ) -> Array:
-    total = integer_product(a.T if transA else a, w.T if transB else w, _scalar(a_zero), w_zero)
+    total = integer_product(a.T if transA else a, w.T if transB else w, array_scalar(a_zero), w_zero)
     if c is not None:
         total = total + c
     scale = (np.float32(alpha) * a_scale.reshape(()) * w_scale).astype(np.float32)
