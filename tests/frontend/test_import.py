@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from minicc.errors import InputError
+from minicc.errors import InputError, UnsupportedOpError
 from minicc.frontend.model import load_model
 from minicc.ir.evaluate import evaluate
 from minicc.ir.graph import Graph
@@ -326,3 +326,16 @@ def test_feeds_are_checked():
     for feeds in ({}, {"x": X, "z": X}, {"x": X.astype(np.float64)}, {"x": X[0]}, {"x": X[:, :3]}, []):
         with pytest.raises(InputError):
             evaluate(graph, feeds)
+
+
+def test_an_attribute_that_nobody_knows_is_told() -> None:
+    """One of another domain has no default to compare with: what switches something off is dropped, the rest is an error."""
+    def model(**attributes: object) -> onnx.ModelProto:
+        node = helper.make_node("BiasGelu", ["x", "b"], ["y"], domain="com.microsoft", **attributes)
+        types = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xby"]
+        graph = helper.make_graph([node], "g", types[:2], types[2:])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)])
+
+    assert load_model(model(fast=0, note="")).graph.nodes[0].op.name == "BiasGelu"
+    with pytest.raises(UnsupportedOpError, match="fast=3"):
+        load_model(model(fast=3))

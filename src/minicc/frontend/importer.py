@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from minicc.errors import InvalidModelError, MiniccError, ResourceLimitError
+from minicc.errors import InvalidModelError, MiniccError, ResourceLimitError, UnsupportedOpError
 from minicc.frontend.attributes import check_node, default_of, find_schema, plain, resolve_references
 from minicc.frontend.checks import check
 from minicc.frontend.control import import_control
@@ -197,7 +197,7 @@ class Importer:
             self._define(node, replaced, scope)
             return None
         check(pending)
-        op = self._definition(pending, schema)
+        op = self._definition(pending, schema, where)
         if op is None:
             body = schema_function(pending, node, attributes)
             if body is not None:
@@ -225,14 +225,23 @@ class Importer:
         self._define(node, added.outputs, scope)
         return None
 
-    def _definition(self, node: OnnxNode, schema: onnx.defs.OpSchema | None) -> OpDef | None:
-        """Our definition, if it knows all the attributes; those that only say the default are dropped."""
+    def _definition(self, node: OnnxNode, schema: onnx.defs.OpSchema | None, where: str) -> OpDef | None:
+        """Our definition, if it knows all the attributes; those that only say the default are dropped.
+
+        Raises UnsupportedOpError for an attribute of another domain that nobody knows, unless it switches something off.
+        """
         op = find_op(node.op, node.domain)
         if op is None:
             return None
         for name in [name for name in node.attrs if name not in op.attrs]:
-            if schema is not None and node.attrs[name] != default_of(schema, name):
+            value = node.attrs[name]
+            if schema is not None and value != default_of(schema, name):
                 return None
+            if schema is None and not (value is None or (isinstance(value, (int, float, str, tuple)) and not value)):
+                raise UnsupportedOpError(
+                    f"{node.domain}.{node.op} has an attribute that minicc does not know",
+                    where=where, why=f"{name}={value!r}"[:200], hint="export the model without it, or add it to the operator",
+                )  # fmt: skip
             del node.attrs[name]
         return op
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 # query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos, sin, positions, bias, sink
 _PAST, _LENGTHS, _TOTAL, _COS, _POSITIONS, _BIAS, _SINK = 3, 5, 6, 7, 9, 10, 11
-_UNSUPPORTED = {"smooth_softmax": 0, "qk_output": 0, "k_quant_type": "NONE", "v_quant_type": "NONE", "kv_cache_bit_width": 0}
+_UNSUPPORTED = {"smooth_softmax": 0, "qk_output": 0, "k_quant_type": "NONE", "v_quant_type": "NONE", "kv_cache_bit_width": 0,
+                "causal": 1, "sliding_window_cache": 0}  # fmt: skip
+# Of the norms of queries and keys, whose weights are inputs that are refused.
+_UNUSED = dict.fromkeys(("qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"))
 
 
 def _head_size(attrs: Any, query: TensorType, packed: bool) -> Dim:
@@ -42,8 +45,8 @@ def _infer(n: Inference) -> list[TensorType]:
     if heads < 1 or groups < 1 or heads % groups:
         raise n.error(f"{heads} heads cannot share {groups}")
     odd = [name for name, usual in _UNSUPPORTED.items() if n.attr(name) != usual]
-    if odd or n.has(_SINK):
-        raise n.error(f"{', '.join(odd) or 'a sink'} is not supported")
+    if odd or any(n.has(i) for i in range(_SINK, len(n.inputs))):
+        raise n.error(f"{', '.join(odd) or 'a sink or a norm of queries and keys'} is not supported")
     if n.attr("do_rotary") and not (n.has(_COS) and n.has(_COS + 1)):
         raise n.error("do_rotary needs cos_cache and sin_cache")
     size = _head_size(n.attrs, n.type(0), not n.has(1))
@@ -225,6 +228,6 @@ register(OpDef(
     "GroupQueryAttention", Kind.EXPAND, infer=_infer, eval=_eval, expand=_expand, refuse=_refuse, domain="com.microsoft",
     attrs={
         "do_rotary": 0, "kv_num_heads": REQUIRED, "local_window_size": -1, "num_heads": REQUIRED, "rotary_interleaved": 0,
-        "scale": 0.0, "softcap": 0.0, **_UNSUPPORTED,
+        "scale": 0.0, "softcap": 0.0, **_UNSUPPORTED, **_UNUSED,
     },
 ))  # fmt: skip
