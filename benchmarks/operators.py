@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.25)
     given = parser.parse_args()
-    warnings.simplefilter("ignore", minicc.api.HostNodesWarning)
+    warnings.simplefilter("ignore", minicc.HostNodesWarning)
     print(f"{'operator':32} {'minicc us':>10} {'ORT us':>10} {'ratio':>6}   error host")
     for case in cases():
         if re.search(given.pattern, case.name):

@@ -362,8 +362,8 @@ def _zip_eval(x: Array, **attrs: Any) -> list[dict[Any, float]]:
 
 
 register(OpDef(
-    "ZipMap", Kind.HOST, infer=_zip_infer, eval=_zip_eval, attrs={"classlabels_strings": None, "classlabels_int64s": None},
-    domain=DOMAIN,
+    "ZipMap", Kind.HOST, infer=_zip_infer, eval=_zip_eval, refuse=lambda _: "its result is a list of mappings",
+    attrs={"classlabels_strings": None, "classlabels_int64s": None}, domain=DOMAIN,
 ))  # fmt: skip
 
 
@@ -382,6 +382,6 @@ def _category_eval(x: Array, *, cats_strings: Any, cats_int64s: Any, default_int
 
 
 register(OpDef(
-    "CategoryMapper", Kind.HOST, infer=_category_infer, eval=_category_eval,
+    "CategoryMapper", Kind.HOST, infer=_category_infer, eval=_category_eval, refuse=lambda _: "it maps from or to texts",
     attrs={"cats_strings": REQUIRED, "cats_int64s": REQUIRED, "default_int64": -1, "default_string": "_Unused"}, domain=DOMAIN,
 ))  # fmt: skip
