@@ -7,7 +7,7 @@ standard is silent (two classes with the weights of one, transforms of a single 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,33 +77,60 @@ def _integers(attrs: Mapping[str, Any], name: str) -> Array:
     return np.asarray(attrs.get(name) or (), np.int64)
 
 
+def _modes(names: Sequence[str]) -> Array:
+    """Modes as numbers, `LEAF` for leaves. ValueError for an unknown one."""
+    known, where = np.unique(np.array(names, object).astype(str), return_inverse=True)
+    return np.array([LEAF if name == "LEAF" else MODES.index(name) for name in known.tolist()], np.int64)[where]
+
+
+def _numbering(trees: Array, nodes: Array) -> Callable[[Array, Array], Array]:
+    """What gives the positions of nodes by their tree's and their own number. ValueError for nodes that are none, or two."""
+    tree_names, tree_places = np.unique(trees, return_inverse=True)
+    node_names, node_places = np.unique(nodes, return_inverse=True)
+    keys = tree_places * max(1, len(node_names)) + node_places
+    order = np.argsort(keys)
+    keys = keys[order]
+    if len(trees) != len(nodes) or np.any(keys[1:] == keys[:-1]):
+        raise ValueError("a node is named twice, or has no tree")
+
+    def find(of_trees: Array, of_nodes: Array) -> Array:
+        if len(of_trees) != len(of_nodes):
+            raise ValueError("a node without a tree")
+        if not len(of_trees):
+            return np.zeros(0, np.int64)
+        places = [np.searchsorted(names, values) for names, values in ((tree_names, of_trees), (node_names, of_nodes))]
+        key = places[0] * max(1, len(node_names)) + places[1]
+        at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        found = order[at]
+        if not len(keys) or np.any((trees[found] != of_trees) | (nodes[found] != of_nodes)):
+            raise ValueError("a node is spoken of that there is not")
+        return np.asarray(found)
+
+    return find
+
+
 def _by_trees(attrs: Mapping[str, Any], prefix: str, targets: int, aggregate: str) -> Forest:
     """The forest of the operators with a tree and a node number for each node; `prefix` is that of the weights' attributes."""
-    keys = list(zip(_integers(attrs, "nodes_treeids").tolist(), _integers(attrs, "nodes_nodeids").tolist()))
-    number = {key: i for i, key in enumerate(keys)}
-    count = len(keys)
-    modes = np.array([LEAF if m == "LEAF" else MODES.index(m) for m in attrs["nodes_modes"] or ()], np.int64)
+    trees, nodes = _integers(attrs, "nodes_treeids"), _integers(attrs, "nodes_nodeids")
+    count = len(nodes)
+    number = _numbering(trees, nodes)
+    modes = _modes(attrs["nodes_modes"] or ())
     features, splits = _integers(attrs, "nodes_featureids"), _floats(attrs, "nodes_values")
     missing = _integers(attrs, "nodes_missing_value_tracks_true")
     missing = missing if missing.size else np.zeros(count, np.int64)
-    if len(number) < count or any(len(a) != count for a in (modes, features, splits, missing)):
-        raise ValueError("nodes are named twice or lack an attribute")
-    children = []
-    for name in ("nodes_truenodeids", "nodes_falsenodeids"):
-        ids = _integers(attrs, name).tolist()
-        if len(ids) != count:
-            raise ValueError(f"{name} has {len(ids)} entries for {count} nodes")
-        children.append(np.array([
-            i if mode == LEAF else number[keys[i][0], child] for i, (mode, child) in enumerate(zip(modes.tolist(), ids))
-        ], np.int64))  # fmt: skip
-    first: dict[int, int] = {}  # the first node of a tree is its root
-    for i, (tree, _) in enumerate(keys):
-        first.setdefault(tree, i)
+    sides = [_integers(attrs, f"nodes_{side}nodeids") for side in ("true", "false")]
+    if any(len(a) != count for a in (trees, modes, features, splits, missing, *sides)):
+        raise ValueError("nodes lack an attribute")
+    inner = modes != LEAF
+    children = [np.arange(count), np.arange(count)]
+    for child, ids in zip(children, sides):
+        child[inner] = number(trees[inner], ids[inner])
+    roots = np.sort(np.unique(trees, return_index=True)[1])  # the first node of a tree is its root
     ids = _integers(attrs, f"{prefix}_ids")
-    at = [number[key] for key in zip(*(_integers(attrs, f"{prefix}_{name}").tolist() for name in ("treeids", "nodeids")))]
-    weights = (np.array(at, np.int64), ids, _floats(attrs, f"{prefix}_weights"))
+    at = number(_integers(attrs, f"{prefix}_treeids"), _integers(attrs, f"{prefix}_nodeids"))
+    weights = (at, ids, _floats(attrs, f"{prefix}_weights"))
     transform = attrs.get("post_transform") or "NONE"
-    return Forest(features, splits, modes, missing, children[0], children[1], np.array(list(first.values()), np.int64), weights,
+    return Forest(features, splits, modes, missing, children[0], children[1], roots, weights,
                   _floats(attrs, "base_values"), targets, aggregate, transform, np.zeros(0))  # fmt: skip
 
 

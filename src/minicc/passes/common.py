@@ -228,9 +228,15 @@ def nbytes(value: Value) -> int | None:
     return total
 
 
+_PLAIN = {int, float, str, bool}
+
+
 def frozen(attribute: Any) -> Any:
     """An attribute as a hashable key; graphs and arrays are compared by identity."""
     if isinstance(attribute, list | tuple):
+        kinds = set(map(type, attribute))
+        if len(kinds) == 1 and kinds <= _PLAIN:  # at once: trees have millions of them
+            return (kinds.pop().__name__, tuple(attribute))
         return tuple(map(frozen, attribute))
     if isinstance(attribute, Graph | np.ndarray | dict):
         return id(attribute)
