@@ -11,9 +11,7 @@ lie in a folder, calls alternating in one process, medians in us. Labels may dif
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -71,27 +69,19 @@ def _export_boosted(folder: Path, x: Any, y: Any, xr: Any, yr: Any) -> None:
 
 def measure(path: Path, threads: int, rows: list[int]) -> str:
     """A line of the table: minicc / ONNX Runtime (ratio) for each number of rows."""
-    import onnxruntime
-
     import minicc
+    from benchmarks.compare import interleaved, milliseconds, session
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    runtime = session(path, threads)
     module = minicc.compile(path, threads=threads)
-    given, rng = session.get_inputs()[0], np.random.default_rng(0)
+    given, rng = runtime.get_inputs()[0], np.random.default_rng(0)
     found = []
     for count in rows:
         feeds = {given.name: (rng.standard_normal((count, given.shape[1])) * 2).astype(np.float32)}
-        calls = (lambda: module.run(None, feeds), lambda: session.run(None, feeds))  # noqa: B023  called at once
-        times: tuple[list[float], list[float]] = ([], [])
-        end = time.perf_counter() + 0.4
-        while time.perf_counter() < end or len(times[0]) < 5:
-            for call, taken in zip(calls, times):
-                start = time.perf_counter()
-                call()
-                taken.append(time.perf_counter() - start)
-        a, b = (median(taken) * 1e6 for taken in times)
+        calls = [lambda: module.run(None, feeds), lambda: runtime.run(None, feeds)]  # noqa: B023  called at once
+        for call in calls:
+            call()
+        a, b = (milliseconds(taken) * 1e3 for taken in interleaved(calls, 0.4))
         found.append(f"{a:.0f} / {b:.0f} ({b / a:.2f})")
     return f"| {path.stem} | {' | '.join(found)} |"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 import minicc
+from benchmarks.compare import interleaved, session
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -209,21 +208,12 @@ def _others() -> Iterator[Case]:
 def compare(case: Case, threads: int, seconds: float) -> str:
     """A line of the table."""
     proto, feeds = case.model()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    runtime = session(proto.SerializeToString(), threads)
     module = minicc.compile(proto, threads=threads)
-    calls = (lambda: module.run(None, feeds), lambda: session.run(None, feeds))
+    calls = [lambda: module.run(None, feeds), lambda: runtime.run(None, feeds)]
     ours, theirs = (call() for call in calls)
     error = max(_error(a, b) for a, b in zip(ours, theirs))
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for call, taken in zip(calls, times):
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-    a, b = (float(np.percentile(taken, 25)) * 1e6 for taken in times)
+    a, b = (float(np.percentile(taken, 25)) * 1e6 for taken in interleaved(calls, seconds))
     host = ", ".join(sorted({op for op, _, _ in module.stats()["host_nodes"]}))
     return f"{case.name:32} {a:10.1f} {b:10.1f} {b / a:6.2f}{' <' if b / a < 0.95 else '  '} {error:.0e} {host}"
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicc.errors import InvalidModelError, MiniccError, ShapeError
-from minicc.ir.dims import Dim, SymbolicDim, symbol
+from minicc.ir.dims import Dim, SymbolicDim, symbol, symbols_of
 from minicc.ir.opdef import REQUIRED, Content, Inference, Kind, OpDef, UnknownRank, get_op
 from minicc.ir.types import TensorType, Type, dtype_of, i64
 
@@ -270,6 +270,16 @@ class Builder:
     def scalar(self, value: float, like: Value) -> Value:
         """A rank-0 constant of the element type of `like`."""
         return self.graph.constant(np.asarray(value, dtype=like.tensor.dtype.numpy))
+
+
+def symbols_in(values: Iterable[Value]) -> set[str]:
+    """Names of the symbols in types and contents."""
+    found: set[str] = set()
+    for value in values:
+        shape = value.type.shape if isinstance(value.type, TensorType) else None
+        content = value.content.ravel().tolist() if value.content is not None else ()
+        found |= {name for dim in (*(shape or ()), *content) if isinstance(dim, SymbolicDim) for name in symbols_of(dim)}
+    return found
 
 
 def object_array(items: Any) -> Content:

@@ -247,10 +247,10 @@ def _make_rows(low: Lowering, nodes: Sequence[Node], outer: Mapping[Value, Value
     outer: what stands for the inputs of a body outside; for nodes of a graph themselves their inputs.
     """
     for node in nodes:
-        for value in node.inputs[:1]:
-            read = outer.get(value) if value is not None else None
-            if read is not None and low.is_inline(read) and wants_rows(node, read):
-                low.buffer(read)
+        value = node.inputs[0] if node.inputs else None
+        read = outer.get(value) if value is not None else None
+        if read is not None and low.is_inline(read) and wants_rows(node, read):
+            low.buffer(read)
 
 
 def _lower_unfused(low: Lowering, node: Node, body: Graph, outer: dict[Value, Value | None], why: str) -> None:

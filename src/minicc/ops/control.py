@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from minicc.errors import MiniccError, ResourceLimitError, ShapeError
-from minicc.ir.dims import Dim, SymbolicDim, maximum, symbols_of
+from minicc.ir.dims import Dim, maximum, symbols_of
 from minicc.ir.evaluate import Evaluation, Item
-from minicc.ir.graph import Graph, Value
+from minicc.ir.graph import Graph, Value, symbols_in
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import OpaqueType, TensorType, Type, boolean, i64
 from minicc.ops.failure import failing_branch
@@ -37,13 +37,7 @@ def set_input_types(body: Graph, types: Sequence[Type]) -> None:
 
 def _visible(n: Inference) -> frozenset[str]:
     """Symbols that have the same meaning outside the bodies."""
-    names: set[str] = set()
-    for value in n.inputs:
-        if value is not None and isinstance(value.type, TensorType):
-            names |= _symbols(value.type.shape or ())
-            if value.content is not None:
-                names |= _symbols(d for d in value.content.ravel().tolist() if isinstance(d, SymbolicDim))
-    return frozenset(names)
+    return frozenset(symbols_in(v for v in n.inputs if v is not None and isinstance(v.type, TensorType)))
 
 
 def _symbols(dims: Iterable[Dim]) -> set[str]:

@@ -16,7 +16,8 @@ from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import KERNEL_DTYPES, DType, OpaqueType, TensorType, Type, dtype_of, f32, i64, string
 from minicc.ops.helpers import Array, same_as_input
-from minicc.ops.scores import DOMAIN, as_float
+from minicc.ops.norm import as_type, axes_of, required
+from minicc.ops.scores import DOMAIN, class_labels, floats_of, row_array
 
 MAX_TABLE = 1 << 20  # numbers between the least and the largest key of a LabelEncoder whose results are looked up in a table
 
@@ -26,10 +27,6 @@ def _refuse(node: Node) -> str | None:
     if x is None or not isinstance(x.type, TensorType) or x.type.shape is None:
         return "features of unknown rank"
     return None if x.type.dtype in KERNEL_DTYPES else f"no kernel for element type {x.type.dtype}"
-
-
-def _numbers(attrs: Mapping[str, Any], name: str) -> Array:
-    return np.asarray(attrs[name] or (), np.float32)
 
 
 def _float_infer(n: Inference) -> list[Type]:
@@ -45,13 +42,12 @@ def _scaler_eval(x: Array, *, offset: Any, scale: Any) -> Array:
 
 
 def _scaler_expand(b: Builder, node: Node) -> Sequence[Value]:
-    x = node.inputs[0]
-    assert x is not None
-    y = as_float(b, x)
+    x = required(node, 0)
+    y = as_type(b, x, f32)
     if node.attrs["offset"]:
-        y = b.op("Sub", y, b.constant(_numbers(node.attrs, "offset")))
+        y = b.op("Sub", y, b.constant(floats_of(node.attrs, "offset")))
     if node.attrs["scale"]:
-        y = b.op("Mul", y, b.constant(_numbers(node.attrs, "scale")))
+        y = b.op("Mul", y, b.constant(floats_of(node.attrs, "scale")))
     return [y if y is not x else b.op("Identity", x)]
 
 
@@ -83,10 +79,9 @@ def _normalizer_eval(x: Array, *, norm: str) -> Array:
 
 
 def _normalizer_expand(b: Builder, node: Node) -> Sequence[Value]:
-    x = node.inputs[0]
-    assert x is not None
-    y = as_float(b, x)
-    axes = b.constant(np.array([min(1, len(x.shape) - 1)], np.int64))
+    x = required(node, 0)
+    y = as_type(b, x, f32)
+    axes = axes_of(b, [min(1, len(x.shape) - 1)])
     reduce = {"MAX": "ReduceMax", "L1": "ReduceL1", "L2": "ReduceL2"}[node.attrs["norm"]]
     size = b.op(reduce, y, axes, keepdims=1)
     return [b.op("Div", y, b.op("Where", b.op("Equal", size, b.scalar(0, size)), b.scalar(1, size), size))]
@@ -102,9 +97,8 @@ register(OpDef(
 
 
 def _binarizer_expand(b: Builder, node: Node) -> Sequence[Value]:
-    x = node.inputs[0]
-    assert x is not None
-    above = b.op("Greater", as_float(b, x), b.constant(np.float32(node.attrs["threshold"])))
+    x = required(node, 0)
+    above = b.op("Greater", as_type(b, x, f32), b.constant(np.float32(node.attrs["threshold"])))
     return [b.op("CastLike", above, x)]
 
 
@@ -135,8 +129,7 @@ def _imputer_eval(x: Array, **attrs: Any) -> Array:
 
 
 def _imputer_expand(b: Builder, node: Node) -> Sequence[Value]:
-    x = node.inputs[0]
-    assert x is not None
+    x = required(node, 0)
     old, new = _replacement(x.tensor.dtype.numpy, node.attrs)
     is_nan = x.tensor.dtype.is_float and bool(np.isnan(old))
     missing = b.op("IsNaN", x) if is_nan else b.op("Equal", x, b.constant(np.asarray(old)))
@@ -169,10 +162,9 @@ def _one_hot_eval(x: Array, *, cats_strings: Any, cats_int64s: Any, zeros: int) 
 
 
 def _one_hot_expand(b: Builder, node: Node) -> Sequence[Value]:
-    x = node.inputs[0]
-    assert x is not None
-    values = b.op("Unsqueeze", b.op("Cast", x, to=7), b.constant(np.array([-1], np.int64)))
-    return [as_float(b, b.op("Equal", values, b.constant(np.array(node.attrs["cats_int64s"], np.int64))))]
+    x = required(node, 0)
+    values = b.op("Unsqueeze", b.op("Cast", x, to=7), axes_of(b, [-1]))
+    return [as_type(b, b.op("Equal", values, b.constant(np.array(node.attrs["cats_int64s"], np.int64))), f32)]
 
 
 def _one_hot_refuse(node: Node) -> str | None:
@@ -198,16 +190,16 @@ def _extract_infer(n: Inference) -> list[Type]:
 def _extract_eval(x: Array, places: Array) -> Array:
     if np.any((places < 0) | (places >= x.shape[-1])):
         raise ShapeError(f"ArrayFeatureExtractor: places {places.min()} to {places.max()} of {x.shape[-1]} columns")
-    return np.ascontiguousarray((x if x.ndim > 1 else x[None])[..., places.reshape(-1)])
+    return np.ascontiguousarray(row_array(x)[..., places.reshape(-1)])
 
 
 def _extract_expand(b: Builder, node: Node) -> Sequence[Value]:
     x, places = node.inputs
     assert x is not None and places is not None
     if len(places.shape) != 1:
-        places = b.op("Reshape", places, b.constant(np.array([-1], np.int64)))
+        places = b.op("Reshape", places, axes_of(b, [-1]))
     y = b.op("Gather", x, places, axis=len(x.shape) - 1)
-    return [y if len(x.shape) > 1 else b.op("Unsqueeze", y, b.constant(np.array([0], np.int64)))]
+    return [y if len(x.shape) > 1 else b.op("Unsqueeze", y, axes_of(b, [0]))]
 
 
 def _extract_refuse(node: Node) -> str | None:
@@ -248,7 +240,7 @@ def _vectorizer_eval(*inputs: Array, inputdimensions: Sequence[int]) -> Array:
 
 
 def _vectorizer_expand(b: Builder, node: Node) -> Sequence[Value]:
-    return [b.op("Concat", *(as_float(b, v) for v in node.inputs if v is not None), axis=1)]
+    return [b.op("Concat", *(as_type(b, v, f32) for v in node.inputs if v is not None), axis=1)]
 
 
 def _vectorizer_refuse(node: Node) -> str | None:
@@ -307,8 +299,7 @@ def _encoder_eval(x: Array, **attrs: Any) -> Array:
 def _encoder_expand(b: Builder, node: Node) -> Sequence[Value]:
     """A table from the least key to the largest, with the default between them and at both ends."""
     keys, values, default = _encoder_table(node.attrs)
-    x = node.inputs[0]
-    assert x is not None
+    x = required(node, 0)
     least, most = int(keys.min()), int(keys.max())
     table = np.full(most - least + 3, default, values.dtype)
     table[keys.astype(np.int64) - least + 1] = values
@@ -342,20 +333,16 @@ register(OpDef(
 # -- maps: ZipMap, CategoryMapper
 
 
-def _zip_labels(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(attrs["classlabels_strings"] or attrs["classlabels_int64s"] or ())
-
-
 def _zip_infer(n: Inference) -> list[Type]:
-    labels, shape = _zip_labels(n.attrs), n.type(0).shape
+    labels, shape = class_labels(n.attrs, "classlabels_int64s"), n.type(0).shape
     if not labels or (shape is not None and isinstance(shape[-1], int) and shape[-1] != len(labels)):
         raise n.error(f"{len(labels)} labels for scores of shape {shape}")
     return [OpaqueType(f"seq(map({'string' if isinstance(labels[0], str) else 'int64'},tensor(float)))")]
 
 
 def _zip_eval(x: Array, **attrs: Any) -> list[dict[Any, float]]:
-    labels = _zip_labels(attrs)
-    rows = x[None] if x.ndim == 1 else x
+    labels = class_labels(attrs, "classlabels_int64s")
+    rows = row_array(x)
     if rows.shape[1] != len(labels):
         raise ShapeError(f"ZipMap: {rows.shape[1]} scores for {len(labels)} labels")
     return [dict(zip(labels, row)) for row in rows.tolist()]

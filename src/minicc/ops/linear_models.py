@@ -17,41 +17,36 @@ from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, Type, f32
 from minicc.ops.helpers import Array
+from minicc.ops.norm import as_type, axes_of, required
 from minicc.ops.scores import (
     DOMAIN,
-    as_float,
     as_rows,
-    float_rows,
+    class_labels,
+    floats_of,
+    is_above,
     label_array,
     label_type,
     labelled,
+    paired,
     refuse_rows,
+    row_array,
     rows_of,
     transformed,
     transformed_scores,
 )
 
-
-def _array(attrs: Mapping[str, Any], name: str) -> Array:
-    return np.asarray(attrs[name] or (), np.float32)
-
-
-def _labels(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(attrs["classlabels_strings"] or attrs["classlabels_ints"] or ())
-
-
 # -- LinearRegressor, LinearClassifier: X times the transpose of `coefficients` [K, F], plus `intercepts`
 
 
 def _coefficients(attrs: Mapping[str, Any], count: int) -> Array:
-    found = _array(attrs, "coefficients")
+    found = floats_of(attrs, "coefficients")
     if count < 1 or found.size % count:
         raise ValueError(f"{found.size} coefficients for {count} targets")
     return found.reshape(count, -1)
 
 
 def _products(b: Builder, x: Value, coefficients: Array, intercepts: Array) -> Value:
-    scores = b.op("MatMul", as_float(b, as_rows(b, x)), b.constant(np.ascontiguousarray(coefficients.T)))
+    scores = b.op("MatMul", as_type(b, as_rows(b, x), f32), b.constant(np.ascontiguousarray(coefficients.T)))
     return b.op("Add", scores, b.constant(intercepts)) if intercepts.size else scores
 
 
@@ -69,17 +64,16 @@ def _regressor_infer(n: Inference) -> list[Type]:
 
 def _regressor_eval(x: Array, **attrs: Any) -> Array:
     targets = int(attrs["targets"])
-    scores = float_rows(x) @ _coefficients(attrs, targets).T
+    scores = row_array(x).astype(np.float32) @ _coefficients(attrs, targets).T
     if attrs["intercepts"]:
-        scores = scores + _array(attrs, "intercepts")
+        scores = scores + floats_of(attrs, "intercepts")
     plain = targets == 1 and attrs["post_transform"] != "PROBIT"
     return np.asarray(scores if plain else transformed_scores(scores, attrs["post_transform"]), np.float32)
 
 
 def _regressor_expand(b: Builder, node: Node) -> Sequence[Value]:
-    x, targets, transform = node.inputs[0], int(node.attrs["targets"]), node.attrs["post_transform"]
-    assert x is not None
-    scores = _products(b, x, _coefficients(node.attrs, targets), _array(node.attrs, "intercepts"))
+    targets, transform = int(node.attrs["targets"]), node.attrs["post_transform"]
+    scores = _products(b, required(node, 0), _coefficients(node.attrs, targets), floats_of(node.attrs, "intercepts"))
     return [scores if targets == 1 and transform != "PROBIT" else transformed(b, scores, transform)]
 
 
@@ -91,13 +85,13 @@ register(OpDef(
 
 def _classes(attrs: Mapping[str, Any]) -> int:
     """How many rows of coefficients there are: one for two classes, or one for each."""
-    labels = len(_labels(attrs))
-    given = len(_array(attrs, "intercepts"))
+    labels = len(class_labels(attrs, "classlabels_ints"))
+    given = len(floats_of(attrs, "intercepts"))
     return given if given else labels
 
 
 def _classifier_infer(n: Inference) -> list[Type]:
-    labels, count, rows = _labels(n.attrs), _classes(n.attrs), rows_of(n.type(0))
+    labels, count, rows = class_labels(n.attrs, "classlabels_ints"), _classes(n.attrs), rows_of(n.type(0))
     _check_features(n, _coefficients(n.attrs, count).shape[1])
     if count not in (1, len(labels)) or (count == 1 and len(labels) != 2):
         raise n.error(f"{count} scores for {len(labels)} labels")
@@ -105,10 +99,10 @@ def _classifier_infer(n: Inference) -> list[Type]:
 
 
 def _classifier_eval(x: Array, **attrs: Any) -> tuple[Array, Array]:
-    labels, count, transform = label_array(_labels(attrs)), _classes(attrs), attrs["post_transform"]
-    scores = float_rows(x) @ _coefficients(attrs, count).T
+    labels, count, transform = label_array(class_labels(attrs, "classlabels_ints")), _classes(attrs), attrs["post_transform"]
+    scores = row_array(x).astype(np.float32) @ _coefficients(attrs, count).T
     if attrs["intercepts"]:
-        scores = scores + _array(attrs, "intercepts")
+        scores = scores + floats_of(attrs, "intercepts")
     if count > 1:
         return labels[np.argmax(scores, axis=1)], np.asarray(transformed_scores(scores, transform), np.float32)
     score = scores[:, 0]
@@ -119,22 +113,14 @@ def _classifier_eval(x: Array, **attrs: Any) -> tuple[Array, Array]:
 
 
 def _classifier_expand(b: Builder, node: Node) -> Sequence[Value]:
-    labels, count, transform = _labels(node.attrs), _classes(node.attrs), node.attrs["post_transform"]
-    x = node.inputs[0]
-    assert x is not None
-    scores = _products(b, x, _coefficients(node.attrs, count), _array(node.attrs, "intercepts"))
+    labels, count, transform = class_labels(node.attrs, "classlabels_ints"), _classes(node.attrs), node.attrs["post_transform"]
+    x = required(node, 0)
+    scores = _products(b, x, _coefficients(node.attrs, count), floats_of(node.attrs, "intercepts"))
     if count > 1:
         places = b.op("ArgMax", scores, axis=1, keepdims=0)
         return [labelled(b, places, labels), transformed(b, scores, transform)][: len(node.outputs)]
-    above = b.op("Cast", b.op("Greater", scores, b.scalar(0, scores)), to=7)
-    places = b.op("Squeeze", above, b.constant(np.array([1], np.int64)))
-    other = b.op("Neg", scores)
-    if transform != "LOGISTIC":
-        other = b.op("Add", other, b.scalar(1, scores))
-    pair = b.op("Concat", other, scores, axis=1)
-    if transform in ("LOGISTIC", "PROBIT"):
-        pair = transformed(b, pair, transform)
-    return [labelled(b, places, labels), pair][: len(node.outputs)]
+    pair = paired(b, scores, transform, one_minus=True)
+    return [labelled(b, is_above(b, scores, 0), labels), pair][: len(node.outputs)]
 
 
 register(OpDef(
@@ -160,7 +146,7 @@ class Kernel(NamedTuple):
 
 def _kernel(attrs: Mapping[str, Any], count: int) -> Kernel:
     gamma, offset, degree = (*(attrs["kernel_params"] or ()), 0.0, 0.0, 0.0)[:3]
-    vectors = _array(attrs, "support_vectors")
+    vectors = floats_of(attrs, "support_vectors")
     if count < 1 or vectors.size % count or attrs["kernel_type"] not in ("LINEAR", "POLY", "RBF", "SIGMOID"):
         raise ValueError(f"{vectors.size} numbers for {count} support vectors, kernel {attrs['kernel_type']}")
     return Kernel(attrs["kernel_type"], float(gamma), float(offset), float(degree), vectors.reshape(count, -1))
@@ -178,10 +164,10 @@ def _similarity_eval(x: Array, kernel: Kernel) -> Array:
 
 
 def _similarity(b: Builder, x: Value, kernel: Kernel) -> Value:
-    x = as_float(b, as_rows(b, x))
+    x = as_type(b, as_rows(b, x), f32)
     if kernel.type == "RBF":  # by differences: the products of large features would cancel
-        apart = b.op("Sub", b.op("Unsqueeze", x, b.constant(np.array([1], np.int64))), b.constant(kernel.vectors[None]))
-        squares = b.op("ReduceSum", b.op("Mul", apart, apart), b.constant(np.array([2], np.int64)), keepdims=0)
+        apart = b.op("Sub", b.op("Unsqueeze", x, axes_of(b, [1])), b.constant(kernel.vectors[None]))
+        squares = b.op("ReduceSum", b.op("Mul", apart, apart), axes_of(b, [2]), keepdims=0)
         return b.op("Exp", b.op("Mul", squares, b.scalar(-kernel.gamma, squares)))
     dots = b.op("MatMul", x, b.constant(np.ascontiguousarray(kernel.vectors.T)))
     if kernel.type == "LINEAR":
@@ -198,7 +184,7 @@ def _machine_infer(n: Inference) -> list[Type]:
 def _machine_parts(attrs: Mapping[str, Any]) -> tuple[Kernel | None, Array, Array]:
     """Kernel (None for a linear machine), coefficients and offset of an SVMRegressor."""
     count = int(attrs["n_supports"])
-    coefficients, rho = _array(attrs, "coefficients"), _array(attrs, "rho")[:1]
+    coefficients, rho = floats_of(attrs, "coefficients"), floats_of(attrs, "rho")[:1]
     if count and len(coefficients) != count:
         raise ValueError(f"{len(coefficients)} coefficients for {count} support vectors")
     return _kernel(attrs, count) if count else None, coefficients, rho
@@ -206,16 +192,15 @@ def _machine_parts(attrs: Mapping[str, Any]) -> tuple[Kernel | None, Array, Arra
 
 def _machine_eval(x: Array, **attrs: Any) -> Array:
     kernel, coefficients, rho = _machine_parts(attrs)
-    rows = float_rows(x)
+    rows = row_array(x).astype(np.float32)
     scores = (rows if kernel is None else _similarity_eval(rows, kernel)) @ coefficients[:, None] + rho.sum()
     return np.asarray(np.where(scores > 0, 1, -1) if attrs["one_class"] else scores, np.float32)
 
 
 def _machine_expand(b: Builder, node: Node) -> Sequence[Value]:
     kernel, coefficients, rho = _machine_parts(node.attrs)
-    x = node.inputs[0]
-    assert x is not None
-    similar = as_float(b, as_rows(b, x)) if kernel is None else _similarity(b, x, kernel)
+    x = required(node, 0)
+    similar = as_type(b, as_rows(b, x), f32) if kernel is None else _similarity(b, x, kernel)
     scores = b.op("Add", b.op("MatMul", similar, b.constant(coefficients[:, None])), b.scalar(float(rho.sum()), similar))
     if node.attrs["one_class"]:
         scores = b.op("Where", b.op("Greater", scores, b.scalar(0, scores)), b.scalar(1, scores), b.scalar(-1, scores))
@@ -243,8 +228,8 @@ class Machines(NamedTuple):
 
 
 def _machines(attrs: Mapping[str, Any]) -> Machines:
-    labels, sizes = _labels(attrs), [int(v) for v in attrs["vectors_per_class"] or ()]
-    coefficients, rho = _array(attrs, "coefficients"), _array(attrs, "rho")
+    labels, sizes = class_labels(attrs, "classlabels_ints"), [int(v) for v in attrs["vectors_per_class"] or ()]
+    coefficients, rho = floats_of(attrs, "coefficients"), floats_of(attrs, "rho")
     if not sum(sizes):
         rows = _coefficients(attrs, len(labels))
         return Machines(None, np.ascontiguousarray(rows.T), rho[:1], len(labels), None)
@@ -258,7 +243,7 @@ def _machines(attrs: Mapping[str, Any]) -> Machines:
     for p, (i, j) in enumerate(pairs):
         weights[start[i] : start[i + 1], p] = table[j - 1, start[i] : start[i + 1]]
         weights[start[j] : start[j + 1], p] = table[i, start[j] : start[j + 1]]
-    chances = (_array(attrs, "prob_a"), _array(attrs, "prob_b"))
+    chances = (floats_of(attrs, "prob_a"), floats_of(attrs, "prob_b"))
     if len(chances[0]) not in (0, len(pairs)) or len(chances[1]) != len(chances[0]):
         raise ValueError("prob_a and prob_b need a number for each pair of classes")
     return Machines(_kernel(attrs, total), weights, rho, classes, chances if len(chances[0]) else None)
@@ -272,12 +257,13 @@ def _score_columns(machines: Machines) -> int:
 
 def _votes_infer(n: Inference) -> list[Type]:
     machines, rows = _machines(n.attrs), rows_of(n.type(0))
-    return [label_type(_labels(n.attrs), rows), TensorType(f32, (rows, _score_columns(machines)))]
+    return [label_type(class_labels(n.attrs, "classlabels_ints"), rows), TensorType(f32, (rows, _score_columns(machines)))]
 
 
 def _votes_eval(x: Array, **attrs: Any) -> tuple[Array, Array]:
-    machines, labels, transform = _machines(attrs), label_array(_labels(attrs)), attrs["post_transform"]
-    rows = float_rows(x)
+    machines, transform = _machines(attrs), attrs["post_transform"]
+    labels = label_array(class_labels(attrs, "classlabels_ints"))
+    rows = row_array(x).astype(np.float32)
     if machines.kernel is None:
         scores = rows @ machines.weights + machines.rho.sum()
         return labels[np.argmax(scores, axis=1)], np.asarray(transformed_scores(scores, transform), np.float32)
@@ -297,10 +283,10 @@ def _votes_eval(x: Array, **attrs: Any) -> tuple[Array, Array]:
 
 
 def _votes_expand(b: Builder, node: Node) -> Sequence[Value]:
-    machines, labels, transform = _machines(node.attrs), _labels(node.attrs), node.attrs["post_transform"]
-    x = node.inputs[0]
-    assert x is not None
-    similar = as_float(b, as_rows(b, x)) if machines.kernel is None else _similarity(b, x, machines.kernel)
+    machines, transform = _machines(node.attrs), node.attrs["post_transform"]
+    labels = class_labels(node.attrs, "classlabels_ints")
+    x = required(node, 0)
+    similar = as_type(b, as_rows(b, x), f32) if machines.kernel is None else _similarity(b, x, machines.kernel)
     decisions = b.op("MatMul", similar, b.constant(machines.weights))
     decisions = b.op("Add", decisions, b.constant(machines.rho if machines.rho.size else np.zeros(1, np.float32)))
     if machines.kernel is None:
@@ -311,7 +297,7 @@ def _votes_expand(b: Builder, node: Node) -> Sequence[Value]:
     for p, (i, j) in enumerate(combinations(range(machines.classes), 2)):
         ballots[p, i], ballots[p, j] = 1, -1
         against[j] += 1
-    above = as_float(b, b.op("Greater", decisions, b.scalar(0, decisions)))
+    above = as_type(b, b.op("Greater", decisions, b.scalar(0, decisions)), f32)
     votes = b.op("Add", b.op("MatMul", above, b.constant(ballots)), b.constant(against))
     found = labelled(b, b.op("ArgMax", votes, axis=1, keepdims=0), labels)
     if machines.chances is not None:
@@ -320,11 +306,7 @@ def _votes_expand(b: Builder, node: Node) -> Sequence[Value]:
     elif machines.classes > 2:
         scores = transformed(b, decisions, transform)
     else:
-        other = b.op("Neg", decisions)
-        if transform in ("SOFTMAX", "SOFTMAX_ZERO"):
-            other = b.op("Add", other, b.scalar(1, other))
-        scores = b.op("Concat", other, decisions, axis=1)
-        scores = transformed(b, scores, transform) if transform in ("LOGISTIC", "PROBIT") else scores
+        scores = paired(b, decisions, transform, one_minus=transform in ("SOFTMAX", "SOFTMAX_ZERO"))
     return [found, scores][: len(node.outputs)]
 
 

@@ -5,7 +5,7 @@ Formulas are those of ONNX Runtime's `ml_common.h`, also where the standard leav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy as np
 from minicc.ir.dims import Dim
 from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.opdef import UnknownRank
-from minicc.ir.types import KERNEL_DTYPES, TensorType, f32, i64, string
+from minicc.ir.types import KERNEL_DTYPES, TensorType, i64, string
 from minicc.ops.helpers import Array
+from minicc.ops.norm import axes_of
 
 DOMAIN = "ai.onnx.ml"
 TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
@@ -54,7 +55,7 @@ def transformed(b: Builder, scores: Value, transform: str) -> Value:
     if transform == "SOFTMAX":
         return b.op("Softmax", scores, axis=1)
     if transform == "SOFTMAX_ZERO":
-        axes = b.constant(np.array([1], np.int64))
+        axes = axes_of(b, [1])
         most = b.op("ReduceMax", scores, axes, keepdims=1)
         far = b.op("Greater", b.op("Abs", scores), number(ZERO))
         near = b.op("Mul", scores, b.op("Exp", b.op("Neg", most)))
@@ -71,19 +72,41 @@ def transformed(b: Builder, scores: Value, transform: str) -> Value:
     return scores
 
 
-def as_float(b: Builder, x: Value) -> Value:
-    """The value in float32."""
-    return x if x.tensor.dtype == f32 else b.op("Cast", x, to=1)
+def is_above(b: Builder, score: Value, limit: float) -> Value:
+    """Whether each score [N, 1] is above a limit, as 1 and 0 [N]."""
+    return b.op("Squeeze", b.op("Cast", b.op("Greater", score, b.scalar(limit, score)), to=i64), axes_of(b, [1]))
+
+
+def paired(b: Builder, score: Value, transform: str, one_minus: bool) -> Value:
+    """Scores [N, 2] of two classes from that of the second [N, 1]: the first is its opposite, or what it lacks to one.
+
+    LOGISTIC takes the opposite in any case; the other transforms but PROBIT leave such scores as they are.
+    """
+    other = b.op("Neg", score)
+    if one_minus and transform != "LOGISTIC":
+        other = b.op("Add", other, b.scalar(1, score))
+    pair = b.op("Concat", other, score, axis=1)
+    return transformed(b, pair, transform) if transform in ("LOGISTIC", "PROBIT") else pair
+
+
+def floats_of(attrs: Mapping[str, Any], name: str) -> Array:
+    """An attribute as float32 numbers; none where it is left out."""
+    return np.asarray(attrs[name] or (), np.float32)
+
+
+def class_labels(attrs: Mapping[str, Any], numbers: str) -> tuple[Any, ...]:
+    """The labels of a classifier: texts, or the attribute called `numbers`."""
+    return tuple(attrs["classlabels_strings"] or attrs[numbers] or ())
 
 
 def as_rows(b: Builder, x: Value) -> Value:
     """Features [F] as one row of [N, F]."""
-    return x if len(x.shape) > 1 else b.op("Unsqueeze", x, b.constant(np.array([0], np.int64)))
+    return x if len(x.shape) > 1 else b.op("Unsqueeze", x, axes_of(b, [0]))
 
 
-def float_rows(x: Array) -> Array:
-    """Features as rows of float32 numbers, in numpy."""
-    return np.asarray(x if x.ndim > 1 else x[None], np.float32)
+def row_array(x: Array) -> Array:
+    """The same in numpy."""
+    return x if x.ndim > 1 else x[None]
 
 
 def refuse_rows(node: Node) -> str | None:

@@ -17,14 +17,19 @@ from minicc.ir.graph import Builder, Node, Value
 from minicc.ir.opdef import REQUIRED, Inference, Kind, OpDef, register
 from minicc.ir.types import TensorType, Type, f32, f64, i32
 from minicc.ops.helpers import Array
+from minicc.ops.norm import as_type, axes_of, required
 from minicc.ops.scores import (
     DOMAIN,
     TRANSFORMS,
-    as_float,
     as_rows,
+    class_labels,
+    is_above,
     label_array,
     label_type,
     labelled,
+    paired,
+    refuse_rows,
+    row_array,
     rows_of,
     transformed,
     transformed_scores,
@@ -195,16 +200,12 @@ def forest_of(op: str, attrs: Mapping[str, Any], where: str) -> Forest:
             targets = int(attrs["n_targets"] or 1)
             forest = _by_trees(attrs, "target", targets, attrs["aggregate_function"] or "SUM")
         else:
-            forest = _by_trees(attrs, "class", len(_labels(attrs)), "SUM")
+            forest = _by_trees(attrs, "class", len(class_labels(attrs, "classlabels_int64s")), "SUM")
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise InvalidModelError("the attributes of a tree ensemble do not fit each other", where=where, why=str(error)) from error
     if forest.aggregate not in AGGREGATES or forest.transform not in TRANSFORMS:
         raise InvalidModelError(f"no aggregate {forest.aggregate} or transform {forest.transform}", where=where)
     return _checked(forest, where)
-
-
-def _labels(attrs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(attrs["classlabels_strings"] or attrs["classlabels_int64s"] or ())
 
 
 # -- minicc.TreeLeaves(x [N, F], nodes [M, 4], roots [T], leaves [M]) -> [N, T]; features that nodes ask for, steps at most
@@ -300,14 +301,10 @@ def _eval_scores(forest: Forest, x: Array) -> tuple[Array, Array]:
     return scores, given
 
 
-def _rows(x: Array) -> Array:
-    return x[None] if x.ndim == 1 else x
-
-
 def _regressor_eval(op: str) -> Any:
     def evaluate(x: Array, **attrs: Any) -> Array:
         forest = forest_of(op, attrs, op)
-        scores = _eval_scores(forest, _rows(x))[0] + (forest.base if forest.base.size else 0)
+        scores = _eval_scores(forest, row_array(x))[0] + (forest.base if forest.base.size else 0)
         if forest.targets > 1 or forest.transform == "PROBIT":
             scores = transformed_scores(scores, forest.transform)
         return scores.astype(np.float64 if op == "TreeEnsemble" and x.dtype == np.float64 else np.float32)
@@ -323,13 +320,13 @@ def _regressor_infer(n: Inference) -> list[Type]:
 
 
 def _refuse(node: Node) -> str | None:
-    x = node.inputs[0]
-    if x is None or not isinstance(x.type, TensorType) or x.type.shape is None or len(x.type.shape) not in (1, 2):
-        return "features of unknown rank, or not of rank 1 or 2"
+    reason = refuse_rows(node)
+    if reason is not None:
+        return reason
     forest = forest_of(node.op.name, node.attrs, node.describe())
     if np.any(forest.modes == MEMBER):
         return "splits by sets"
-    if node.op.name == "TreeEnsemble" and x.type.dtype == f64:
+    if node.op.name == "TreeEnsemble" and required(node, 0).tensor.dtype == f64:
         return "results in double precision"
     if not np.array_equal(forest.splits.astype(np.float32), forest.splits, equal_nan=True):
         return "splits in double precision"
@@ -344,8 +341,7 @@ def _refuse(node: Node) -> str | None:
 def _leaves(b: Builder, x: Value, forest: Forest) -> Value:
     """Numbers [N, T] of the leaves that rows reach, counted among the leaves."""
     x = as_rows(b, x)
-    if x.tensor.dtype not in (f32, f64):
-        x = as_float(b, x)
+    x = x if x.tensor.dtype == f64 else as_type(b, x, f32)
     inner = forest.modes != LEAF
     numbers = (np.cumsum(~inner) - 1).astype(np.int32)
     features = int(forest.features[inner].max(initial=-1)) + 1
@@ -364,50 +360,47 @@ def _weight_table(forest: Forest) -> tuple[Array, Array]:
     return table, given
 
 
-def _leaves_of(forest: Forest, root: int) -> Array:
-    """Numbers among the leaves of those that a root leads to."""
+def _by_tree(forest: Forest, given: Array) -> tuple[Array, Array]:
+    """Whether some leaf of a tree has a weight for a target, and whether all have [T, targets]."""
     inner = forest.modes != LEAF
-    level, leaves = np.array([root]), np.zeros(0, np.int64)
-    while level.size:
-        leaves = np.concatenate([leaves, level[~inner[level]]])
-        level = level[inner[level]]
-        level = np.concatenate([forest.true[level], forest.false[level]])
-    return (np.cumsum(~inner) - 1)[leaves]
+    numbers = np.cumsum(~inner) - 1
+    some, each = (np.zeros((len(forest.roots), forest.targets), bool) for _ in range(2))
+    for tree, root in enumerate(forest.roots.tolist()):
+        level, leaves = np.array([root]), np.zeros(0, np.int64)
+        while level.size:
+            leaves = np.concatenate([leaves, level[~inner[level]]])
+            level = level[inner[level]]
+            level = np.concatenate([forest.true[level], forest.false[level]])
+        own = given[numbers[leaves]]
+        some[tree], each[tree] = own.any(axis=0), own.all(axis=0)
+    return some, each
 
 
-def _spoken_of(forest: Forest, given: Array) -> Array:
-    """Whether some tree has a weight for a target in each of its leaves [T, targets]."""
-    return np.array([given[_leaves_of(forest, root)].all(axis=0) for root in forest.roots.tolist()])
+def _by_target(forest: Forest, some: Array) -> Forest | None:
+    """The same forest with trees in order of their targets, where each tree has one and each target as many trees.
 
-
-def _by_target(forest: Forest, given: Array) -> Forest | None:
-    """The same forest with trees in order of their targets, where each tree has one and each target as many trees."""
-    owners = []
-    for root in forest.roots.tolist():
-        targets = np.flatnonzero(given[_leaves_of(forest, root)].any(axis=0))
-        if len(targets) > 1:
-            return None
-        owners.append(int(targets[0]) if len(targets) else 0)
-    if len(set(np.bincount(owners, minlength=forest.targets).tolist())) > 1:
+    some: whether a tree has a weight for a target.
+    """
+    owners = np.argmax(some, axis=1)
+    if some.sum(axis=1).max(initial=0) > 1 or len(np.unique(np.bincount(owners, minlength=forest.targets))) > 1:
         return None
     return forest._replace(roots=forest.roots[np.argsort(owners, kind="stable")])
 
 
-def _sums(b: Builder, x: Value, forest: Forest) -> Value:
-    """The sums [N, targets] of the weights that trees lead to."""
-    table, given = _weight_table(forest)
-    ordered = _by_target(forest, given) if forest.targets > 1 else None
+def _sums(b: Builder, x: Value, forest: Forest, table: Array, some: Array) -> Value:
+    """The sums [N, targets] of the weights that trees lead to. some: as for `_by_target`."""
+    ordered = _by_target(forest, some) if forest.targets > 1 else None
     if ordered is None:
         return _aggregate(b, _leaves(b, x, forest), table, "ReduceSum")
     each = b.op("Gather", b.constant(table.sum(axis=1).astype(np.float32)), _leaves(b, x, ordered), axis=0)
     by_target = b.op("Reshape", each, b.constant(np.array([0, forest.targets, -1], np.int64)))
-    return b.op("ReduceSum", by_target, b.constant(np.array([2], np.int64)), keepdims=0)
+    return b.op("ReduceSum", by_target, axes_of(b, [2]), keepdims=0)
 
 
 def _aggregate(b: Builder, leaves: Value, table: Array, reduce: str) -> Value:
     """Of the rows of a table [leaves, K] that the trees lead to: their sum, least or largest."""
     each = b.op("Gather", b.constant(table.astype(np.float32)), leaves, axis=0)
-    return b.op(reduce, each, b.constant(np.array([1], np.int64)), keepdims=0)
+    return b.op(reduce, each, axes_of(b, [1]), keepdims=0)
 
 
 def _with_base(b: Builder, scores: Value, base: Array) -> Value:
@@ -416,13 +409,12 @@ def _with_base(b: Builder, scores: Value, base: Array) -> Value:
 
 def _regressor_expand(b: Builder, node: Node) -> Sequence[Value]:
     forest = forest_of(node.op.name, node.attrs, node.describe())
-    x = node.inputs[0]
-    assert x is not None
+    x, (table, given) = required(node, 0), _weight_table(forest)
     reduce = {"MIN": "ReduceMin", "MAX": "ReduceMax"}.get(forest.aggregate)
     if reduce:
-        scores = _aggregate(b, _leaves(b, x, forest), _weight_table(forest)[0], reduce)
+        scores = _aggregate(b, _leaves(b, x, forest), table, reduce)
     else:
-        scores = _sums(b, x, forest)
+        scores = _sums(b, x, forest, table, _by_tree(forest, given)[0])
     if forest.aggregate == "AVERAGE":
         scores = b.op("Div", scores, b.scalar(max(1, len(forest.roots)), scores))
     scores = _with_base(b, scores, forest.base)
@@ -443,13 +435,14 @@ def _single(forest: Forest, labels: Sequence[Any]) -> int | None:
 def _classifier_infer(n: Inference) -> list[Type]:
     forest_of(n.op.name, n.attrs, n.where)
     n.shape(0)  # of known rank
-    labels, rows = _labels(n.attrs), rows_of(n.type(0))
+    labels, rows = class_labels(n.attrs, "classlabels_int64s"), rows_of(n.type(0))
     return [label_type(labels, rows), TensorType(f32, (rows, len(labels)))]
 
 
 def _classifier_eval(x: Array, **attrs: Any) -> tuple[Array, Array]:
-    forest, labels = forest_of("TreeEnsembleClassifier", attrs, "TreeEnsembleClassifier"), _labels(attrs)
-    scores, given = _eval_scores(forest, _rows(x))
+    forest = forest_of("TreeEnsembleClassifier", attrs, "TreeEnsembleClassifier")
+    labels = class_labels(attrs, "classlabels_int64s")
+    scores, given = _eval_scores(forest, row_array(x))
     only = _single(forest, labels)
     if len(labels) == 1:
         scores = scores + (forest.base if forest.base.size else 0)
@@ -474,20 +467,19 @@ def _classifier_eval(x: Array, **attrs: Any) -> tuple[Array, Array]:
 
 
 def _classifier_expand(b: Builder, node: Node) -> Sequence[Value]:
-    forest, labels = forest_of(node.op.name, node.attrs, node.describe()), _labels(node.attrs)
-    x = node.inputs[0]
-    assert x is not None
-    table, given = _weight_table(forest)
+    forest, labels = forest_of(node.op.name, node.attrs, node.describe()), class_labels(node.attrs, "classlabels_int64s")
+    x, (table, given) = required(node, 0), _weight_table(forest)
     only = _single(forest, labels)
     if only is not None:
         score = _aggregate(b, _leaves(b, x, forest), table[:, [only]], "ReduceSum")
         score = _with_base(b, score, forest.base if only == 0 else np.zeros(0))
         return _two_labels(b, score, forest, labels, only)[: len(node.outputs)]
-    scores = _with_base(b, _sums(b, x, forest), forest.base)
+    some, each = _by_tree(forest, given)
+    scores = _with_base(b, _sums(b, x, forest, table, some), forest.base)
     if len(labels) == 1:
         return _one_label(b, scores, forest, node)
     candidates = scores
-    if not _spoken_of(forest, given).any(axis=0).all():  # a class that no leaf has spoken of is not chosen
+    if not each.any(axis=0).all():  # a class that no leaf has spoken of is not chosen
         spoken = b.op("Greater", _aggregate(b, _leaves(b, x, forest), given, "ReduceMax"), b.scalar(0, scores))
         candidates = b.op("Where", spoken, scores, b.scalar(-np.inf, scores))
     places = b.op("ArgMax", candidates, axis=1, keepdims=0)
@@ -496,8 +488,7 @@ def _classifier_expand(b: Builder, node: Node) -> Sequence[Value]:
 
 def _one_label(b: Builder, score: Value, forest: Forest, node: Node) -> Sequence[Value]:
     """Whether the only score [N, 1] is above 0, as 1 and 0 (the label itself where it is a text), and the score."""
-    label, axis = _labels(node.attrs), b.constant(np.array([1], np.int64))
-    above = b.op("Squeeze", b.op("Cast", b.op("Greater", score, b.scalar(0, score)), to=7), axis)
+    label, above = class_labels(node.attrs, "classlabels_int64s"), is_above(b, score, 0)
     found = above if node.attrs["classlabels_int64s"] else labelled(b, b.op("Mul", above, b.scalar(0, above)), label)
     return [found, transformed(b, score, "PROBIT") if forest.transform == "PROBIT" else score][: len(node.outputs)]
 
@@ -505,18 +496,12 @@ def _one_label(b: Builder, score: Value, forest: Forest, node: Node) -> Sequence
 def _two_labels(b: Builder, score: Value, forest: Forest, labels: Sequence[Any], only: int) -> Sequence[Value]:
     """Label and scores of two classes from the score [N, 1] of one of them."""
     is_positive = bool(np.all(forest.weights[2] >= 0))
-    above = b.op("Cast", b.op("Greater", score, b.scalar(0.5 if is_positive else 0, score)), to=7)
-    places = b.op("Squeeze", above, b.constant(np.array([1], np.int64)))
-    minus = b.op("Neg", score)
+    places = is_above(b, score, 0.5 if is_positive else 0)
     if only == 1:
-        other = b.op("Mul", score, b.scalar(0, score))
-    elif is_positive and forest.transform != "LOGISTIC":
-        other = b.op("Add", minus, b.scalar(1, score))
+        pair = transformed(b, b.op("Concat", b.op("Mul", score, b.scalar(0, score)), score, axis=1), forest.transform)
     else:
-        other = minus
-    pair = b.op("Concat", other, score, axis=1)
-    changes = only == 1 or forest.transform in ("LOGISTIC", "PROBIT")
-    return [labelled(b, places, labels), transformed(b, pair, forest.transform) if changes else pair]
+        pair = paired(b, score, forest.transform, one_minus=is_positive)
+    return [labelled(b, places, labels), pair]
 
 
 _NODES = {f"nodes_{name}": None for name in ("falsenodeids", "featureids", "hitrates", "hitrates_as_tensor", "modes", "nodeids",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicc.ir.graph import Graph, Node, Value
-from minicc.passes.common import refresh_types, visit_bodies, visit_bodies_of
+from minicc.passes.common import refresh, refresh_types, visit_bodies, visit_bodies_of
 from minicc.passes.manager import PassContext
 
 
@@ -27,9 +27,7 @@ def fold_captures(graph: Graph, context: PassContext) -> int:
             changes += 1
         if constants:
             visit_bodies_of(node, _refresh)
-            before = [v.type for v in node.outputs]
-            graph.refresh(node)
-            changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
+            changed |= refresh(graph, node)
     refresh_types(graph, changed)
     return changes + visit_bodies(graph, lambda body: fold_captures(body, context))
 

@@ -66,6 +66,13 @@ def replace(graph: Graph, old: Value, new: Value, changed: set[Value]) -> None:
     graph.replace(old, new)
 
 
+def refresh(graph: Graph, node: Node) -> set[Value]:
+    """Infer a node again whose bodies changed; its outputs whose types differ then, for `refresh_types`."""
+    before = [v.type for v in node.outputs]
+    graph.refresh(node)
+    return {v for v, old in zip(node.outputs, before) if v.type != old}
+
+
 def refresh_types(graph: Graph, changed: set[Value]) -> None:
     """Infer again everything downstream of values that replaced values of another type."""
     if not changed:

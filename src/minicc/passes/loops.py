@@ -6,12 +6,10 @@ where they lie, and constants among them are packed and folded in the body (fold
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from minicc.ir.dims import SymbolicDim, symbols_of
-from minicc.ir.graph import Graph, Node, Value
-from minicc.ir.types import TensorType
+from minicc.ir.graph import Graph, Node, Value, symbols_in
 from minicc.passes.common import refresh_types, replace, replacement, settle_sizes, visit_bodies
 from minicc.passes.manager import PassContext
 
@@ -90,9 +88,9 @@ def _needed(graph: Graph, node: Node, body: Graph, layout: Layout) -> list[int]:
     needed = {k for k, value in enumerate(node.outputs) if _is_read(graph, value)}
     sizes = _sizes_known_elsewhere(graph, node)
     for k, value in enumerate(node.outputs):
-        if _symbols([value]) & sizes:
+        if symbols_in([value]) & sizes:
             needed.add(k)
-            sizes -= _symbols([value])
+            sizes -= symbols_in([value])
     while True:
         read = _reached([*body.outputs[: layout.returned], *(body.outputs[layout.returned + k] for k in needed)])
         more = {k for k in range(layout.carried) if body.inputs[layout.head + k] in read} - needed
@@ -104,8 +102,8 @@ def _needed(graph: Graph, node: Node, body: Graph, layout: Layout) -> list[int]:
 def _sizes_known_elsewhere(graph: Graph, node: Node) -> set[str]:
     """Sizes of its own that only the node's unread outputs show and that other values of the graph speak of."""
     read = [v for v in node.outputs if _is_read(graph, v)]
-    own = (_symbols(v for v in node.outputs if v not in read) & set(node.symbols)) - _symbols(read)
-    return own & _symbols(_values(graph, node)) if own else own
+    own = (symbols_in(v for v in node.outputs if v not in read) & set(node.symbols)) - symbols_in(read)
+    return own & symbols_in(_values(graph, node)) if own else own
 
 
 def _values(graph: Graph, without: Node) -> Iterator[Value]:
@@ -117,16 +115,6 @@ def _values(graph: Graph, without: Node) -> Iterator[Value]:
         for body in node.attrs.values():
             if isinstance(body, Graph) and node is not without:
                 yield from _values(body, without)
-
-
-def _symbols(values: Iterable[Value]) -> set[str]:
-    """Names of the symbols in types and contents."""
-    found: set[str] = set()
-    for value in values:
-        shape = value.type.shape if isinstance(value.type, TensorType) else None
-        content = value.content.ravel().tolist() if value.content is not None else ()
-        found |= {name for dim in (*(shape or ()), *content) if isinstance(dim, SymbolicDim) for name in symbols_of(dim)}
-    return found
 
 
 def _is_read(graph: Graph, value: Value) -> bool:

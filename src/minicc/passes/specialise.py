@@ -15,7 +15,7 @@ from minicc.errors import MiniccError
 from minicc.ir.graph import Graph, Node, Value
 from minicc.ir.types import TensorType
 from minicc.ops.failure import failing_branch
-from minicc.passes.common import add_copies, inline, plain_symbols, refresh_types, settle_sizes, visit_bodies_of
+from minicc.passes.common import add_copies, inline, plain_symbols, refresh, refresh_types, settle_sizes, visit_bodies_of
 from minicc.passes.fold import fold_constants, fold_shape_values
 from minicc.passes.manager import MAX_ROUNDS, PassContext
 
@@ -40,9 +40,7 @@ def _visit(graph: Graph, context: PassContext) -> int:
     for node in graph.nodes:
         done = visit_bodies_of(node, lambda body: specialise_ranks(body, context)) if node.op.name != "Fused" else 0
         if done:
-            before = [v.type for v in node.outputs]
-            graph.refresh(node)
-            changed.update(v for v, old in zip(node.outputs, before) if v.type != old)
+            changed |= refresh(graph, node)
             changes += done
     refresh_types(graph, changed)
     return changes

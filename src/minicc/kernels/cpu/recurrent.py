@@ -39,8 +39,7 @@ from minicc.kernels.cpu.vector_math import exp_f32, sigmoid_f32, softplus_f32, t
 MR = 6
 NR = 16
 VW = 8
-# Sequences of a block at most, as in kernels/recurrent.py, and rows of a gate's tiles: a last tile may be higher than its rows.
-MOST_ROWS = 4 * MR
+# Rows of a gate's tiles: the sequences of a block (kernels/recurrent.py), and more, as a last tile may be higher than its rows.
 TILE_ROWS = 5 * MR
 
 # Words. Strides count elements; an address of 0 means that the array is absent.
