@@ -109,6 +109,11 @@ def test_two_classes_with_weights_of_their_own() -> None:
     np.testing.assert_allclose(score, [[0.6, 0.4], [0.3, 0.7]], rtol=1e-6)
 
 
+def test_weights_of_inner_nodes_count_for_nothing() -> None:
+    attrs = stump(target_treeids=[0, 0, 0], target_nodeids=[0, 1, 2], target_ids=[0, 0, 0], target_weights=[9.0, 1.0, 2.0])
+    check("TreeEnsembleRegressor", [np.array([[-1], [1]], np.float32)], n_targets=1, runtime=False, **attrs)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.int32])
 def test_element_types_of_features(dtype: Any) -> None:
     rng = np.random.default_rng(3)

@@ -350,8 +350,9 @@ def _leaves(b: Builder, x: Value, forest: Forest) -> Value:
 
 
 def _weight_table(forest: Forest) -> tuple[Array, Array]:
-    """Weights [leaves, targets], 0 where a leaf has none, and whether it has one."""
-    at, targets, weights = forest.weights
+    """Weights [leaves, targets], 0 where a leaf has none, and whether it has one. Those of other nodes are never reached."""
+    of_leaves = forest.modes[forest.weights[0]] == LEAF
+    at, targets, weights = (a[of_leaves] for a in forest.weights)
     numbers = np.cumsum(forest.modes == LEAF) - 1
     table = np.zeros((int(numbers[-1]) + 1 if len(numbers) else 0, forest.targets))
     given = np.zeros(table.shape, bool)
